@@ -1,0 +1,124 @@
+"Class activation over many kinds of networks."
+import pytest
+import timm
+import torch
+from fastai.vision.all import create_timm_model, create_vision_model, default_split, nn
+from torchvision import models
+from fastai_mix.vision.cam import ClassActivation, semantic_map, semantic_mass
+
+y = torch.tensor([0,2])
+
+def build(kind, name):
+    torch.manual_seed(0)
+    if kind=='timm': return timm.create_model(name, num_classes=5)
+    if kind=='torchvision': return getattr(models, name)(weights=None, num_classes=5)
+    arch = getattr(models, name) if kind=='fastai-torchvision' else name
+    if kind=='fastai-torchvision': return create_vision_model(arch, 5, pretrained=False)
+    return create_timm_model(name, 5, default_split, pretrained=False)[0]
+
+timm_names = 'resnet18 convnext_atto tf_efficientnet_lite0 regnety_002 mobilenetv4_conv_small vit_tiny_patch16_224'.split()
+tv_names = 'resnet18 resnet50 densenet121 vgg16_bn efficientnet_b0'.split()
+cases = [('timm',o,224 if 'vit' in o else 96) for o in timm_names] + [('timm','swin_tiny_patch4_window7_224',224), ('timm','deit_tiny_distilled_patch16_224',224)]
+cases += [('fastai-timm',o,224 if 'vit' in o else 96) for o in timm_names]
+cases += [(k,o,96) for o in tv_names for k in ('torchvision','fastai-torchvision')]
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind,name,size', cases, ids=lambda o: str(o))
+def test_map_of(kind, name, size):
+    model = build(kind, name).train()
+    torch.manual_seed(1)
+    x = torch.randn(2,3,size,size)
+    before = {k:v.clone() for k,v in model.state_dict().items()}
+    act = ClassActivation(model)
+    cam,logits = act(x, y)
+    assert cam.ndim==3 and cam.shape[0]==2 and cam.shape[1]*cam.shape[2]>1
+    assert cam.isfinite().all() and (cam.std((1,2))>1e-6*cam.abs().amax((1,2))).all(), 'the map says something'
+    other = act(x, torch.tensor([1,4]))[0]
+    assert not torch.allclose(cam/cam.abs().max(), other/other.abs().max(), atol=1e-4), 'the map depends on the class'
+    model.eval()
+    with torch.no_grad(): torch.testing.assert_close(logits, model(x), atol=1e-4, rtol=1e-4)
+    after = model.state_dict()
+    assert all(torch.equal(v, after[k]) for k,v in before.items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+def pool_linear(width):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, width, 3, stride=4), nn.ReLU()),nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+
+def test_is_cam_on_pool_and_linear():
+    body,head = pool_linear(6)
+    x = torch.randn(2,3,33,33)
+    cam,_ = ClassActivation(nn.Sequential(body, head))(x, y)
+    F = body(x)
+    torch.testing.assert_close(cam, torch.einsum('nchw,nc->nhw', F, head[2].weight[y])/F[0,0].numel(), atol=1e-5, rtol=0)
+
+def test_is_cam_on_resnet18():
+    m = timm.create_model('resnet18', num_classes=5)
+    x = torch.randn(2,3,128,128)
+    cam,_ = ClassActivation(m)(x, y)
+    F = m.eval().forward_features(x)
+    torch.testing.assert_close(cam, torch.einsum('nchw,nc->nhw', F, m.fc.weight[y])/16, atol=1e-5, rtol=0)
+
+def test_frozen_body_and_wrapped_model():
+    body,head = pool_linear(6)
+    for p in body.parameters(): p.requires_grad_(False)
+    model,x = nn.Sequential(body, head),torch.randn(2,3,32,32)
+    cam = ClassActivation(model)(x, y)[0]
+    for p in head.parameters(): p.requires_grad_(False)
+    torch.testing.assert_close(ClassActivation(model)(x, y)[0], cam)
+    torch.testing.assert_close(ClassActivation(nn.DataParallel(model))(x, y)[0], cam)
+    torch.testing.assert_close(ClassActivation(torch.compile(model))(x, y)[0], cam)
+    with torch.no_grad(): torch.testing.assert_close(ClassActivation(model)(x, y)[0], cam)
+
+def test_own_module_with_a_layer_called_twice():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem,self.block,self.head = nn.Conv2d(3,8,3,padding=1,stride=2),nn.Conv2d(8,8,3,padding=1),nn.Linear(8,5)
+        def forward(self, x):
+            x = self.stem(x).relu_()
+            x = self.block(self.block(x).relu()).relu()
+            return self.head(x.mean((2,3)))
+    torch.manual_seed(0)
+    own,x = Own(),torch.randn(2,3,16,16)
+    cam,_ = ClassActivation(own)(x, y)
+    f = own.block(own.block(own.stem(x).relu()).relu()).relu()
+    torch.testing.assert_close(cam, torch.einsum('nchw,nc->nhw', f, own.head.weight[y])/64, atol=1e-6, rtol=1e-4)
+
+def test_classifier_that_starts_at_zero():
+    vit = timm.create_model('vit_tiny_patch16_224', num_classes=5, img_size=64)
+    nn.init.zeros_(vit.head.weight)
+    act = ClassActivation(vit)
+    assert (act(torch.randn(2,3,64,64), y)[0]==0).all()
+    assert act.layer is vit.blocks[-1] and act.side==0
+
+def test_wrong_layer():
+    m = timm.create_model('resnet18', num_classes=5)
+    x = torch.randn(2,3,64,64)
+    with pytest.raises(ValueError, match='no layer'): ClassActivation(m, 'layer9')
+    with pytest.raises(ValueError, match='no spatial features'): ClassActivation(m, 'fc')(x, y)
+    with pytest.raises(ValueError, match='logits'): ClassActivation(nn.Conv2d(3,4,3))(x, y)
+
+def test_exception_inside_restores():
+    class Boom(nn.Module):
+        def forward(self, x): raise RuntimeError('boom')
+    body,head = pool_linear(6)
+    model,x = nn.Sequential(body, head).train(),torch.randn(2,3,32,32)
+    act = ClassActivation(model)
+    act(x, y)
+    model[1].append(Boom())
+    with pytest.raises(RuntimeError): act(x, y)
+    assert all(m.training for m in model.modules()) and torch.is_grad_enabled()
+    assert not any(m._forward_hooks for m in model.modules())
+
+@pytest.mark.parametrize('bad', [torch.zeros(1,3,3), torch.full((1,3,3), 7.3), torch.full((1,3,3), float('inf')),
+    torch.tensor([[[0,float('nan')],[1,2]]]), torch.full((1,1,1), 5.)])
+def test_maps_that_say_nothing_become_area(bad):
+    torch.testing.assert_close(semantic_map(bad, (7,5)), torch.full((1,7,5), 1/35))
+    torch.testing.assert_close(semantic_mass(bad, torch.tensor([[1,1,4,3]]), (7,5)), torch.tensor([6/35]))
+
+def test_scale_and_shift_of_a_map_do_not_matter():
+    cam = torch.randn(3,4,4, generator=torch.Generator().manual_seed(0))
+    m = semantic_map(cam, (16,16))
+    for c in (cam*1e30, cam*1e-30, cam*5+3): torch.testing.assert_close(semantic_map(c, (16,16)), m, atol=1e-6, rtol=1e-3)
