@@ -1,0 +1,279 @@
+"SnapMix against the published code, and what it must leave alone."
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelFitException, GradientAccumulation, nn, set_seed)
+from torch.distributions import Normal
+from torch.utils._python_dispatch import TorchDispatchMode
+from fastai_mix.callback.mix import CutMix, MixUp
+from fastai_mix.callback.snapmix import SnapMix, snapmix
+from fastai_mix.vision.box import box_area
+from fastai_mix.vision.cam import ClassActivation, semantic_map
+
+golden = np.load(Path(__file__).parent/'golden'/'snapmix.npz')
+
+class Case:
+    def __init__(self, i): self.i = i
+    def __getattr__(self, k): return torch.from_numpy(golden[f'{self.i}/{k}'])
+    def cam(self):
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(*self.weight.T.shape))
+        head[2].weight.data,head[2].bias.data = self.weight,self.bias
+        return ClassActivation(nn.Sequential(nn.ReLU(), head))(self.features, self.y)[0]
+
+def close(a, b): torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+@pytest.mark.parametrize('i', range(4))
+def test_published(i):
+    c = Case(i)
+    n = len(c.x)
+    mixed,w,w2 = snapmix(c.x, c.cam(), c.perm, c.box_target.expand(n,4), c.box_source.expand(n,4))
+    close(mixed, c.mixed), close(w, c.rho_a), close(w2, c.rho_b)
+
+@pytest.mark.parametrize('i', range(4))
+def test_published_same_label(i, toy, monkeypatch):
+    c = Case(i)
+    cb = SnapMix(same_label='published')
+    learn = toy(cbs=cb)
+    cb.before_fit()
+    monkeypatch.setattr(cb, 'activation', lambda x, y: (c.cam(), None))
+    monkeypatch.setattr(cb, 'make_params', lambda x: (c.box_target.expand(len(x),4), c.box_source.expand(len(x),4)))
+    mixed,w,w2 = cb.mix(c.x, c.y, c.perm)
+    close(mixed, c.mixed), close(w, c.weight_a), close(w2, c.weight_b)
+
+class Record(Callback):
+    "Losses, and what the mix said, of every training batch"
+    order,run_valid = 60,False
+    def before_fit(self): self.losses,self.seen = [],[]
+    def after_batch(self):
+        self.losses.append(self.learn.loss.item())
+        cb = next((o for o in self.learn.cbs if hasattr(o, 'partner')), None)
+        if cb is not None and cb.w is not None:
+            self.seen.append((self.learn.pred.detach().clone(), self.learn.yb[0], cb.w.clone(), cb.w2.clone(), cb.y2.clone()))
+
+def weights(learn): return torch.cat([p.detach().reshape(-1).double() for p in learn.model.state_dict().values()])
+
+def test_p0_is_plain_training(toy):
+    runs = []
+    for cbs in ([], [SnapMix(p=0)], [SnapMix(p=lambda t: 0)]):
+        learn = toy(cbs=[*cbs, Record()], n=40)
+        learn.fit(1) # 5 steps
+        runs.append((learn.record.losses, weights(learn)))
+    for losses,w in runs[1:]: assert losses==runs[0][0] and torch.equal(w, runs[0][1])
+    learn = toy(cbs=[SnapMix(), Record()], n=40)
+    learn.fit(1)
+    assert learn.record.losses!=runs[0][0]
+
+def test_loss_is_the_sum_written_out(toy):
+    learn = toy(cbs=[SnapMix(), Record()])
+    learn.fit(1)
+    assert len(learn.record.seen)==4
+    for (pred,y,w,w2,y2),loss in zip(learn.record.seen, learn.record.losses):
+        logp,i = pred.double().log_softmax(1),torch.arange(len(y))
+        assert abs((-(w*logp[i,y]+w2*logp[i,y2])).mean().item()-loss)<1e-6
+
+def test_multi_label(toy):
+    learn = toy(cbs=[SnapMix(), Record()], target='onehot', loss_func=BCEWithLogitsLossFlat())
+    learn.fit(1)
+    for (pred,y,w,w2,y2),loss in zip(learn.record.seen, learn.record.losses):
+        def bce(t): return nn.functional.binary_cross_entropy_with_logits(pred.double(), t.double(), reduction='none').mean(1)
+        assert abs((w*bce(y)+w2*bce(y2)).mean().item()-loss)<1e-6
+
+class Syncs(TorchDispatchMode):
+    "Counts what makes a GPU wait for its host"
+    names = {'_local_scalar_dense','nonzero','masked_select','is_nonzero','equal','_unique2','unique_dim','bincount','repeat_interleave'}
+    def __init__(self): super().__init__(); self.n = Counter()
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split('::')[1]
+        by_mask = name in ('index','index_put','index_put_') and any(o is not None and o.dtype in (torch.bool,torch.uint8) for o in args[1])
+        if name in self.names or by_mask: self.n[name] += 1
+        return func(*args, **(kwargs or {}))
+
+@pytest.mark.parametrize('mix', [SnapMix(), SnapMix(partner='other', same_label='published'), SnapMix(box=Normal(.5,.1)), CutMix(), MixUp()], ids=str)
+def test_no_host_syncs(toy, mix):
+    counts = []
+    for cbs in ([], [mix]):
+        learn = toy(cbs=cbs)
+        with Syncs() as s: learn.fit(1)
+        counts.append(s.n)
+    assert counts[0]==counts[1]
+
+def test_sync_counter_counts():
+    with Syncs() as s:
+        x = torch.arange(4.)
+        x[x>1], x.sum().item(), bool(x.sum()>0), x.nonzero()
+    assert s.n==Counter(index=1, _local_scalar_dense=2, nonzero=1)
+
+def state(learn):
+    return (learn.loss_func, learn.loss_func.reduction, [m.training for m in learn.model.modules()], dict(vars(learn.dls.train_ds)),
+            sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in learn.model.modules()), [type(cb) for cb in learn.cbs])
+
+class Stop(Callback):
+    "Raise in the second batch, at an event"
+    run_valid = False
+    def __init__(self, event, ex, order=0): self.order,self.ex = order,ex; setattr(self, event, self.stop)
+    def stop(self):
+        if self.learn.training and self.learn.iter==1: raise self.ex('stop')
+
+@pytest.mark.parametrize('event', ['after_pred','after_loss','before_step','before_batch'])
+@pytest.mark.parametrize('ex', [RuntimeError, KeyboardInterrupt, CancelFitException, CancelBatchException])
+def test_nothing_leaks(toy, event, ex):
+    learn = toy(cbs=SnapMix())
+    learn.fit(1)
+    want = state(learn)
+    stop = Stop(event, ex, order=30)
+    try: learn.fit(1, cbs=stop)
+    except (RuntimeError,KeyboardInterrupt): pass
+    assert state(learn)[0] is want[0] and state(learn)[1]==want[1] and state(learn)[4:]==want[4:]
+    assert set(state(learn)[2])<={True} or set(state(learn)[2])<={False}
+    before = learn.validate()
+    assert learn.validate()==before
+    learn.fit(1) # a fit after it is like any other
+
+@pytest.mark.parametrize('where', ['head','body'])
+def test_exception_inside_the_clean_forward(toy, where):
+    class Boom(nn.Module):
+        on = False
+        def forward(self, x):
+            if self.on and not self.training: raise RuntimeError('boom')
+            return x
+    learn = toy(cbs=SnapMix())
+    boom = Boom()
+    learn.model.insert(2 if where=='body' else 9, boom)
+    learn.fit(1)
+    boom.on = True
+    with pytest.raises(RuntimeError, match='boom'): learn.fit(1)
+    assert all(m.training for m in learn.model.modules()) and state(learn)[4]==0 and torch.is_grad_enabled()
+
+def test_batchnorm_sees_only_training_batches(toy):
+    seen = []
+    for cbs in ([], [SnapMix()]):
+        learn = toy(cbs=cbs)
+        learn.fit(1)
+        seen.append(learn.model[1].num_batches_tracked.item())
+    assert seen==[4,4]
+    cb = SnapMix()
+    learn = toy(cbs=cb)
+    cb.before_fit()
+    learn.model.train()
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    x,y = learn.dls.train.one_batch()
+    cb.mixed(x, y)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+
+def test_validation_draws_nothing(toy):
+    learn = toy(cbs=SnapMix())
+    learn.fit(1)
+    state0 = torch.get_rng_state()
+    learn.validate(), learn.get_preds()
+    plain = toy()
+    torch.set_rng_state(state0)
+    plain.validate(), plain.get_preds()
+    after_plain = torch.get_rng_state()
+    torch.set_rng_state(state0)
+    learn.validate(), learn.get_preds()
+    assert torch.equal(torch.get_rng_state(), after_plain)
+
+def test_lr_find_changes_nothing(toy):
+    runs = []
+    for find in (False,True):
+        learn = toy(cbs=[SnapMix(), Record()])
+        if find: learn.lr_find(num_it=6, show_plot=False)
+        set_seed(1)
+        learn.dls.train.rng.seed(1) # a DataLoader has its own, which every epoch moves
+        learn.fit(1, 1e-2)
+        runs.append((learn.record.losses, weights(learn)))
+    assert runs[0][0]==runs[1][0] and torch.equal(runs[0][1], runs[1][1])
+
+def test_training_improves(toy):
+    learn = toy(cbs=[SnapMix(p=.5), Record()], n=96, lr=1e-2)
+    first = learn.validate()[0]
+    learn.fit(8)
+    assert learn.validate()[0]<.5*first
+
+def test_empty_box_keeps_the_sample():
+    x,cam = torch.rand(3,3,8,8),torch.rand(3,2,2)
+    full,empty = torch.tensor([[0,0,8,8]]),torch.tensor([[3,3,3,7]])
+    mixed,w,w2 = snapmix(x, cam, torch.tensor([1,2,0]), torch.cat([full,empty,full]), torch.cat([full,full,empty]))
+    torch.testing.assert_close(mixed[0], x[1])
+    assert torch.equal(mixed[1:], x[1:])
+    torch.testing.assert_close(w, torch.tensor([0.,1,1])), torch.testing.assert_close(w2, torch.tensor([1.,0,0]))
+
+def test_inputs_are_not_written_to(toy):
+    cb = SnapMix()
+    learn = toy(cbs=cb)
+    cb.before_fit()
+    x,y = learn.dls.train.one_batch()
+    x0,y0 = x.clone(),y.clone()
+    mixed = cb.mixed(x, y)
+    assert torch.equal(x, x0) and torch.equal(y, y0) and not torch.equal(mixed, x)
+
+def test_box_sizes_from_anywhere(toy):
+    for box in (Normal(.5,.1), lambda n: torch.full((n,), .75), lambda n: [.75]*n):
+        cb = SnapMix(box=box)
+        learn = toy(cbs=cb)
+        cb.before_fit()
+        cb.mixed(*learn.dls.train.one_batch())
+        assert (box_area(cb.box)<=(64 if not isinstance(box, Normal) else 256)).all()
+
+def test_map_scale(toy):
+    cb = SnapMix(map_scale=.5)
+    learn = toy(cbs=cb)
+    cb.before_fit()
+    cb.mixed(*learn.dls.train.one_batch())
+    assert cb.cam.shape[1:]==(4,4) # 16 pixels, half of them, one pooling
+
+class CpuAutocast(MixedPrecision):
+    "What `to_bf16` does on a GPU, on a CPU"
+    def before_fit(self): self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+    def before_backward(self): pass
+    def before_step(self): pass
+    def after_step(self): pass
+    def after_fit(self): pass
+
+def test_clean_forward_runs_under_the_autocast_of_the_step(toy):
+    seen = []
+    learn = toy(cbs=[SnapMix(), CpuAutocast()])
+    learn.model[4].register_forward_hook(lambda m,i,o: seen.append((m.training, o.dtype)))
+    learn.fit(1)
+    assert set(seen)>={(True,torch.bfloat16), (False,torch.bfloat16)}
+    assert not torch.is_autocast_enabled('cpu')
+
+def test_gradient_accumulation_divides_the_mixed_loss(toy):
+    grads = []
+    for cbs in ([], [GradientAccumulation(16)]):
+        class Grads(Callback):
+            order,run_valid = 50,False
+            def before_step(self): self.learn.g = torch.cat([p.grad.reshape(-1).clone() for p in self.learn.model.parameters()])
+        set_seed(0)
+        learn = toy(cbs=[SnapMix(), Grads(), Record(), *cbs], n=8, bs=8)
+        learn.model.eval()
+        learn.fit(1)
+        grads.append(learn.record.losses[0])
+    assert abs(grads[0]-grads[1])<1e-6
+
+wrong = [(dict(alpha=0), 'alpha=0'), (dict(alpha=-1), 'alpha=-1'), (dict(p=1.2), 'p=1.2'), (dict(p=-.1), 'p=-0.1'), (dict(p='x'), "p='x'"),
+         (dict(partner='me'), "'any' or 'other'"), (dict(same_label='x'), "'sum' or 'published'"), (dict(map_scale=0), 'map_scale=0'), (dict(box=3), 'box=3')]
+@pytest.mark.parametrize('kwargs,message', wrong, ids=str)
+def test_wrong_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message) as e: SnapMix(**kwargs)
+    assert '\n' not in str(e.value)
+
+def raises(learn, message):
+    with pytest.raises(ValueError, match=message) as e: learn.fit(1)
+    assert str(e.value).count('\n')==1 # fastai's own line on the callback and the event, then ours
+
+def test_wrong_learners(toy):
+    raises(toy(cbs=SnapMix(), bs=1), 'batch size of 2')
+    raises(toy(cbs=SnapMix(), target='onehot'), 'takes class indices')
+    raises(toy(cbs=[SnapMix(), FastaiMixUp()]), 'would mix the same batch twice')
+    raises(toy(cbs=[SnapMix(), FastaiCutMix()]), 'would mix the same batch twice')
+    raises(toy(cbs=[SnapMix(), MixUp()]), 'would mix the same batch twice')
+    raises(toy(cbs=SnapMix(), model=nn.Sequential(nn.Flatten(), nn.Linear(3*16*16, 3))), 'no spatial features')
+    raises(toy(cbs=SnapMix(layer='9x')), "no layer '9x'")
+    raises(toy(cbs=SnapMix(p=lambda t: 2)), 'p=2')
+    raises(toy(cbs=SnapMix(), loss_func=lambda p,y: nn.functional.cross_entropy(p,y)), 'no `reduction`')
