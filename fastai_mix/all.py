@@ -1,0 +1,9 @@
+"Everything, for `from fastai_mix.all import *` behind `from fastai.vision.all import *`"
+from .data.check import *
+from .data.folds import *
+from .data.leaves import *
+from .vision.box import *
+from .vision.cam import *
+from .callback.mix import *
+from .callback.snapmix import *
+from .interpret import *
