@@ -39,7 +39,7 @@ def show_mix(self:Learner,
     with self.removed_cbs([cb for cb in self.cbs if isinstance(cb, MixCallback)]), self.added_cbs(mix):
         mix.before_fit()
         try:
-            mixed = mix.mixed(xb, yb)
+            mixed = mix.change(xb, yb)
             ims = dl.decode((mixed,))[0].cpu()
             if not ims.is_floating_point(): ims = ims/255 # where decoding goes back to bytes
             over = None if not maps or getattr(mix, 'cam', None) is None else semantic_map(mix.cam, mixed.shape[-2:]).cpu()

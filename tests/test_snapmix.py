@@ -162,7 +162,7 @@ def test_batchnorm_sees_only_training_batches(toy):
     learn.model.train()
     before = {k:v.clone() for k,v in learn.model.state_dict().items()}
     x,y = learn.dls.train.one_batch()
-    cb.mixed(x, y)
+    cb.change(x, y)
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
 
 def test_validation_draws_nothing(toy):
@@ -209,7 +209,7 @@ def test_inputs_are_not_written_to(toy):
     cb.before_fit()
     x,y = learn.dls.train.one_batch()
     x0,y0 = x.clone(),y.clone()
-    mixed = cb.mixed(x, y)
+    mixed = cb.change(x, y)
     assert torch.equal(x, x0) and torch.equal(y, y0) and not torch.equal(mixed, x)
 
 def test_box_sizes_from_anywhere(toy):
@@ -217,14 +217,14 @@ def test_box_sizes_from_anywhere(toy):
         cb = SnapMix(box=box)
         learn = toy(cbs=cb)
         cb.before_fit()
-        cb.mixed(*learn.dls.train.one_batch())
+        cb.change(*learn.dls.train.one_batch())
         assert (box_area(cb.box)<=(64 if not isinstance(box, Normal) else 256)).all()
 
 def test_map_scale(toy):
     cb = SnapMix(map_scale=.5)
     learn = toy(cbs=cb)
     cb.before_fit()
-    cb.mixed(*learn.dls.train.one_batch())
+    cb.change(*learn.dls.train.one_batch())
     assert cb.cam.shape[1:]==(4,4) # 16 pixels, half of them, one pooling
 
 class CpuAutocast(MixedPrecision):
