@@ -10,7 +10,7 @@ from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
 from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelFitException, GradientAccumulation, nn, set_seed)
 from torch.distributions import Normal
 from torch.utils._python_dispatch import TorchDispatchMode
-from fastai_mix.callback.mix import CutMix, MixUp
+from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix, snapmix
 from fastai_mix.vision.box import box_area
 from fastai_mix.vision.cam import ClassActivation, semantic_map
@@ -93,7 +93,7 @@ class Syncs(TorchDispatchMode):
         if name in self.names or by_mask: self.n[name] += 1
         return func(*args, **(kwargs or {}))
 
-@pytest.mark.parametrize('mix', [SnapMix(), SnapMix(partner='other', same_label='published'), SnapMix(box=Normal(.5,.1)), CutMix(), MixUp()], ids=str)
+@pytest.mark.parametrize('mix', [SnapMix(), SnapMix(partner='other', same_label='published'), SnapMix(box=Normal(.5,.1)), CutMix(), MixUp(), ResizeMix()], ids=str)
 def test_no_host_syncs(toy, mix):
     counts = []
     for cbs in ([], [mix]):
@@ -277,3 +277,93 @@ def test_wrong_learners(toy):
     raises(toy(cbs=SnapMix(layer='9x')), "no layer '9x'")
     raises(toy(cbs=SnapMix(p=lambda t: 2)), 'p=2')
     raises(toy(cbs=SnapMix(), loss_func=lambda p,y: nn.functional.cross_entropy(p,y)), 'no `reduction`')
+
+echoes = [SnapMix, CutMix, MixUp, ResizeMix]
+
+@pytest.mark.parametrize('mix', echoes)
+def test_echo_trains_on_each_batch_clean_and_mixed(toy, mix):
+    batches = []
+    class Keep(Callback):
+        order,run_valid = 4,False
+        def before_batch(self): batches.append((self.learn.xb[0].clone(), self.learn.yb[0].clone()))
+    class Look(Callback):
+        order,run_valid = 60,False
+        def before_fit(self): self.seen = []
+        def after_loss(self): self.seen.append((self.learn.xb[0], self.learn.pred.detach(), self.learn.yb[0], cb.w, cb.w2, cb.y2, self.learn.loss.item()))
+    cb = mix(echo=True)
+    learn = toy(cbs=[Keep(), cb, Look()], n=40)
+    plain_loss = learn.loss_func
+    learn.fit(2)
+    seen = learn.look.seen
+    assert len(seen)==10 and len(seen[0][0])==8 and seen[0][3] is None
+    for t in range(1, 10):
+        x,pred,y,w,w2,y2,loss = seen[t]
+        assert len(x)==16 and torch.equal(x[:8], batches[t][0]), 'the running batch, clean'
+        assert torch.equal(y, torch.cat([batches[t][1], batches[t-1][1]])) and torch.equal(w[:8], torch.ones(8)) and torch.equal(w2[:8], torch.zeros(8))
+        assert not torch.equal(x[8:], batches[t-1][0])
+        logp,i = pred.double().log_softmax(1),torch.arange(16)
+        assert abs((-(w*logp[i,y]+w2*logp[i,y2])).mean().item()-loss)<1e-6
+    assert learn.loss_func is plain_loss and cb.before is None and state(learn)[4]==0
+
+def test_echo_makes_no_forward_of_its_own(toy):
+    calls = []
+    learn = toy(cbs=SnapMix(echo=True))
+    learn.model.register_forward_hook(lambda m,i,o: calls.append((m.training, len(o))))
+    learn.fit(1)
+    assert [c for c in calls if c[0]]==[(True,8),(True,16),(True,16),(True,16)]
+    assert sum(not t for t,_ in calls)==4+1 # validation, and the look for the layer
+
+def test_echo_maps_are_those_of_the_clean_pictures(toy):
+    learn = toy(cbs=SnapMix(echo=True), n=16)
+    learn.model[9].p = 0. # dropout is what the running forward has and an eval forward has not; BatchNorm is made to agree below
+    for i in (1,5): learn.model[i] = nn.Identity()
+    cb,maps = learn.snap_mix,[]
+    class Compare(Callback):
+        order,run_valid = 60,False
+        def before_batch(self): self.x,self.y = cb.clean[:2]
+        def after_loss(self):
+            cam,logits = ClassActivation(self.learn.model, '6')(self.x, self.y)
+            maps.append((cam, logits))
+    got = []
+    mix = cb.mix
+    def spy(x, y, partner):
+        out = mix(x, y, partner)
+        got.append((cb.cam.clone(), cb.logits.clone()))
+        return out
+    cb.mix = spy
+    learn.add_cb(Compare())
+    learn.fit(1)
+    for (cam,logits),(cam2,logits2) in zip(got, maps):
+        torch.testing.assert_close(cam, cam2, atol=1e-6, rtol=1e-4), torch.testing.assert_close(logits, logits2, atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize('ex', [RuntimeError, KeyboardInterrupt])
+def test_echo_leaves_no_hooks(toy, ex):
+    class Boom(nn.Module):
+        n = 0
+        def forward(self, x):
+            self.n += self.training
+            if self.n==2 and self.training: raise ex('boom')
+            return x
+    learn = toy(cbs=SnapMix(echo=True))
+    learn.model.append(Boom())
+    with pytest.raises(ex): learn.fit(1)
+    if ex is RuntimeError: assert state(learn)[4]==0
+    learn.fit(1)
+    assert state(learn)[4]==0
+
+def test_echo_without_syncs_frozen_and_with_p(toy):
+    counts = []
+    for cbs in ([], [SnapMix(echo=True)]):
+        learn = toy(cbs=cbs)
+        with Syncs() as s: learn.fit(1)
+        counts.append(s.n)
+    assert counts[0]==counts[1]
+    learn = toy(cbs=[SnapMix(echo=True, p=.5), Record()], n=64)
+    for p in learn.model[:8].parameters(): p.requires_grad_(False)
+    learn.fit(2)
+    assert np.isfinite(learn.record.losses).all()
+    learn = toy(cbs=[SnapMix(echo=True, p=0), Record()], n=40)
+    learn.fit(1)
+    plain = toy(cbs=Record(), n=40)
+    plain.fit(1)
+    assert learn.record.losses==plain.record.losses and torch.equal(weights(learn), weights(plain))

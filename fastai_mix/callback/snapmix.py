@@ -42,8 +42,9 @@ class SnapMix(MixCallback):
         layer:nn.Module|str=None, # Layer whose output has places, or its name in the model; None: found, see `find_layer`
         box:Callable|Distribution=None, # Draws λ, the share outside a box: a function of n giving `[n]`, or a Distribution; None: Beta(α,α)
         partner:str='any', # 'any': anybody of the batch, the sample itself included; 'other': never itself
+        echo:bool=False, # Train on each batch clean, joined by the mixed version of the batch before it: no extra forward, see `MixCallback`
     ):
-        super().__init__(p, partner)
+        super().__init__(p, partner, echo)
         _check_alpha(alpha)
         if same_label not in ('sum','published'): raise ValueError(f"same_label={same_label!r}: expected 'sum' or 'published'")
         if not 0<map_scale<=1: raise ValueError(f"map_scale={map_scale!r}: expected a share of the side, above 0 and up to 1")
@@ -59,7 +60,10 @@ class SnapMix(MixCallback):
 @patch
 def before_fit(self:SnapMix):
     super(SnapMix, self).before_fit()
-    self.activation = ClassActivation(self.learn.model, self.layer)
+    self.activation,self.seen = ClassActivation(self.learn.model, self.layer),None
+
+@patch
+def watch(self:SnapMix, x): self.seen = self.activation.watch(x) if self.map_scale==1 else None
 
 # %% ../../nbs/21_callback.snapmix.ipynb #257a6bad
 @patch
@@ -78,7 +82,11 @@ def make_params(self:SnapMix,
 def mix(self:SnapMix, x, y, partner):
     self.box,self.src_box = self.make_params(x)
     small = x if self.map_scale==1 else F.interpolate(x, scale_factor=self.map_scale, mode='bilinear', antialias=True)
-    with self.autocast(): self.cam,self.logits = self.activation(small, y)
+    clean = None if self.seen is None else self.seen(self.pred)
+    if clean is not None: self.cam,self.logits = clean.cam(y),clean.logits[:len(y)].detach()
+    else:
+        with self.autocast(): self.cam,self.logits = self.activation(small, y)
+    self.seen = None
     out,w,w2 = snapmix(x, self.cam, partner, self.box, self.src_box)
     if self.same_label=='published':
         same = (y==y[partner]).reshape(len(y), -1).all(1)
@@ -87,5 +95,5 @@ def mix(self:SnapMix, x, y, partner):
 
 @patch
 def after_fit(self:SnapMix):
-    self.clear()
-    self.activation = None
+    super(SnapMix, self).after_fit()
+    self.activation = self.seen = None

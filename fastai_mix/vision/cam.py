@@ -79,10 +79,10 @@ def _logits(out, model):
     raise ValueError(f"class activation needs logits [n,c], but {type(model).__name__} returns "
         f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}: use a classifier with one row a picture")
 
-def _no_features(model, x):
+def _no_features(model, shape):
     cfg = next((c for m in model.modules() if isinstance(c := getattr(m, 'default_cfg', None), dict)), {})
     return ValueError(f"{cfg.get('architecture') or type(model).__name__} has no spatial features for pictures of "
-        f"{'×'.join(map(str, x.shape[-2:]))}: pass `layer=`, a module or its name, whose output is [n,c,h,w], [n,h,w,c] or "
+        f"{'×'.join(map(str, shape[-2:]))}: pass `layer=`, a module or its name, whose output is [n,c,h,w], [n,h,w,c] or "
         "tokens [n,N,c]; or use a mix that needs no map, such as CutMix")
 
 def find_layer(
@@ -118,7 +118,7 @@ def find_layer(
         on = depends(logits.amax(1).sum())
         if not on and last is not None: on = depends(last.square().sum()) # a classifier that starts at zero
     i = next((i for i in reversed(range(len(calls))) if id(calls[i][2]) in on), None)
-    if i is None: raise _no_features(model, x)
+    if i is None: raise _no_features(model, x.shape)
     layer,side,out = calls[i][0],None,calls[i][2]
     def tokens_in(block):
         "The number of a token input of `block` that the logits depend on, if they no longer depend on its output"
@@ -145,13 +145,13 @@ class CleanPass:
     def cam(self,
         y:Tensor, # Class indices `[n]`, or a row of class weights a sample `[n,c]` (multi-label, soft targets)
     )->Tensor: # Class activations `[n,h,w]`, float32
-        "Class activation of each sample for its own `y`"
+        "Class activation of each sample for its own `y`; of the first samples if there are fewer `y` than samples"
         y = y.as_subclass(Tensor)
         with torch.enable_grad():
-            z = self.logits.float()
+            z = self.logits[:len(y)].float()
             score = (z*y.view_as(z)).sum() if y.is_floating_point() or y.ndim>1 else z.gather(1, y[:,None]).sum()
             grad, = torch.autograd.grad(score, self.features, retain_graph=True)
-        return _fold(grad.float()*self.features.detach().float(), self.layout)
+        return _fold(grad.float()*self.features.detach().float(), self.layout)[:len(y)]
 
 class ClassActivation:
     "Class activation of `model` at `layer` (None: found at the first batch, see `find_layer`)"
@@ -166,30 +166,58 @@ class ClassActivation:
                 f"did you mean {' or '.join(map(repr, get_close_matches(layer, names, 3, 0))) or 'another model'}?")
             self.layer = names[layer]
 
+    def _hook(self, f):
+        "Have the features of the next forward pass through `f`"
+        k,calls = self.side,count()
+        def once(t):
+            if next(calls)!=self.call: return t
+            if not isinstance(t, Tensor): raise ValueError(
+                f"`layer` {type(self.layer).__name__} gives a {type(t).__name__}: pass one whose output is a single tensor")
+            handle.remove()
+            return f(t)
+        if k is None: handle = self.layer.register_forward_hook(lambda m,i,o: once(o))
+        else: handle = self.layer.register_forward_pre_hook(lambda m,i: (*i[:k], once(i[k]), *i[k+1:]))
+        return handle
+
+    def _pass(self, features, logits, x_shape):
+        layout = _layout(features, features.shape[0], x_shape[-2:], self.prefix)
+        if layout is None and features.ndim==4: layout = 'nchw'
+        if layout is None or not logits.requires_grad: raise _no_features(self.model, x_shape)
+        return CleanPass(features, logits, layout)
+
     def forward(self,
         x:Tensor, # Pictures `[n,c,H,W]`
     )->CleanPass: # Its features, logits and `cam`
         "One forward in eval mode, without gradients before the layer; statistics, flags and hooks stay as they were"
         x = x.detach().as_subclass(Tensor)
         if self.layer is None: vars(self).update(find_layer(self.model, x))
-        seen,calls = [],count()
+        seen = []
         def cut(t):
-            if next(calls)!=self.call: return t
-            if not isinstance(t, Tensor): raise ValueError(
-                f"`layer` {type(self.layer).__name__} gives a {type(t).__name__}: pass one whose output is a single tensor")
             seen.append(t.detach().requires_grad_())
             torch.set_grad_enabled(True) # what follows is the head: `no_grad` around the call puts the old mode back
             return seen[-1].clone() # a head may begin with an operation in place, which a leaf does not allow
-        k = self.side
-        if k is None: hook = self.layer.register_forward_hook(lambda m,i,o: cut(o))
-        else: hook = self.layer.register_forward_pre_hook(lambda m,i: (*i[:k], cut(i[k]), *i[k+1:]))
+        handle = self._hook(cut)
         try:
             with eval_mode(self.model), torch.no_grad(): logits = _logits(_eager(self.model, x), self.model)
-        finally: hook.remove()
-        layout = _layout(seen[-1], len(x), x.shape[-2:], self.prefix) if seen else None
-        if layout is None and seen and seen[-1].ndim==4: layout = 'nchw'
-        if layout is None or not logits.requires_grad: raise _no_features(self.model, x)
-        return CleanPass(seen[-1], logits, layout)
+        finally: handle.remove()
+        if not seen: raise _no_features(self.model, x.shape)
+        return self._pass(seen[0], logits, x.shape)
+
+    def watch(self,
+        x:Tensor, # Pictures that the next forward begins with
+    ): # A function of that forward's logits, giving its `CleanPass`; or None, if a compiled model hid the features
+        "Keep the features of the next forward, which is somebody else's, as it is made: no forward of its own"
+        if self.layer is None: vars(self).update(find_layer(self.model, x))
+        seen = []
+        def keep(t):
+            if not torch.is_grad_enabled(): return t
+            if t.requires_grad: return seen.append(t) or t
+            seen.append(t.detach().requires_grad_()) # nothing before it is trained
+            return seen[-1].clone()
+        handle = self._hook(keep)
+        # runs after an exception in the forward, too
+        last = self.model.register_forward_hook(lambda *_: (handle.remove(), last.remove()) and None, always_call=True)
+        return lambda logits: self._pass(seen[0], logits, x.shape) if seen else handle.remove() or last.remove()
 
     def __call__(self,
         x:Tensor, # Pictures `[n,c,H,W]`
