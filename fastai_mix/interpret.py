@@ -23,7 +23,7 @@ def _label(vocab, y, w):
 @patch
 def show_mix(self:Learner,
     n:int=9, # Number of pictures
-    mix:MixCallback=None, # The mix to show; None: the one among `learn.cbs`
+    mix:BatchCallback=None, # The mix to show; None: the one among `learn.cbs`
     maps:bool=False, # Lay the semantic map of the receiving picture over it (mixes that have one)
     boxes:bool=True, # Draw the pasted box (mixes that have one)
     dl=None, # `DataLoader` to take the batch from; None: the training set's
@@ -32,25 +32,26 @@ def show_mix(self:Learner,
     figsize:tuple=None, # Size of the figure in inches
 )->list: # The axes
     "Mix one batch, whatever `p` is, and show `n` pictures of it with the labels' weights"
-    mix = mix or next((cb for cb in self.cbs if isinstance(cb, MixCallback)), None)
+    mix = mix or next((cb for cb in self.cbs if isinstance(cb, BatchCallback)), None)
     if mix is None: raise ValueError("no mix to show: pass `mix=SnapMix()`, or add one to the Learner with `cbs=SnapMix()`")
     dl = dl or self.dls.train
     xb,yb = (to_device(o, next(self.model.parameters()).device) for o in dl.one_batch()[:2])
-    with self.removed_cbs([cb for cb in self.cbs if isinstance(cb, MixCallback)]), self.added_cbs(mix):
+    with self.removed_cbs([cb for cb in self.cbs if isinstance(cb, BatchCallback)]), self.added_cbs(mix):
         mix.before_fit()
         try:
             mixed = mix.change(xb, yb)
             ims = dl.decode((mixed,))[0].cpu()
             if not ims.is_floating_point(): ims = ims/255 # where decoding goes back to bytes
             over = None if not maps or getattr(mix, 'cam', None) is None else semantic_map(mix.cam, mixed.shape[-2:]).cpu()
-            vocab,n = dl.vocab,min(n, len(ims))
+            vocab,n,box,w = dl.vocab,min(n, len(ims)),getattr(mix, 'box', None),getattr(mix, 'w', None)
             axs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize)
             for i,ax in zip(range(n), axs):
                 show_image(ims[i].clamp(0,1), ctx=ax)
-                ax.set_title(' · '.join([_label(vocab, yb[i], mix.w[i].item()), _label(vocab, mix.y2[i], mix.w2[i].item())]), fontsize=8)
+                labels = [(yb[i],1.)] if w is None else [(yb[i],w[i].item()),(mix.y2[i],mix.w2[i].item())]
+                ax.set_title(' · '.join(_label(vocab, y, v) for y,v in labels), fontsize=8)
                 if over is not None: ax.imshow(over[i], cmap='magma', alpha=.5)
-                if boxes and mix.box is not None:
-                    t,l,b,r = mix.box[i].tolist()
+                if boxes and box is not None:
+                    t,l,b,r = box[i].tolist()
                     ax.add_patch(plt.Rectangle((l-.5,t-.5), r-l, b-t, fill=False, color='w', lw=1.5))
         finally: mix.after_fit()
     return axs[:n]

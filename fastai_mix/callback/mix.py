@@ -16,6 +16,7 @@ from numbers import Number
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
+from fastai.losses import LabelSmoothingCrossEntropy
 from torch.distributions import Beta
 
 from ..vision.box import *
@@ -36,9 +37,16 @@ def _sample_losses(loss_func, pred, yb):
 def _class_weight(loss_func, y):
     "What each label counts in a weighted mean of `loss_func` `[n]`; None if every sample counts 1"
     f = getattr(loss_func, 'func', loss_func)
-    if not isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss)) or y.is_floating_point() or y.ndim>1: return
-    kept = y!=f.ignore_index
+    if not isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss, LabelSmoothingCrossEntropy)) or y.is_floating_point() or y.ndim>1: return
+    y = y.long()
+    kept = y!=getattr(f, 'ignore_index', -100)
     return kept.float() if f.weight is None else f.weight.to(y.device)[torch.where(kept, y, 0)]*kept
+
+def _unweighed(loss_func, pred):
+    "The part of each sample's loss that a weighted mean of `loss_func` divides by n all the same `[n]`, or 0"
+    f = getattr(loss_func, 'func', loss_func)
+    if not isinstance(f, LabelSmoothingCrossEntropy) or f.weight is None: return 0
+    return -pred.as_subclass(Tensor).log_softmax(1).sum(1)*f.eps/pred.shape[1]
 
 def mix_loss(
     loss_func, # Any loss with a `reduction`, as attribute or argument
@@ -58,7 +66,8 @@ def mix_loss(
     c = _class_weight(loss_func, y)
     if c is None: return losses.mean()
     share = torch.where(w+w2>0, w/(w+w2), 1)
-    return losses.sum()/(share*c + (1-share)*_class_weight(loss_func, y2)).sum()
+    plain = (w+w2)*_unweighed(loss_func, pred)
+    return plain.mean() + (losses-plain).sum()/(share*c + (1-share)*_class_weight(loss_func, y2)).sum()
 
 # %% ../../nbs/20_callback.mix.ipynb #a3f7b989
 def draw_partner(
@@ -231,7 +240,9 @@ def after_loss(self:MixCallback):
     (x,y,yb),self.clean,self.before = self.clean,None,None
     if not self.mixing: return
     now = {k: getattr(self, k) for k in ('w','w2','y2','partner','box','src_box')}
-    mixed = self.change(x, y)
+    mixed,n = self.change(x, y),len(x)
+    if self.w is None: # changed without a partner
+        self.partner,self.w,self.w2 = torch.arange(n, device=x.device),torch.ones(n, device=x.device),torch.zeros(n, device=x.device)
     self.before = mixed,yb,self.partner,self.w,self.w2
     for k,v in now.items(): setattr(self, k, v)
 

@@ -112,18 +112,21 @@ def find_layer(
         ts = [t for t,_ in layouts.values()]
         gs = torch.autograd.grad(score, ts, allow_unused=True, retain_graph=True) if ts and score.requires_grad else []
         # read as numpy: one look at the model before training, not an operation of a training step
-        return {id(t) for t,g in zip(ts,gs)
-                if g is not None and _fold(g.abs().float(), layouts[id(t)][1]).detach().cpu().numpy().any()}
+        share = {id(t): (_fold(g.abs().float(), layouts[id(t)][1]).detach().cpu().numpy()!=0).mean() for t,g in zip(ts,gs) if g is not None}
+        # a maximum over places leaves one of them: features are before it, where there are any
+        return {k for k,v in share.items() if v>.25} or {k for k,v in share.items() if v}
     with torch.enable_grad():
         on = depends(logits.amax(1).sum())
         if not on and last is not None: on = depends(last.square().sum()) # a classifier that starts at zero
     i = next((i for i in reversed(range(len(calls))) if id(calls[i][2]) in on), None)
     if i is None: raise _no_features(model, x.shape)
     layer,side,out = calls[i][0],None,calls[i][2]
+    made = {id(o): k for k,(_,_,o) in enumerate(calls)}
     def tokens_in(block):
         "The number of a token input of `block` that the logits depend on, if they no longer depend on its output"
         inp,o = next(((i,o) for m,i,o in calls if m is block), ((),None))
-        if id(o) not in on: return next((j for j,t in enumerate(inp) if id(t) in on and t.ndim==3), None)
+        if id(o) not in on: # of several, the one made last: an early one may matter by other ways only
+            return max((j for j,t in enumerate(inp) if id(t) in on and t.ndim==3), key=lambda j: made.get(id(inp[j]), -1), default=None)
     parts = next(k for k,m in model.named_modules() if m is layer).split('.')
     above = [('.'.join(parts[:k]), '.'.join(parts[:k-1])) for k in range(len(parts)-1, 0, -1)]
     above = [(model.get_submodule(p), model.get_submodule(q)) for p,q in above]
@@ -164,19 +167,20 @@ class ClassActivation:
             names = dict(self.model.named_modules())
             if layer not in names: raise ValueError(f"no layer {layer!r} in {type(self.model).__name__}: "
                 f"did you mean {' or '.join(map(repr, get_close_matches(layer, names, 3, 0))) or 'another model'}?")
-            self.layer = names[layer]
 
     def _hook(self, f):
         "Have the features of the next forward pass through `f`"
+        # by name every time: wrapping for several processes replaces BatchNorm layers
+        layer = self.model.get_submodule(self.layer) if isinstance(self.layer, str) else self.layer
         k,calls = self.side,count()
         def once(t):
             if next(calls)!=self.call: return t
             if not isinstance(t, Tensor): raise ValueError(
-                f"`layer` {type(self.layer).__name__} gives a {type(t).__name__}: pass one whose output is a single tensor")
+                f"`layer` {type(layer).__name__} gives a {type(t).__name__}: pass one whose output is a single tensor")
             handle.remove()
             return f(t)
-        if k is None: handle = self.layer.register_forward_hook(lambda m,i,o: once(o))
-        else: handle = self.layer.register_forward_pre_hook(lambda m,i: (*i[:k], once(i[k]), *i[k+1:]))
+        if k is None: handle = layer.register_forward_hook(lambda m,i,o: once(o))
+        else: handle = layer.register_forward_pre_hook(lambda m,i: (*i[:k], once(i[k]), *i[k+1:]))
         return handle
 
     def _pass(self, features, logits, x_shape):
