@@ -6,6 +6,7 @@ from .vision.box import *
 from .vision.cam import *
 from .callback.mix import *
 from .callback.snapmix import *
+from .callback.gridmask import *
 from .callback.choice import *
 from .callback.resize import *
 from .schedule import *

@@ -105,7 +105,8 @@ class ramp:
         until:float=1., # Fraction of training at which `end` is reached, above 0 to 1
     ):
         _check_share('start', start), _check_share('end', end)
-        if not 0<until<=1: raise ValueError(f"until={until!r}: expected a fraction of training, above 0 and up to 1")
+        if not isinstance(until, Number) or not 0<until<=1:
+            raise ValueError(f"until={until!r}: expected a fraction of training, above 0 and up to 1")
         store_attr()
     def __call__(self, t): return self.start + (self.end-self.start)*min(t/self.until, 1.)
     __repr__ = basic_repr('start,end,until')
@@ -222,6 +223,7 @@ def before_batch(self:MixCallback):
     if self.mixing: self.watch(self.x)
     if self.before is None: return
     x,yb,partner,w,w2 = self.before
+    if x.shape[-2:]!=self.x.shape[-2:]: x = F.interpolate(x, self.x.shape[-2:], mode='bilinear', antialias=True) # sizes may change
     n,one = len(self.x),torch.ones_like(w[:1])
     self.learn.xb = (torch.cat([self.x, x]), *self.xb[1:])
     self.learn.yb = tuple(torch.cat(o) for o in zip(self.yb, yb))

@@ -1,0 +1,188 @@
+"Every mix with every companion: it trains, the loss falls, nothing leaks, a second fit is like a first."
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.vision.all import (Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, Learner, ProgressCallback, SaveModelCallback, ShowGraphCallback,
+    accuracy, load_learner, nn, vision_learner)
+from conftest import toy_model
+from test_snapmix import CpuAutocast, Record, state
+from fastai_mix.callback.choice import MixChoice
+from fastai_mix.callback.gridmask import GridMask
+from fastai_mix.callback.mix import CutMix, MixUp, ramp
+from fastai_mix.callback.resize import ProgressiveResize
+from fastai_mix.callback.snapmix import SnapMix
+from fastai_mix.data.leaves import leaf_data, leaf_dls
+from fastai_mix.interpret import History
+
+mixes = {
+    'snapmix': lambda: [SnapMix()],
+    'snapmix-echo': lambda: [SnapMix(echo=True)],
+    'cutmix': lambda: [CutMix()],
+    'mixup': lambda: [MixUp()],
+    'gridmask': lambda: [GridMask(p=.5)],
+    'choice': lambda: [MixChoice([SnapMix(), CutMix(), GridMask(p=1), None])],
+    'choice-echo': lambda: [MixChoice([SnapMix(), GridMask(p=1)], echo=True)],
+    'snapmix+gridmask': lambda: [SnapMix(), GridMask(p=.5)],
+}
+companions = {
+    'alone': lambda: [],
+    'bf16': lambda: [CpuAutocast()],
+    'accumulation': lambda: [GradientAccumulation(16)],
+    'clip': lambda: [GradientClip(.5)],
+    'save': lambda: [SaveModelCallback()],
+    'early': lambda: [EarlyStoppingCallback(patience=3)],
+    'csv': lambda: [CSVLogger()],
+    'history': lambda: [History()],
+    'resize': lambda: [ProgressiveResize(multiple_of=4)],
+}
+
+@pytest.mark.parametrize('companion', companions)
+@pytest.mark.parametrize('mix', mixes)
+def test_with(mix, companion, toy, tmp_path):
+    learn = toy(cbs=mixes[mix]()+companions[companion]()+[Record()], n=64, metrics=accuracy, lr=3e-3, path=tmp_path)
+    before,want = learn.validate()[0],state(learn)
+    learn.fit(3)
+    first = learn.validate()[0]
+    learn.fit(3)
+    assert np.isfinite(learn.record.losses).all() and learn.validate()[0]<before and learn.validate()[0]<first+.1
+    after = state(learn)
+    assert after[0] is want[0] and after[1]==want[1] and after[4:]==want[4:]
+
+@pytest.mark.parametrize('mix', mixes)
+def test_life_of_a_learner(mix, toy, tmp_path):
+    "channels-last, freezing, fine_tune, lr_find, prediction, TTA-like repeats, export"
+    body = nn.Sequential(*list(toy_model())[:7])
+    head = nn.Sequential(*list(toy_model())[7:])
+    learn = toy(cbs=mixes[mix](), model=nn.Sequential(body, head), path=tmp_path, n=32,
+                splitter=lambda m: [list(m[0].parameters()), list(m[1].parameters())])
+    learn.to_channelslast(use_amp=False)
+    learn.lr_find(num_it=6, show_plot=False)
+    learn.freeze()
+    learn.fit(1)
+    learn.unfreeze()
+    learn.fine_tune(1)
+    preds,_ = learn.get_preds(reorder=False)
+    with torch.no_grad(): want = torch.cat([learn.model.eval()(x) for x,_ in learn.dls.valid])
+    torch.testing.assert_close(preds, want.softmax(1), atol=1e-5, rtol=1e-4)
+    learn.save('w'), learn.load('w')
+
+@pytest.fixture(scope='module')
+def leaves(tmp_path_factory): return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=40, size=64)
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('mix', [*mixes, 'scheduled'])
+def test_export_predict_and_tta(mix, leaves, tmp_path):
+    cbs = mixes[mix]() if mix in mixes else [SnapMix(p=ramp(0, .8, until=.8)), GridMask()]
+    learn = vision_learner(leaf_dls(leaves, size=32, bs=8), 'test_resnet', pretrained=False, cbs=cbs, path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        learn.export('e.pkl')
+        loaded = load_learner(tmp_path/'e.pkl')
+        image = leaves/'images'/'Train_0.jpg'
+        torch.testing.assert_close(loaded.predict(image)[2], learn.predict(image)[2])
+        assert [type(cb) for cb in loaded.cbs]==[type(cb) for cb in learn.cbs]
+        if mix=='scheduled': assert loaded.snap_mix.p(1)==.8
+        plain,_ = learn.get_preds()
+        preds,targs = learn.tta(n=2)
+        assert preds.shape==plain.shape and torch.equal(targs, learn.get_preds()[1])
+
+@pytest.mark.parametrize('mix', ['snapmix','snapmix-echo','cutmix'])
+def test_wrapped_models(mix, toy):
+    for wrap in (nn.DataParallel, lambda m: torch.compile(m, backend='eager')):
+        learn = toy(cbs=[*mixes[mix](), Record()], model=wrap(toy_model()))
+        learn.fit(2)
+        assert np.isfinite(learn.record.losses).all()
+
+def test_compiled_maps_are_the_eager_ones(toy):
+    maps = []
+    for compiled in (False,True):
+        learn = toy(cbs=SnapMix())
+        if compiled: learn.model = torch.compile(learn.model, backend='eager')
+        learn.snap_mix.before_fit()
+        learn.model.train()
+        learn.snap_mix.change(*learn.dls.train.one_batch())
+        maps.append(learn.snap_mix.cam)
+    torch.testing.assert_close(*maps)
+
+def test_show_graph(toy):
+    learn = toy(cbs=[SnapMix(), ShowGraphCallback()])
+    learn.add_cb(ProgressCallback())
+    learn.fit(2)
+
+def test_training_metrics_see_the_labels_as_they_came(toy):
+    "A metric over training batches counts each prediction against its own label"
+    from fastai.vision.all import AccumMetric
+    for cbs,n in ((mixes['snapmix'](),32), (mixes['snapmix-echo'](),32+24)):
+        got = []
+        class Seen(Callback):
+            order,run_valid = 60,False
+            def after_batch(self): got.append((len(self.learn.pred), len(self.learn.y)))
+        learn = toy(cbs=[*cbs, Seen()])
+        learn.fit(1)
+        assert all(a==b for a,b in got) and sum(a for a,_ in got)==n
+
+@pytest.mark.filterwarnings('ignore')
+def test_tensorboard_writes_the_mixed_batch(toy, tmp_path):
+    from fastai.callback.tensorboard import TensorBoardCallback
+    learn = toy(cbs=[SnapMix(), TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False)], path=tmp_path)
+    learn.fit(1)
+    assert any((tmp_path/'tb').iterdir())
+
+two = '''
+import sys, torch
+import torch.distributed as dist
+from fastai.vision.all import *
+from fastai.distributed import *
+sys.path.insert(0, {tests!r})
+from conftest import Batches, toy_model
+from fastai_mix.all import *
+
+class Fixed(SnapMix):
+    "Boxes and partners that do not depend on how the batch is spread"
+    def make_params(self, x):
+        box = torch.tensor([[2,2,9,9]]).expand(len(x),4)
+        return box,box+3
+    def change(self, x, y):
+        import fastai_mix.callback.mix as m
+        m.draw_partner = lambda n, how, device: torch.arange(n).view(-1,2).flip(1).reshape(-1)
+        return super().change(x, y)
+
+class Out(Callback):
+    order,run_valid = 70,False
+    def after_batch(self):
+        if self.learn.iter: return
+        n,loss = torch.tensor(float(len(self.x))),self.learn.loss.detach()*len(self.x)
+        if num_distrib()>1: dist.all_reduce(n); dist.all_reduce(loss)
+        if not rank_distrib(): print('LOSS', f'{{(loss/n).item():.8f}}', flush=True)
+
+ds = Batches(32, 3, 16, 'index')
+world = max(1, num_distrib())
+dls = DataLoaders.from_dsets(ds, ds, bs=16//world, device='cpu', num_workers=0, shuffle=False, shuffle_train=False, drop_last=False)
+torch.manual_seed(0)
+model = toy_model()
+model[9] = nn.Identity()
+for i in (1,5): model[i] = nn.Identity()
+learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=[Fixed(), Out()])
+learn.remove_cb(ProgressCallback)
+learn.logger = noop
+if world>1:
+    with learn.distrib_ctx(sync_bn=False): learn.fit(1)
+else: learn.fit(1)
+'''
+
+def test_two_processes_are_one(tmp_path):
+    "The loss of the first step of two processes is that of one with the same global batch"
+    (tmp_path/'two.py').write_text(two.format(tests=str(Path(__file__).parent)))
+    def run(*cmd):
+        out = subprocess.run([sys.executable, *cmd, str(tmp_path/'two.py')], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        losses = [float(l.split()[1]) for l in out.stdout.splitlines() if l.startswith('LOSS')]
+        assert len(losses)==1, out.stdout+out.stderr
+        return losses[0]
+    one = run()
+    both = run('-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+               '--dynamo_backend', 'no', '--main_process_port', '0')
+    assert abs(one-both)<1e-5
