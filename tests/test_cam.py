@@ -122,3 +122,20 @@ def test_scale_and_shift_of_a_map_do_not_matter():
     cam = torch.randn(3,4,4, generator=torch.Generator().manual_seed(0))
     m = semantic_map(cam, (16,16))
     for c in (cam*1e30, cam*1e-30, cam*5+3): torch.testing.assert_close(semantic_map(c, (16,16)), m, atol=1e-6, rtol=1e-3)
+
+@pytest.mark.parametrize('kind,name', [('timm','test_resnet'), ('timm','test_convnext'), ('fastai-timm','test_resnet'), ('timm','test_vit')])
+def test_watching_somebody_elses_forward(kind, name):
+    "The head is run again in eval mode: its dropout does not show in the map"
+    model = build(kind, name)
+    size = model.default_cfg['input_size'][-1] if kind=='timm' else 64
+    x = torch.randn(3,3,size,size)
+    act = ClassActivation(model)
+    want = act(x, torch.tensor([0,2,1]))
+    done = act.watch(x)
+    assert (act.head is None)==('vit' in name)
+    model.eval() # so that what is before the head is the same
+    for m in model.modules():
+        if isinstance(m, nn.Dropout): m.train()
+    got = done(model(x))
+    torch.testing.assert_close(got.cam(torch.tensor([0,2,1])), want[0], atol=1e-5, rtol=1e-3)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

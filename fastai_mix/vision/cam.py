@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import count
 
+import numpy as np
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
@@ -207,21 +208,51 @@ class ClassActivation:
         if not seen: raise _no_features(self.model, x.shape)
         return self._pass(seen[0], logits, x.shape)
 
+    def _head(self, x):
+        "What makes logits of the features, if the model has it as a part: the rest of a `Sequential`, or timm's `forward_head`"
+        def candidates():
+            m,rest = self.model,[]
+            path = self.layer if isinstance(self.layer, str) else next(k for k,o in m.named_modules() if o is self.layer)
+            for part in path.split('.'):
+                if not isinstance(m, nn.Sequential): break
+                names = list(m._modules)
+                rest = [m._modules[k] for k in names[names.index(part)+1:]] + rest
+                m = m._modules[part]
+            else: yield nn.Sequential(*rest)
+            if hasattr(self.model, 'forward_head'): yield self.model.forward_head
+        clean = self.forward(x[:2])
+        if self.side is not None: return None
+        for head in candidates():
+            try:
+                with eval_mode(self.model), torch.no_grad(): out = _logits(head(clean.features), self.model)
+            except (RuntimeError,ValueError,TypeError): continue # made for other features
+            if out.shape==clean.logits.shape and np.allclose(out.cpu().float().numpy(), clean.logits.detach().cpu().float().numpy(), 1e-3, 1e-3):
+                return head
+
     def watch(self,
-        x:Tensor, # Pictures that the next forward begins with
-    ): # A function of that forward's logits, giving its `CleanPass`; or None, if a compiled model hid the features
-        "Keep the features of the next forward, which is somebody else's, as it is made: no forward of its own"
-        if self.layer is None: vars(self).update(find_layer(self.model, x))
-        seen = []
+        x:Tensor, # Pictures `[n,c,H,W]` that the next forward begins with
+    ): # A function of that forward's logits, giving the `CleanPass` of `x`; it gives None if a compiled model hid the features
+        """Keep the features of the next forward, which is somebody else's, as it is made, and run only the head once more, in eval mode.
+        A model without a head of its own is read through the logits of that forward."""
+        x = x.detach().as_subclass(Tensor)
+        if not hasattr(self, 'head'): self.head = self._head(x)
+        seen,n = [],len(x)
         def keep(t):
             if not torch.is_grad_enabled(): return t
-            if t.requires_grad: return seen.append(t) or t
-            seen.append(t.detach().requires_grad_()) # nothing before it is trained
-            return seen[-1].clone()
+            if self.head is None and not t.requires_grad: # nothing before it is trained
+                seen.append(t.detach().requires_grad_())
+                return seen[-1].clone()
+            seen.append(t)
+            return t
         handle = self._hook(keep)
         # runs after an exception in the forward, too
         last = self.model.register_forward_hook(lambda *_: (handle.remove(), last.remove()) and None, always_call=True)
-        return lambda logits: self._pass(seen[0], logits, x.shape) if seen else handle.remove() or last.remove()
+        def done(logits):
+            if not seen: return handle.remove() or last.remove()
+            if self.head is None: return self._pass(seen[0], logits, x.shape)
+            features = seen[0][:n].detach().requires_grad_()
+            with eval_mode(self.model), torch.enable_grad(): return self._pass(features, _logits(self.head(features.clone()), self.model), x.shape)
+        return done
 
     def __call__(self,
         x:Tensor, # Pictures `[n,c,H,W]`
