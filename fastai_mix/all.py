@@ -4,6 +4,7 @@ from .data.folds import *
 from .data.leaves import *
 from .vision.box import *
 from .vision.cam import *
+from .vision.learner import *
 from .callback.mix import *
 from .callback.snapmix import *
 from .callback.gridmask import *
