@@ -66,7 +66,7 @@ def methods(classes):
     from torchvision.transforms import v2
     hard,soft = CrossEntropyLossFlat,nn.CrossEntropyLoss
     res = {'plain': (1, lambda: [], hard)}
-    ours = {'SnapMix': SnapMix, 'SnapMix p=.5': lambda: SnapMix(p=.5), 'SnapMix echo': lambda: SnapMix(echo=True), 'CutMix': CutMix, 'MixUp': MixUp,
+    ours = {'SnapMix': SnapMix, 'SnapMix echo': lambda: SnapMix(echo=True), 'CutMix': CutMix, 'MixUp': MixUp,
             'ResizeMix': ResizeMix, 'GridMask': lambda: GridMask(p=1), 'MixChoice': lambda: MixChoice([SnapMix(), CutMix(), GridMask(p=1)])}
     for k,f in ours.items(): res[k] = .5 if 'echo' in k else 1,lambda f=f: [f()],hard
     res['SnapMix published'] = 1,lambda: [Published()],hard
@@ -172,9 +172,9 @@ def main(
     for k in todo:
         r = np.array(times[k])/plain
         q1,q2,q3 = np.quantile(r, [.25,.5,.75])
-        row = dict(method=k, ms=1000*float(np.median(times[k])), ratio=float(q2), q1=float(q1), q3=float(q3), own=float(np.median(np.array(own[k])/plain)))
+        row = dict(method=k, ms=1000*float(np.median(times[k])), ratio=float(q2), q1=float(q1), q3=float(q3), own=None if np.isnan(own[k]).all() else float(np.median(np.array(own[k])/plain)))
         if memory: row['mb'] = peak(args, k)
         rows.append(row)
-        print(f"{k:22s} {row['ms']:8.1f} {q2:6.3f} {q1:6.3f}-{q3:6.3f} {row['own']:6.3f}" + (f" {row['mb']:6.0f}" if memory else ''), flush=True)
+        print(f"{k:22s} {row['ms']:8.1f} {q2:6.3f} {q1:6.3f}-{q3:6.3f} {row['own'] or float('nan'):6.3f}" + (f" {row['mb']:6.0f}" if memory else ''), flush=True)
     if json: print(dumps(dict(arch=arch, size=size, bs=bs, rounds=rounds, seed=seed, device=device, threads=torch.get_num_threads(),
         torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), rows=rows)))

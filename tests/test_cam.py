@@ -139,3 +139,21 @@ def test_watching_somebody_elses_forward(kind, name):
     got = done(model(x))
     torch.testing.assert_close(got.cam(torch.tensor([0,2,1])), want[0], atol=1e-5, rtol=1e-3)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+def test_a_view_that_refuses_channels_last():
+    class Viewed(nn.Module):
+        def __init__(self): super().__init__(); self.conv,self.fc = nn.Conv2d(3,8,3,padding=1,stride=4),nn.Linear(8*64, 5)
+        def forward(self, x): return self.fc(self.conv(x).view(len(x), -1))
+    model,x = Viewed(),torch.randn(2,3,32,32)
+    cam,_ = ClassActivation(model)(x, y)
+    f = model.conv(x)
+    torch.testing.assert_close(cam, (f*model.fc.weight[y].view_as(f)).sum(1), atol=1e-6, rtol=1e-4)
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_precision_of_the_model(dtype):
+    body,head = pool_linear(6)
+    model,x = nn.Sequential(body, head),torch.randn(2,3,32,32)
+    want = ClassActivation(model)(x, y)[0]
+    got = ClassActivation(model.to(dtype))(x, y)[0]
+    assert got.dtype==torch.float32
+    torch.testing.assert_close(got, want, atol=.02*want.abs().max().item(), rtol=0)

@@ -163,7 +163,7 @@ class ClassActivation:
         model:nn.Module, # A classifier that returns logits `[n,c]`
         layer:nn.Module|str=None, # Module, or its name in `model`, whose output has places; None: the last one that has
     ):
-        self.model,self.layer,self.side,self.call,self.prefix = unwrap_model(model),layer,None,0,None
+        self.model,self.layer,self.side,self.call,self.prefix,self.fast = unwrap_model(model),layer,None,0,None,None
         if isinstance(layer, str):
             names = dict(self.model.named_modules())
             if layer not in names: raise ValueError(f"no layer {layer!r} in {type(self.model).__name__}: "
@@ -190,12 +190,24 @@ class ClassActivation:
         if layout is None or not logits.requires_grad: raise _no_features(self.model, x_shape)
         return CleanPass(features, logits, layout)
 
+    def _channels_last(self, x):
+        "Does the model take channels-last pictures? On a CPU its convolutions are then a fifth faster, but a `view` in it may refuse them"
+        if x.device.type!='cpu': return False
+        try:
+            with eval_mode(self.model), torch.no_grad(): _eager(self.model, x[:2].contiguous(memory_format=torch.channels_last))
+        except RuntimeError: return False
+        return True
+
     def forward(self,
         x:Tensor, # Pictures `[n,c,H,W]`
     )->CleanPass: # Its features, logits and `cam`
         "One forward in eval mode, without gradients before the layer; statistics, flags and hooks stay as they were"
         x = x.detach().as_subclass(Tensor)
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
+        x = x.to(dtype) # a model of half precision without autocast
         if self.layer is None: vars(self).update(find_layer(self.model, x))
+        if self.fast is None: self.fast = self._channels_last(x)
+        if self.fast: x = x.contiguous(memory_format=torch.channels_last)
         seen = []
         def cut(t):
             seen.append(t.detach().requires_grad_())
