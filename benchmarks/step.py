@@ -3,8 +3,8 @@
     pip install kornia    # optional
     python benchmarks/step.py [--arch resnet18 --size 128 --bs 32 --rounds 9 --json]
 
-Every method has a Learner and a copy of the model of its own. One round runs one step of each, in turn, so that whatever else
-the machine does falls on all; a ratio is the median over rounds of method / plain of the same round, the spread its quartiles.
+Every method has a Learner and a copy of the model of its own. One round runs one step of each, in turn and from another beginning
+each time, so that whatever else the machine does falls on all; a ratio is the median over rounds of method / plain of the same round, the spread its quartiles.
 `echo` gets batches of bs/2 and trains on as many pictures a step as the others. `own` is the part of a step that a
 callback spends outside the clean forward. Memory is the peak of a process of its own that makes three steps."""
 import copy,platform,resource,subprocess,sys,time,warnings
@@ -161,8 +161,9 @@ def main(
     steppers = {k: Stepper(k, v, model, x, y) for k,v in todo.items()}
     times,own = {k:[] for k in todo},{k:[] for k in todo}
     for i in range(rounds+2):
-        for k,s in steppers.items():
-            t,o = s.step()
+        names = list(steppers)
+        for k in names[i%len(names):]+names[:i%len(names)]: # whoever is first in a round finds other things in the caches
+            t,o = steppers[k].step()
             if i>1: times[k].append(t), own[k].append(o)
     plain = np.array(times['plain'])
     args = ['--arch',arch,'--size',str(size),'--bs',str(bs),'--classes',str(classes)]

@@ -126,14 +126,13 @@ def make_learner(
     pretrained:bool=False, # timm's weights, from its hub
     weights:Path=None, # Or weights of the body from a file
     alpha:float=5., # SnapMix's α
-    p:float=None, # Chance that a batch is mixed; None: 1 when fine-tuning, .5 from scratch
+    p:float=.5, # Chance that a batch is mixed
 )->Learner: # Frozen up to the head if it has trained weights
     "A `vision_learner` on a timm model, with its mix"
     if arch not in timm.list_models():
         near = get_close_matches(arch, timm.list_models(), 3, .5)
         raise ValueError(f"timm has no model {arch!r}" + (f": did you mean {' or '.join(near)}?" if near else ": see timm.list_models()"))
-    tuned = pretrained or weights is not None
-    cbs = [History(), *make_mixes(mix, alpha, (1. if tuned else .5) if p is None else p)]
+    cbs = [History(), *make_mixes(mix, alpha, p)]
     try: learn = vision_learner(dls, arch, pretrained=pretrained, metrics=[accuracy, F1Score(average='macro')], cbs=cbs)
     except Exception as e: raise ValueError(f"vision_learner cannot build {arch!r}: {type(e).__name__}: {e}".splitlines()[0])
     if weights:
@@ -218,7 +217,7 @@ def main(
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of a fold
     mix:str='snapmix', # snapmix, cutmix, mixup, resizemix, gridmask; several with commas: one a batch; or none for a baseline
     alpha:float=5., # SnapMix: α of Beta(α,α)
-    p:float=None, # Chance that a batch is mixed (default: 1 when fine-tuning, .5 from scratch)
+    p:float=.5, # Chance that a batch is mixed; 1, as published, needs a long training
     arch:str='resnet18', # Name of a timm model
     pretrained:bool=False, # Start from timm's weights, from its hub
     weights:str=None, # Start from the body's weights in a file: safetensors, or torch's with weights_only
