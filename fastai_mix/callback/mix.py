@@ -254,15 +254,14 @@ def after_fit(self:MixCallback):
     self.before = self.clean = None
 
 # %% ../../nbs/20_callback.mix.ipynb #0a018da8
+@delegates()
 class MixUp(MixCallback):
     "Blend each picture with its partner's, arXiv 1710.09412"
     def __init__(self,
         alpha:float=.4, # Parameter of Beta(α,α), above 0; .4 is fastai's default and the upper end of the paper's ImageNet range (section 3.1)
-        p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done
-        partner:str='any', # 'any': anybody of the batch, the sample itself included; 'other': never itself
-        echo:bool=False, # Train on each batch clean, joined by the mixed version of the batch before it, see `MixCallback`
+        **kwargs
     ):
-        super().__init__(p, partner, echo)
+        super().__init__(**kwargs)
         _check_alpha(alpha)
         self.alpha = alpha
 
@@ -272,15 +271,14 @@ class MixUp(MixCallback):
         return torch.lerp(x[partner], x, lam[:,None,None,None].to(x.dtype)), lam, 1-lam
 
 # %% ../../nbs/20_callback.mix.ipynb #20198289
+@delegates()
 class CutMix(MixCallback):
     "Replace a box of each picture by its partner's, arXiv 1905.04899"
     def __init__(self,
         alpha:float=1., # Parameter of Beta(α,α), above 0; 1, so λ is uniform, is the paper's (section 3.1)
-        p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done
-        partner:str='any', # 'any': anybody of the batch, the sample itself included; 'other': never itself
-        echo:bool=False, # Train on each batch clean, joined by the mixed version of the batch before it, see `MixCallback`
+        **kwargs
     ):
-        super().__init__(p, partner, echo)
+        super().__init__(**kwargs)
         _check_alpha(alpha)
         self.alpha = alpha
 
@@ -291,15 +289,14 @@ class CutMix(MixCallback):
         return paste_box(x, x[partner], self.box), 1-w2, w2
 
 # %% ../../nbs/20_callback.mix.ipynb #eb16598b
+@delegates()
 class ResizeMix(MixCallback):
     "Paste the partner's whole picture, shrunk, into each picture, arXiv 2012.11101"
     def __init__(self,
         scale:tuple=(.1,.8), # Smallest and largest side of the pasted picture, as shares of the side, 0 to 1; the paper's α and β
-        p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done
-        partner:str='any', # 'any': anybody of the batch, the sample itself included; 'other': never itself
-        echo:bool=False, # Train on each batch clean, joined by the mixed version of the batch before it, see `MixCallback`
+        **kwargs
     ):
-        super().__init__(p, partner, echo)
+        super().__init__(**kwargs)
         if not (isinstance(scale, (tuple,list)) and len(scale)==2 and 0<=scale[0]<=scale[1]<=1):
             raise ValueError(f"scale={scale!r}: expected two shares of the side, such as (.1,.8)")
         self.scale = scale
