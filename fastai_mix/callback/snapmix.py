@@ -38,7 +38,7 @@ class SnapMix(MixCallback):
         alpha:float=5., # Parameter of Beta(α,α) for λ, above 0; 5 as in the published code
         p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done; 1 as in the published code
         same_label:str='sum', # Pairs with equal labels count 'sum': w+w2, or as 'published': twice that, as in the authors' code
-        map_scale:float=1., # Side of the pictures the maps are taken from, as a share of the batch's, above 0 to 1
+        map_scale:float=1., # Side of the pictures the maps are taken from, as a share of the batch's, above 0 to 1; below 1 they are little better than area
         layer:nn.Module|str=None, # Layer whose output has places, or its name in the model; None: found, see `find_layer`
         box:Callable|Distribution=None, # Draws λ, the share outside a box: a function of n giving `[n]`, or a Distribution; None: Beta(α,α)
         partner:str='any', # 'any': anybody of the batch, the sample itself included; 'other': never itself
