@@ -56,10 +56,10 @@ def grid_mask(
 class GridPattern:
     "Draw masks for a batch of pictures and hide pixels"
     def __init__(self,
-        d:tuple=(.43,1.), # Least period and end of the range it is drawn from: pixels if 2 or more, else shares of the shorter side
-        ratio:float=.6, # Width of a strip as a share of the period, above 0 and below 1; 'checker' has .5
-        rotate:int=360, # The angle is a whole number of degrees from 0 to below this; 'checker' takes only multiples of 90 of them
-        invert:bool=True, # Hide what is outside the strips instead of the strips?
+        d:tuple=(.43,1.), # Least period and end of the range it is drawn from, as shares of the shorter side or, if 2 or more, in pixels; published: 96, 224 of 224
+        ratio:float=.6, # Width of a strip as a share of the period, above 0 and below 1; .6 as published for ImageNet; 'checker' has .5
+        rotate:int=360, # The angle is a whole number of degrees from 0 to below this, as published; 'checker' takes only multiples of 90 of them
+        invert:bool=True, # Hide what is outside the strips instead of the strips? As published for ImageNet (mode 1)
         pattern:str='grid', # 'grid': squares at regular distances; 'checker': a checkerboard
         fill:float=0., # What hidden pixels are set to; 0 after normalisation is the mean colour
     ):
@@ -100,17 +100,13 @@ class GridPattern:
 class GridMask(GridPattern, BatchCallback):
     "Hide a grid of squares in each picture of a training batch, arXiv 2001.04086"
     order = MixCallback.order+.5 # after a mix, before the loss is divided
+    @delegates(GridPattern.__init__)
     def __init__(self,
         p:float|Callable=ramp(0,.8,until=.8), # Chance that a batch is masked, 0 to 1, or a function of the fraction of training done; as published
-        d:tuple=(.43,1.), # Least period and end of the range it is drawn from, as shares of the shorter side or, if 2 or more, in pixels; published: 96, 224 of 224
-        ratio:float=.6, # Width of a strip as a share of the period, above 0 and below 1; .6 as published for ImageNet; 'checker' has .5
-        rotate:int=360, # The angle is a whole number of degrees from 0 to below this, as published; 'checker' takes only multiples of 90 of them
-        invert:bool=True, # Hide what is outside the strips instead of the strips? As published for ImageNet (mode 1)
-        pattern:str='grid', # 'grid': squares at regular distances; 'checker': a checkerboard
-        fill:float=0., # What hidden pixels are set to; 0 after normalisation is the mean colour
+        **kwargs
     ):
         BatchCallback.__init__(self, p)
-        GridPattern.__init__(self, d, ratio, rotate, invert, pattern, fill)
+        GridPattern.__init__(self, **kwargs)
 
     def change(self, x, y): return self.hide(x, **self.make_params(x))
 
@@ -118,17 +114,13 @@ class GridMask(GridPattern, BatchCallback):
 class GridMaskTfm(GridPattern, RandTransform):
     "Hide a grid of squares in each picture of a training batch, as one of `batch_tfms`"
     order = Normalize.order+1 # 0 is then the mean colour
+    @delegates(GridPattern.__init__)
     def __init__(self,
         p:float=.5, # Chance that a batch is masked, 0 to 1; .5 is near the mean of the callback's ramp
-        d:tuple=(.43,1.), # Least period and end of the range it is drawn from: pixels if 2 or more, else shares of the shorter side
-        ratio:float=.6, # Width of a strip as a share of the period, above 0 and below 1; 'checker' has .5
-        rotate:int=360, # The angle is a whole number of degrees from 0 to below this; 'checker' takes only multiples of 90 of them
-        invert:bool=True, # Hide what is outside the strips instead of the strips?
-        pattern:str='grid', # 'grid': squares at regular distances; 'checker': a checkerboard
-        fill:float=0., # What hidden pixels are set to; 0 after normalisation is the mean colour
+        **kwargs
     ):
         _check_share('p', p)
         RandTransform.__init__(self, p=p)
-        GridPattern.__init__(self, d, ratio, rotate, invert, pattern, fill)
+        GridPattern.__init__(self, **kwargs)
 
     def encodes(self, x:TensorImage): return self.hide(x, **self.make_params(x))
