@@ -1,0 +1,86 @@
+import json,multiprocessing,sys,time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+bench = Path(__file__).parent.parent/'benchmarks'
+sys.path.insert(0, str(bench))
+cells = pytest.importorskip('cells')
+
+def test_torn_last_line_is_absent_and_replaced(tmp_path):
+    r = cells.Results(tmp_path/'r.jsonl')
+    r.add(dict(seed=0, mix='plain', v=1))
+    with open(r.path, 'a') as f: f.write('{"seed": 1, "mi')
+    assert len(r.lines())==1 and r.find(dict(seed=1)) is None
+    r.add(dict(seed=1, mix='plain', v=2))
+    assert [json.loads(o)['seed'] for o in r.path.read_text().splitlines()]==[0,1]
+    with open(r.path, 'a') as f: f.write('{"seed": 2}') # whole but for its end: not there either, so not twice later
+    r.add(dict(seed=2))
+    assert [o['seed'] for o in r.lines()]==[0,1,2]
+
+def test_torn_only_line(tmp_path):
+    r = cells.Results(tmp_path/'r.jsonl')
+    r.path.write_text('{"a"')
+    assert r.lines()==[]
+    r.add(dict(a=1))
+    assert r.path.read_text()=='{"a": 1}\n'
+
+def test_broken_line_in_the_middle_is_named(tmp_path):
+    (tmp_path/'r.jsonl').write_text('{"a": 1}\nnothing\n{"a": 2}\n')
+    with pytest.raises(ValueError, match='r.jsonl:2 is no JSON'): cells.Results(tmp_path/'r.jsonl').lines()
+
+fork = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
+
+def work(cell, tell, log, sleep):
+    with open(log, 'a') as f: f.write(f"{cell['seed']}\n")
+    time.sleep(sleep)
+    return dict(v=1.)
+
+def start(tmp_path, sleep, n=6):
+    "A process, forked since importing torch again takes seconds, that runs `n` cells"
+    args = [dict(mix='m', seed=s) for s in range(n)],partial(work, log=tmp_path/'log', sleep=sleep),cells.Results(tmp_path/'r.jsonl'),lambda c: 1
+    p = multiprocessing.get_context('fork').Process(target=cells.run_cells, args=args)
+    p.start()
+    return p
+
+@fork
+def test_killed_cell_is_free_again_and_no_cell_is_there_twice(tmp_path):
+    r,p = cells.Results(tmp_path/'r.jsonl'),start(tmp_path, 60)
+    while not (tmp_path/'log').exists(): time.sleep(.01)
+    with r.claim(dict(mix='m', seed=0)) as todo: assert not todo
+    p.kill(), p.join()
+    with r.claim(dict(mix='m', seed=0)) as todo: assert todo
+    (tmp_path/'log').unlink()
+    ps = [start(tmp_path, .2) for _ in range(3)] # they share the file
+    for p in ps: p.join(30)
+    assert [p.exitcode for p in ps]==[0]*3
+    assert sorted(o['seed'] for o in r.lines())==list(range(6))
+    assert sorted((tmp_path/'log').read_text().split())==list('012345')
+    assert [o.name for o in r.locks.iterdir()]==['append']
+
+def batches(bs, steps):
+    x = torch.randint(256, (10,3,20,20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return list(cells.Batches(x, torch.arange(10), bs, steps, 16, 3, dict(mean=(.5,)*3, std=(.5,)*3)))
+
+def test_batches_depend_on_the_seed_alone():
+    a = batches(8, 5)
+    torch.rand(7)
+    b,c = batches(8, 5),batches(4, 10)
+    assert all(torch.equal(x,x2) and torch.equal(y,y2) for (x,y),(x2,y2) in zip(a, b))
+    assert torch.equal(torch.cat([y for _,y in a]), torch.cat([y for _,y in c])) # batches of half the size: the same pictures
+    torch.testing.assert_close(torch.cat([x for x,_ in a]), torch.cat([x for x,_ in c]))
+    assert sorted(torch.cat([y for _,y in a])[:10].tolist())==list(range(10)) # an epoch has each picture once
+
+def test_augmentation_without_a_cut_is_the_picture_or_its_mirror():
+    x = torch.randint(256, (64,3,16,16), dtype=torch.uint8)
+    b = cells.Batches(x, None, 1, 1, 16, 0, None, scale=(1.,1.), ratio=1.)
+    out = b.augment(x, torch.Generator().manual_seed(0))
+    same,mirror = [torch.isclose(out, o.float(), atol=.01).flatten(1).all(1) for o in (x,x.flip(3))]
+    assert (same|mirror).all() and 10<same.sum()<54
+
+def test_ece():
+    assert cells.ece(np.array([[1.,0]]*4), np.array([0,0,1,1]))==.5
+    assert cells.ece(np.array([[.75,.25]]*4), np.array([0,0,0,1]))==0
