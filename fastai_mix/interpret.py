@@ -83,11 +83,15 @@ class Scores:
     "Accuracy, macro-F1, report and confusion matrix of a set of predictions"
     def __init__(self,
         probs:Tensor, # Probabilities `[n,c]`
-        targs:Tensor, # Class indices `[n]`
+        targs:Tensor, # Class indices `[n]`, or shares of the classes `[n,c]`, of which the largest counts
         vocab, # Names of the classes
     ):
         self.vocab = [str(o) for o in vocab]
         self.probs,self.targs = np.asarray(probs),np.asarray(targs)
+        if self.targs.ndim>1:
+            if not np.allclose(self.targs.sum(1), 1, atol=.01): raise ValueError("targets are rows that do not add to 1: expected class "
+                "indices or shares of the classes (several labels a picture have no confusion matrix)")
+            self.targs = self.targs.argmax(1)
         self.preds = self.probs.argmax(1)
 
     @property
