@@ -105,6 +105,9 @@ bad = {
     'double column': (lambda d,o: (d, pd.concat([o, o.a], axis=1)), "`oof` has 'a'"),
     'double row': (lambda d,o: (d, pd.concat([o, o.loc[[4]]])), "`oof` has 4 more than once in the index"),
     'double row of the table': (lambda d,o: (pd.concat([d, d.loc[[4]]]), o), "the table has 4 more than once in the index"),
+    'label of text': (lambda d,o: (d, o.assign(label=d.label)), "`oof` has 'label': .*pass `oof.classes.`$"),
+    'array': (lambda d,o: (d, o.to_numpy()), "`oof` is a ndarray: expected a table"),
+    'named index': (lambda d,o: (d, o.set_axis(pd.Index(d.id, name='id'))), "30 of 30 rows have no .*: pass id_col='id'"),
     'no label': (lambda d,o: (_nan(d, 2, 'label'), o), "1 of 30 rows have no label in 'label', the first at row 2"),
     'no column': (lambda d,o: (d.drop(columns='label'), o), "no column 'label'"),
 }

@@ -22,6 +22,8 @@ def _first(o): return ', '.join(map(str, list(o)[:5]))
 def _oof_probs(df, oof, label_col, id_col):
     "Probabilities `[n,c]` for the rows of `df`, and the class indices `[n]` of their labels"
     check_labels(df, label_col)
+    if not isinstance(oof, pd.DataFrame): raise ValueError(f"`oof` is a {type(oof).__name__}: expected a table, "
+        "pd.DataFrame(oof, index=df.index, columns=classes)")
     ids = df.index
     if id_col is not None:
         check_columns(df, id_col)
@@ -32,18 +34,19 @@ def _oof_probs(df, oof, label_col, id_col):
     classes,y,what = oof.columns,df[label_col],repr(id_col) if id_col else 'the index'
     text = [c for c in classes if not pd.api.types.is_numeric_dtype(oof[c])] if classes.is_unique else list(classes[classes.duplicated()])
     if text: raise ValueError(f"`oof` has {_first(map(repr, text))}: expected one column of probabilities a class and no others, "
-        "pass `oof[classes]`" + (f" or id_col={text[0]!r}" if id_col is None and text[0] in df else ""))
+        "pass `oof[classes]`" + (f" or id_col={text[0]!r}" if id_col is None and text[0] in df and text[0]!=label_col else ""))
     unknown = y[~y.isin(classes)].unique()
     if len(unknown): raise ValueError(f"`oof` has no column for the label {_first(map(repr, unknown))} of {label_col!r}: "
         f"it has {', '.join(map(repr, classes))}")
     for o,table in ((ids,'the table'),(oof.index,'`oof`')):
         twice = o[o.duplicated()].unique()
         if len(twice): raise ValueError(f"{table} has {_first(twice)} more than once in {what}: a row needs a name of its own, drop the copies")
-    oof = oof.reindex(ids)
-    none = oof.isna().any(axis=1)
+    found = oof.reindex(ids)
+    none = found.isna().any(axis=1)
     if none.any(): raise ValueError(f"{none.sum()} of {len(df)} rows have no out-of-fold prediction, the first {_first(ids[none])} "
-        f"(by {what}): fit the folds that lack, or drop the rows")
-    p = oof.to_numpy(float)
+        f"(by {what}): " + (f"pass id_col={oof.index.name!r}" if id_col is None and oof.index.name in df else
+        "fit the folds that lack, or drop the rows"))
+    p = found.to_numpy(float)
     off = ~((p>=0).all(1) & (abs(p.sum(1)-1)<.01))
     if off.any(): raise ValueError(f"the probabilities of row {ids[off][0]} in `oof` are {', '.join(f'{v:.4g}' for v in p[off][0])}: "
         "expected numbers from 0 up that add to 1, with a column a class and no others")
