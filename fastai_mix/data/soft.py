@@ -194,6 +194,9 @@ class soft_metric(Metric):
     def value(self): return self.metric.value
     @property
     def name(self): return self.metric.name
-    def __call__(self, inp, targ):
+    def __call__(self,
+        inp:Tensor, # What the metric takes: logits or probabilities `[n,c]`; class indices for those of scikit-learn
+        targ:Tensor, # Shares of the classes `[n,c]`, or class indices `[n]`
+    ): # Value of the metric
         "The metric of one batch"
         return (self.metric.func if isinstance(self.metric, AvgMetric) else self.metric)(inp, _hard(targ))
