@@ -6,10 +6,11 @@
 Every method has a Learner and a copy of the model of its own. One round runs one step of each, in turn and from another beginning
 each time, so that whatever else the machine does falls on all; a ratio is the median over rounds of method / plain of the same round, the spread its quartiles.
 `echo` gets batches of bs/2 and trains on as many pictures a step as the others. `own` is the part of a step that a
-callback spends outside the clean forward. Memory is the peak of a process of its own that makes three steps."""
-import copy,platform,resource,subprocess,sys,time,warnings
-
+callback spends outside the clean forward. With `--memory` it measures no time but the peak memory of three steps of each method, above what the
+imports take: the median of three processes (on Linux; on a GPU, what torch allocated)."""
+import copy,platform,subprocess,sys,time,warnings
 from json import dumps
+from pathlib import Path
 
 warnings.filterwarnings('ignore')
 import numpy as np
@@ -108,7 +109,7 @@ class Stepper:
         dls = DataLoaders([(x,y)]*100, [], device=x.device)
         cbs = cbs()
         extra = [Own(4.9, self.own, -1), Own(5.6, self.own, 1)] if any(isinstance(c, BatchCallback) for c in cbs) else []
-        self.learn = l = Learner(dls, copy.deepcopy(model), loss_func=loss(), cbs=[TrainEvalCallback(), *cbs, *extra], default_cbs=False, lr=1e-4)
+        self.learn = l = Learner(dls, model, loss_func=loss(), cbs=[TrainEvalCallback(), *cbs, *extra], default_cbs=False, lr=1e-4)
         l.create_opt()
         l.n_epoch,l.epoch,l.n_iter,l.dl = 1,0,100,dls.train
         for e in ('before_fit','before_epoch','before_train'): l(e)
@@ -128,10 +129,17 @@ class Stepper:
         self.i += 1
         return time.perf_counter()-t, sum(self.own)-self.forward if self.own else float('nan')
 
+def used():
+    "Peak memory of this process so far, in MB"
+    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
+    status = Path('/proc/self/status').read_text() # Linux's; getrusage would tell the peak of the process that started this one
+    return int(next(l.split()[1] for l in status.splitlines() if l.startswith('VmHWM')))/1024
+
 def peak(args, name):
-    "Peak memory in MB of a process that makes three steps"
+    "MB that three steps of a method take in a process of its own"
     out = subprocess.run([sys.executable, __file__, *args, '--only', name], capture_output=True, text=True)
-    return float(out.stdout.strip().splitlines()[-1]) if out.returncode==0 else float('nan')
+    if out.returncode: raise RuntimeError(f"{name}: {out.stderr}")
+    return float(out.stdout.splitlines()[-1])
 
 @call_parse
 def main(
@@ -142,12 +150,13 @@ def main(
     classes:int=10, # Number of classes
     seed:int=0, # Of pictures and weights
     methods_like:str='', # Only methods whose name holds this, beside plain
-    memory:store_true=False, # Also the peak memory of each, in processes of their own
+    memory:store_true=False, # Peak memory instead of time
     only:str=None, # One method, for its memory alone
     json:store_true=False, # One JSON object on the last line
 ):
     "Time one step of every method, interleaved"
     torch.manual_seed(seed); np.random.seed(seed)
+    before = used()
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     x,y = torch.randn(bs, 3, size, size, device=device),torch.randint(classes, (bs,), device=device)
     model = timm.create_model(arch, num_classes=classes).to(device)
@@ -155,10 +164,23 @@ def main(
     if only:
         s = Stepper(only, todo[only], model, x, y)
         for _ in range(3): s.step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
+        print(used()-before)
         return
     todo = {k:v for k,v in todo.items() if k=='plain' or methods_like in k}
-    steppers = {k: Stepper(k, v, model, x, y) for k,v in todo.items()}
+    facts = dict(arch=arch, size=size, bs=bs, seed=seed, device=device, threads=torch.get_num_threads(), torch=torch.__version__,
+        python=platform.python_version(), machine=platform.machine())
+    args = ['--arch',arch,'--size',str(size),'--bs',str(bs),'--classes',str(classes)]
+    if memory:
+        print(f"{arch}, {bs} pictures of {size}×{size}, {device}, torch {torch.__version__}\n{'method':22s} {'MB':>6s} {'least-most':>13s} {'ratio':>6s}")
+        rows = []
+        for k in todo:
+            low,mid,high = sorted(peak(args, k) for _ in range(3))
+            rows.append(dict(method=k, mb=mid, low=low, high=high))
+            rows[-1]['ratio'] = mid/rows[0]['mb']
+            print(f"{k:22s} {mid:6.0f} {low:6.0f}-{high:6.0f} {rows[-1]['ratio']:6.3f}", flush=True)
+        if json: print(dumps(dict(facts, rows=rows)))
+        return
+    steppers = {k: Stepper(k, v, copy.deepcopy(model), x, y) for k,v in todo.items()}
     times,own = {k:[] for k in todo},{k:[] for k in todo}
     for i in range(rounds+2):
         names = list(steppers)
@@ -166,16 +188,13 @@ def main(
             t,o = steppers[k].step()
             if i>1: times[k].append(t), own[k].append(o)
     plain = np.array(times['plain'])
-    args = ['--arch',arch,'--size',str(size),'--bs',str(bs),'--classes',str(classes)]
     rows = []
     print(f"{arch}, {bs} pictures of {size}×{size}, {rounds} rounds, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'method':22s} {'ms':>8s} {'ratio':>6s} {'quartiles':>13s} {'own':>6s}" + (f" {'MB':>6s}" if memory else ''))
+    print(f"{'method':22s} {'ms':>8s} {'ratio':>6s} {'quartiles':>13s} {'own':>6s}")
     for k in todo:
         r = np.array(times[k])/plain
         q1,q2,q3 = np.quantile(r, [.25,.5,.75])
         row = dict(method=k, ms=1000*float(np.median(times[k])), ratio=float(q2), q1=float(q1), q3=float(q3), own=None if np.isnan(own[k]).all() else float(np.median(np.array(own[k])/plain)))
-        if memory: row['mb'] = peak(args, k)
         rows.append(row)
-        print(f"{k:22s} {row['ms']:8.1f} {q2:6.3f} {q1:6.3f}-{q3:6.3f} {row['own'] or float('nan'):6.3f}" + (f" {row['mb']:6.0f}" if memory else ''), flush=True)
-    if json: print(dumps(dict(arch=arch, size=size, bs=bs, rounds=rounds, seed=seed, device=device, threads=torch.get_num_threads(),
-        torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), rows=rows)))
+        print(f"{k:22s} {row['ms']:8.1f} {q2:6.3f} {q1:6.3f}-{q3:6.3f} {row['own'] or float('nan'):6.3f}", flush=True)
+    if json: print(dumps(dict(facts, rounds=rounds, rows=rows)))
