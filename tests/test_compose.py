@@ -1,4 +1,5 @@
 "Every mix with every companion: it trains, the loss falls, nothing leaks, a second fit is like a first."
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -6,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import (Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, Learner, ProgressCallback, SaveModelCallback, ShowGraphCallback,
-    accuracy, load_learner, nn, vision_learner)
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, Normalize,
+    ProgressCallback, SaveModelCallback, ShowGraphCallback, accuracy, load_learner, nn, vision_learner)
 from conftest import toy_model
 from test_snapmix import CpuAutocast, Record, state
 from fastai_mix.callback.choice import MixChoice
@@ -16,7 +17,7 @@ from fastai_mix.callback.mix import CutMix, MixUp, ramp
 from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_data, leaf_dls
-from fastai_mix.interpret import History
+from fastai_mix.interpret import History, TensorBoardMix
 
 mixes = {
     'snapmix': lambda: [SnapMix()],
@@ -126,11 +127,47 @@ def test_training_metrics_see_the_labels_as_they_came(toy):
         assert all(a==b for a,b in got) and sum(a for a,_ in got)==n
 
 @pytest.mark.filterwarnings('ignore')
-def test_tensorboard_writes_the_mixed_batch(toy, tmp_path):
+@pytest.mark.parametrize('mix', [*mixes, 'multi-label', 'half of the time'])
+def test_tensorboard_writes_the_mixed_batch(mix, toy, leaves, tmp_path):
     from fastai.callback.tensorboard import TensorBoardCallback
-    learn = toy(cbs=[SnapMix(), TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False)], path=tmp_path)
-    learn.fit(1)
-    assert any((tmp_path/'tb').iterdir())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from PIL import Image
+    class Seen(Callback):
+        "Pictures of each batch that was changed, decoded by hand"
+        order,run_valid = 60,False
+        def before_fit(self): self.of = {}
+        def before_batch(self):
+            if not any(getattr(cb, 'changed', False) for cb in self.learn.cbs): return
+            x = self.x.as_subclass(torch.Tensor)[-4:]
+            if mix!='multi-label': x = x*torch.tensor([.2,.3,.4])[:,None,None]+torch.tensor([.4,.5,.6])[:,None,None]
+            cb = next((c for c in self.learn.cbs if getattr(c, 'w', None) is not None), None)
+            self.of[self.train_iter] = x,[f'{v:.2f}' for v in (cb.w[-4:].tolist() if cb else [1.]*4)]
+    cbs = [*mixes[mix]()] if mix in mixes else [SnapMix(p=.5 if mix.startswith('half') else 1)]
+    for cb in cbs:
+        if isinstance(cb, GridMask): cb.p = 1
+    cbs += [TensorBoardMix(4), Seen(), TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False)]
+    if mix=='multi-label': learn = toy(cbs=cbs, target='onehot', loss_func=BCEWithLogitsLossFlat())
+    else:
+        tfms = [Normalize.from_stats([.4,.5,.6], [.2,.3,.4])]
+        learn = vision_learner(leaf_dls(leaves, size=32, bs=8, batch_tfms=tfms), 'test_resnet', pretrained=False, cbs=cbs)
+    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    seen = dict(learn.seen.of)
+    events = EventAccumulator(str(tmp_path/'tb')).Reload()
+    per_epoch = len(learn.dls.train)
+    firsts = sorted({min(k for k in seen if k//per_epoch==i//per_epoch) for i in seen})
+    assert [e.step for e in events.Images('mix')]==firsts and len(firsts)>=2
+    for e,text in zip(events.Images('mix'), events.Tensors('mix/text_summary')):
+        x,w = seen[e.step]
+        got = np.asarray(Image.open(io.BytesIO(e.encoded_image_string))).astype(int)
+        want = (x.clamp(0,1)*255).permute(2,0,3,1).flatten(1,2).numpy()
+        assert got.shape==want.shape and abs(got-want).max()<=1.01 # decoded to bytes, then written as bytes
+        lines = text.tensor_proto.string_val[0].decode().splitlines()
+        assert len(lines)==4 and all(v in l for v,l in zip(w, lines)) or mix=='multi-label'
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+    assert len(EventAccumulator(str(tmp_path/'tb')).Reload().Images('mix'))==len(firsts)
+
+def test_tensorboard_mix_alone_names_the_fix(toy):
+    with pytest.raises(ValueError, match=r'learn.add_cb\(TensorBoardCallback\(log_dir\)\)'): toy(cbs=[SnapMix(), TensorBoardMix()]).fit(1)
 
 two = '''
 import sys, torch

@@ -130,7 +130,7 @@ class BatchCallback(Callback):
         p:float|Callable=1., # Chance that a batch is changed, 0 to 1, or a function of the fraction of training done
     ):
         if not callable(p): _check_share('p', p)
-        self.p = p
+        self.p,self.changed = p,False
         self.clear()
 
     def clear(self): "Forget the running batch"
@@ -146,7 +146,8 @@ class BatchCallback(Callback):
     def before_batch(self):
         "Draw; if so put changed pictures into `learn.xb`"
         self.clear()
-        if self.draw(): self.learn.xb = (self.change(self.x, self.y), *self.xb[1:])
+        self.changed = self.draw()
+        if self.changed: self.learn.xb = (self.change(self.x, self.y), *self.xb[1:])
 
     def change(self,
         x:Tensor, # Pictures `[n,c,H,W]`, never written to
@@ -221,7 +222,8 @@ def before_batch(self:MixCallback):
     self.clean = self.x,self.y,self.yb
     self.mixing = self.draw()
     if self.mixing: self.watch(self.x)
-    if self.before is None: return
+    self.changed = self.before is not None
+    if not self.changed: return
     x,yb,partner,w,w2 = self.before
     if x.shape[-2:]!=self.x.shape[-2:]: x = F.interpolate(x, self.x.shape[-2:], mode='bilinear', antialias=True) # sizes may change
     n,one = len(self.x),torch.ones_like(w[:1])
