@@ -12,6 +12,7 @@ import math
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import count
+from typing import Callable
 
 import numpy as np
 import torch
@@ -170,12 +171,12 @@ class ClassActivation:
                 f"did you mean {' or '.join(map(repr, get_close_matches(layer, names, 3, 0))) or 'another model'}?")
 
     def _hook(self, f):
-        "Have the features of the next forward pass through `f`"
+        "Have the features of the next forward in the same mode pass through `f`"
         # by name every time: wrapping for several processes replaces BatchNorm layers
         layer = self.model.get_submodule(self.layer) if isinstance(self.layer, str) else self.layer
-        k,calls = self.side,count()
+        k,calls,mode = self.side,count(),self.model.training
         def once(t):
-            if next(calls)!=self.call: return t
+            if self.model.training!=mode or next(calls)!=self.call: return t
             if not isinstance(t, Tensor): raise ValueError(
                 f"`layer` {type(layer).__name__} gives a {type(t).__name__}: pass one whose output is a single tensor")
             handle.remove()
@@ -213,12 +214,22 @@ class ClassActivation:
             seen.append(t.detach().requires_grad_())
             torch.set_grad_enabled(True) # what follows is the head: `no_grad` around the call puts the old mode back
             return seen[-1].clone() # a head may begin with an operation in place, which a leaf does not allow
-        handle = self._hook(cut)
-        try:
-            with eval_mode(self.model), torch.no_grad(): logits = _logits(_eager(self.model, x), self.model)
-        finally: handle.remove()
+        with eval_mode(self.model), torch.no_grad():
+            handle = self._hook(cut)
+            try: logits = _logits(_eager(self.model, x), self.model)
+            finally: handle.remove()
         if not seen: raise _no_features(self.model, x.shape)
         return self._pass(seen[0], logits, x.shape)
+
+    def tap(self,
+        f:Callable, # Is given the features and gives those to go on with
+    )->Callable: # Takes the hooks off before that forward
+        "Have the features of the next forward in the model's present mode, which is somebody else's, pass through `f`; no hook outlives it"
+        handle,mode = self._hook(f),self.model.training
+        def stop(): handle.remove(), last.remove()
+        # runs after an exception in the forward, too
+        last = self.model.register_forward_hook(lambda m,*_: stop() if m.training==mode else None, always_call=True)
+        return stop
 
     def _head(self, x):
         "What makes logits of the features, if the model has it as a part: the rest of a `Sequential`, or timm's `forward_head`"
@@ -256,11 +267,9 @@ class ClassActivation:
                 return seen[-1].clone()
             seen.append(t)
             return t
-        handle = self._hook(keep)
-        # runs after an exception in the forward, too
-        last = self.model.register_forward_hook(lambda *_: (handle.remove(), last.remove()) and None, always_call=True)
+        stop = self.tap(keep)
         def done(logits):
-            if not seen: return handle.remove() or last.remove()
+            if not seen: return stop()
             if self.head is None: return self._pass(seen[0], logits, x.shape)
             features = seen[0][:n].detach().requires_grad_()
             with eval_mode(self.model), torch.enable_grad(): return self._pass(features, _logits(self.head(features.clone()), self.model), x.shape)
