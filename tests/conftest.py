@@ -1,3 +1,8 @@
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import indent
+
 import matplotlib
 import pytest
 import torch
@@ -32,3 +37,56 @@ def toy():
         learn.logger = lambda *_: None
         return learn
     return make
+
+alone = '''
+import os, sys, torch
+import torch.distributed as dist
+from fastai.vision.all import *
+from fastai.distributed import *
+from accelerate import debug_launcher
+sys.path.insert(0, {tests!r})
+from conftest import Batches, toy_model
+from fastai_mix.all import *
+from fastai_mix.callback.branch import *
+import fastai_mix.callback.mix as mix
+
+def broadcast(self, t, rank):
+    t = torch.tensor(t)
+    dist.broadcast(t, rank)
+    return t.tolist()
+DistributedDL._broadcast = broadcast # fastai's goes through a GPU
+
+def fit(learn, n):
+    "Fit on as many processes as there are"
+    learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    if num_distrib()<2: return learn.fit(n)
+    with learn.distrib_ctx(sync_bn=False): learn.fit(n)
+
+def main():
+    world = max(1, num_distrib())
+    if world>1: os.environ['RANK'] = str(dist.get_rank()) # what fastai goes by; the launcher for CPUs leaves it out
+    ds = Batches(32, 3, 16, 'index')
+    if world==1: # each of two processes takes a half of the data, 8 at a time
+        order = torch.arange(32).view(2,2,8).transpose(0, 1).flatten()
+        ds.x,ds.t = ds.x[order],ds.t[order]
+    dls = DataLoaders.from_dsets(ds, ds, bs=16//world, device='cpu', num_workers=0, shuffle=False, shuffle_train=False, drop_last=False)
+    torch.manual_seed(0)
+    model = toy_model()
+    for i in (1,5,9): model[i] = nn.Identity() # norms see the part of one process, and dropout draws
+{code}
+if __name__=='__main__': main() if sys.argv[1]=='1' else debug_launcher(main, num_processes=int(sys.argv[1])) # gloo
+'''
+
+@pytest.fixture
+def in_processes(tmp_path):
+    "What `code` prints as rows of values, run by one process and by several with the same global batch; it has `dls`, `model`, `world`, `fit`"
+    def run(code, *ns):
+        (tmp_path/'alone.py').write_text(alone.format(tests=str(Path(__file__).parent), code=indent(code, ' '*4)))
+        res = []
+        for n in ns:
+            out = subprocess.run([sys.executable, str(tmp_path/'alone.py'), str(n)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+            assert not out.returncode, out.stderr
+            res.append([row.split()[1:] for row in out.stdout.splitlines() if row.startswith('OUT ')])
+        return res
+    return run

@@ -1,8 +1,5 @@
 "Every mix with every companion: it trains, the loss falls, nothing leaks, a second fit is like a first."
 import io
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +7,8 @@ import torch
 from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, Normalize,
     ProgressCallback, SaveModelCallback, ShowGraphCallback, accuracy, load_learner, nn, vision_learner)
 from conftest import toy_model
-from test_snapmix import CpuAutocast, Record, state
+from test_snapmix import CpuAutocast, CpuScaler, Record, state
+from fastai_mix.callback.branch import MidLevelBranch
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.mix import CutMix, MixUp, ramp
@@ -39,6 +37,9 @@ companions = {
     'csv': lambda: [CSVLogger()],
     'history': lambda: [History()],
     'resize': lambda: [ProgressiveResize(multiple_of=4)],
+    'branch': lambda: [MidLevelBranch()],
+    'fp16': lambda: [CpuScaler()],
+    'fp16+all': lambda: [CpuScaler(), GradientAccumulation(16), GradientClip(.5), MidLevelBranch(), ProgressiveResize(multiple_of=4)],
 }
 
 @pytest.mark.parametrize('companion', companions)
@@ -169,57 +170,23 @@ def test_tensorboard_writes_the_mixed_batch(mix, toy, leaves, tmp_path):
 def test_tensorboard_mix_alone_names_the_fix(toy):
     with pytest.raises(ValueError, match=r'learn.add_cb\(TensorBoardCallback\(log_dir\)\)'): toy(cbs=[SnapMix(), TensorBoardMix()]).fit(1)
 
-two = '''
-import sys, torch
-import torch.distributed as dist
-from fastai.vision.all import *
-from fastai.distributed import *
-sys.path.insert(0, {tests!r})
-from conftest import Batches, toy_model
-from fastai_mix.all import *
-
+def test_two_processes_are_one(in_processes):
+    "The loss of the first step of two processes is that of one with the same global batch"
+    one,two = in_processes('''
 class Fixed(SnapMix):
     "Boxes and partners that do not depend on how the batch is spread"
     def make_params(self, x):
         box = torch.tensor([[2,2,9,9]]).expand(len(x),4)
         return box,box+3
-    def change(self, x, y):
-        import fastai_mix.callback.mix as m
-        m.draw_partner = lambda n, how, device: torch.arange(n).view(-1,2).flip(1).reshape(-1)
-        return super().change(x, y)
-
+mix.draw_partner = lambda n, how, device: torch.arange(n).view(-1,2).flip(1).reshape(-1)
 class Out(Callback):
     order,run_valid = 70,False
     def after_batch(self):
         if self.learn.iter: return
         n,loss = torch.tensor(float(len(self.x))),self.learn.loss.detach()*len(self.x)
-        if num_distrib()>1: dist.all_reduce(n); dist.all_reduce(loss)
-        if not rank_distrib(): print('LOSS', f'{{(loss/n).item():.8f}}', flush=True)
-
-ds = Batches(32, 3, 16, 'index')
-world = max(1, num_distrib())
-dls = DataLoaders.from_dsets(ds, ds, bs=16//world, device='cpu', num_workers=0, shuffle=False, shuffle_train=False, drop_last=False)
-torch.manual_seed(0)
-model = toy_model()
-model[9] = nn.Identity()
-for i in (1,5): model[i] = nn.Identity()
-learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=[Fixed(), Out()])
-learn.remove_cb(ProgressCallback)
-learn.logger = noop
-if world>1:
-    with learn.distrib_ctx(sync_bn=False): learn.fit(1)
-else: learn.fit(1)
-'''
-
-def test_two_processes_are_one(tmp_path):
-    "The loss of the first step of two processes is that of one with the same global batch"
-    (tmp_path/'two.py').write_text(two.format(tests=str(Path(__file__).parent)))
-    def run(*cmd):
-        out = subprocess.run([sys.executable, *cmd, str(tmp_path/'two.py')], capture_output=True, text=True, timeout=300, cwd=tmp_path)
-        losses = [float(l.split()[1]) for l in out.stdout.splitlines() if l.startswith('LOSS')]
-        assert len(losses)==1, out.stdout+out.stderr
-        return losses[0]
-    one = run()
-    both = run('-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-               '--dynamo_backend', 'no', '--main_process_port', '0')
-    assert abs(one-both)<1e-5
+        if world>1: dist.all_reduce(n); dist.all_reduce(loss)
+        sys.stdout.write(f"OUT {world} {n.item()} {(loss/n).item():.8f}\\n")
+fit(Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=[Fixed(), Out()]), 1)
+''', 1, 2)
+    assert [o[:2] for o in one+two]==[['1','16.0'],['2','16.0'],['2','16.0']]
+    assert all(abs(float(one[0][2])-float(o[2]))<1e-5 for o in two)

@@ -235,12 +235,18 @@ class CpuAutocast(MixedPrecision):
     def after_step(self): pass
     def after_fit(self): pass
 
-def test_clean_forward_runs_under_the_autocast_of_the_step(toy):
+class CpuScaler(MixedPrecision):
+    "`to_fp16` with all its parts, on a CPU"
+    def before_fit(self):
+        self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=torch.float16),torch.amp.GradScaler('cpu', **self.kwargs),[]
+
+@pytest.mark.parametrize('precision,dtype', [(CpuAutocast,torch.bfloat16), (CpuScaler,torch.float16)])
+def test_clean_forward_runs_under_the_autocast_of_the_step(precision, dtype, toy):
     seen = []
-    learn = toy(cbs=[SnapMix(), CpuAutocast()])
+    learn = toy(cbs=[SnapMix(), precision()])
     learn.model[4].register_forward_hook(lambda m,i,o: seen.append((m.training, o.dtype)))
     learn.fit(1)
-    assert set(seen)>={(True,torch.bfloat16), (False,torch.bfloat16)}
+    assert set(seen)>={(True,dtype), (False,dtype)}
     assert not torch.is_autocast_enabled('cpu')
 
 def test_gradient_accumulation_divides_the_mixed_loss(toy):
