@@ -131,11 +131,14 @@ def test_watching_somebody_elses_forward(kind, name):
     x = torch.randn(3,3,size,size)
     act = ClassActivation(model)
     want = act(x, torch.tensor([0,2,1]))
-    done = act.watch(x)
-    assert (act.head is None)==('vit' in name)
     model.eval() # so that what is before the head is the same
     for m in model.modules():
         if isinstance(m, nn.Dropout): m.train()
+    done = act.watch(x)
+    assert (act.head is None)==('vit' in name)
+    model.training = True
+    model(x.flip(0)) # in another mode: not the forward that is meant
+    model.training = False
     got = done(model(x))
     torch.testing.assert_close(got.cam(torch.tensor([0,2,1])), want[0], atol=1e-5, rtol=1e-3)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -253,7 +253,7 @@ class ClassActivation:
                 return head
 
     def watch(self,
-        x:Tensor, # Pictures `[n,c,H,W]` that the next forward begins with
+        x:Tensor, # Pictures `[n,c,H,W]` that the next forward in the model's present mode begins with
     ): # A function of that forward's logits, giving the `CleanPass` of `x`; it gives None if a compiled model hid the features
         """Keep the features of the next forward, which is somebody else's, as it is made, and run only the head once more, in eval mode.
         A model without a head of its own is read through the logits of that forward."""
