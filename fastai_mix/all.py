@@ -2,6 +2,7 @@
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
+from .data.soft import *
 from .vision.box import *
 from .vision.cam import *
 from .vision.learner import *
@@ -10,5 +11,6 @@ from .callback.snapmix import *
 from .callback.gridmask import *
 from .callback.choice import *
 from .callback.resize import *
+from .callback.branch import *
 from .schedule import *
 from .interpret import *
