@@ -10,6 +10,7 @@ from .callback.mix import *
 from .callback.snapmix import *
 from .callback.gridmask import *
 from .callback.choice import *
+from .callback.plc import *
 from .callback.resize import *
 from .callback.branch import *
 from .schedule import *

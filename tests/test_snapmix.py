@@ -326,7 +326,7 @@ def test_echo_maps_are_those_of_the_clean_pictures(toy):
     cb,maps = learn.snap_mix,[]
     class Compare(Callback):
         order,run_valid = 60,False
-        def before_batch(self): self.x,self.y = cb.clean[:2]
+        def before_batch(self): self.x,self.y = cb.loaded,self.learn.y[:len(cb.loaded)]
         def after_loss(self):
             cam,logits = ClassActivation(self.learn.model, '6')(self.x, self.y)
             maps.append((cam, logits))

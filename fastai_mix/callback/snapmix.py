@@ -60,7 +60,17 @@ class SnapMix(MixCallback):
 @patch
 def before_fit(self:SnapMix):
     super(SnapMix, self).before_fit()
-    self.activation,self.seen = ClassActivation(self.learn.model, self.layer),None
+    self.activation,self.seen,self.kept = ClassActivation(self.learn.model, self.layer),None,None
+
+@patch
+def clean(self:SnapMix,
+    x:Tensor, # Pictures `[n,c,H,W]`
+)->CleanPass: # Features, logits and `cam` of a clean forward
+    "The clean forward of a batch, made once however many ask for it"
+    # the batch is kept, so no other can be at its address
+    if self.kept is None or self.kept[0].data_ptr()!=x.data_ptr() or self.kept[0].shape!=x.shape:
+        with autocast(self.learn): self.kept = x,self.activation.forward(x)
+    return self.kept[1]
 
 @patch
 def watch(self:SnapMix, x): self.seen = self.activation.watch(x) if self.map_scale==1 else None
@@ -83,10 +93,9 @@ def mix(self:SnapMix, x, y, partner):
     self.box,self.src_box = self.make_params(x)
     small = x if self.map_scale==1 else F.interpolate(x, scale_factor=self.map_scale, mode='bilinear', antialias=True)
     clean = None if self.seen is None else self.seen(self.pred)
-    if clean is not None: self.cam,self.logits = clean.cam(y),clean.logits[:len(y)].detach()
-    else:
-        with self.autocast(): self.cam,self.logits = self.activation(small, y)
-    self.seen = None
+    clean = clean or self.clean(small)
+    with autocast(self.learn): self.cam,self.logits = clean.cam(y),clean.logits[:len(y)].detach()
+    self.seen = self.kept = None
     out,w,w2 = snapmix(x, self.cam, partner, self.box, self.src_box)
     if self.same_label=='published':
         same = (y==y[partner]).reshape(len(y), -1).all(1)
@@ -96,4 +105,4 @@ def mix(self:SnapMix, x, y, partner):
 @patch
 def after_fit(self:SnapMix):
     super(SnapMix, self).after_fit()
-    self.activation = self.seen = None
+    self.activation = self.seen = self.kept = None
