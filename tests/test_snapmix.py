@@ -1,6 +1,7 @@
 "SnapMix against the published code, and what it must leave alone."
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_published_same_label(i, toy, monkeypatch):
     cb = SnapMix(same_label='published')
     learn = toy(cbs=cb)
     cb.before_fit()
-    monkeypatch.setattr(cb, 'activation', lambda x, y: (c.cam(), None))
+    monkeypatch.setattr(cb, 'clean', lambda x: SimpleNamespace(cam=lambda y: c.cam(), logits=torch.zeros(len(x), 1)))
     monkeypatch.setattr(cb, 'make_params', lambda x: (c.box_target.expand(len(x),4), c.box_source.expand(len(x),4)))
     mixed,w,w2 = cb.mix(c.x, c.y, c.perm)
     close(mixed, c.mixed), close(w, c.weight_a), close(w2, c.weight_b)
