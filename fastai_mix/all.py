@@ -6,6 +6,7 @@ from .data.soft import *
 from .vision.box import *
 from .vision.cam import *
 from .vision.learner import *
+from .vision.tta import *
 from .callback.mix import *
 from .callback.snapmix import *
 from .callback.gridmask import *
