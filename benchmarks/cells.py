@@ -105,8 +105,8 @@ def record():
         python=platform.python_version(), **{k: version(k) for k in ('torch','timm','fastai','fastai_mix')},
         command=shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *(Path(o).name if os.path.isabs(o) else o for o in sys.argv[1:])]))
 
-def read_table(data):
-    "Table with image_id, label and perhaps split, and where its pictures are; from a folder or a zip with labels.csv, or 'leaves'"
+def read_table(data, need=('image_id','label')):
+    "Table with the columns `need`, and where its pictures are; from a folder or a zip with labels.csv, or 'leaves'"
     if data=='leaves':
         from fastai_mix.data.leaves import leaf_data
         root = leaf_data()
@@ -118,7 +118,7 @@ def read_table(data):
         if not (root/'labels.csv').exists(): root = next((o for o in root.iterdir() if (o/'labels.csv').exists()), root)
     if not (root/'labels.csv').exists(): raise ValueError(f"--data {data}: expected 'leaves', or a folder or zip with labels.csv")
     df = pd.read_csv(io.BytesIO((root/'labels.csv').read_bytes()))
-    miss = {'image_id','label'}-set(df)
+    miss = set(need)-set(df)
     if miss: raise ValueError(f"labels.csv of {data} has no column {', '.join(sorted(miss))}: it has {', '.join(df)}")
     return df,root
 
