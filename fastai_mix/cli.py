@@ -65,7 +65,7 @@ def read_data(
         if split_col: df['split'] = table[split_col]
     else: raise ValueError(f"no such file or folder: {data}; --data takes a folder of class folders or a CSV")
     check_labels(df, 'label')
-    check_images(df.path)
+    require_images(df.path)
     return df.assign(label=df.label.astype(str))
 
 # %% ../nbs/40_cli.ipynb #1d9cfb71
