@@ -51,7 +51,7 @@ def check_labels(
     "ValueError if a label is missing or there is only one class"
     check_filled(df, label_col)
     if df[label_col].nunique()<2: raise ValueError(
-        f"{label_col!r} has a single class, {df[label_col].iloc[0]!r}: a classifier needs two" if len(df) else "the table is empty")
+        f"{label_col!r} has a single class, {df[label_col].tolist()[0]!r}: a classifier needs two" if len(df) else "the table is empty")
 
 # %% ../../nbs/02_data.check.ipynb #c1ce33f0
 def label_table(
@@ -296,7 +296,7 @@ def check_leaks(
     rows = "fold the table before rows are repeated" + ('' if id_col else "; if they are different rows, df.reset_index(drop=True)")
     if both := _shared(*ids): raise ValueError(f"{len(both)} identities of {name} are on both sides, the first {both[0]!r}: {rows}")
     if (again := ids[1][ids[1].duplicated()]).size:
-        raise ValueError(f"{again.size} rows to validate on are there twice by {name}, the first {list(again)[0]!r}: {rows}")
+        raise ValueError(f"{again.size} rows to validate on are there twice by {name}, the first {again.tolist()[0]!r}: {rows}")
     if group_col and (both := _shared(train[group_col], valid[group_col])):
         raise ValueError(f"{len(both)} groups of {group_col!r} are on both sides, the first {both[0]!r}: use add_folds(group_col={group_col!r})")
     if get_x is not None: _check_pictures(*(list(dict.fromkeys(picture_paths(o, get_x))) for o in (train,valid)), near)

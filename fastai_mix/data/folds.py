@@ -35,7 +35,7 @@ def _order(df, id_col, group_col):
     if not id_col: return np.arange(len(df))
     again = df[df[id_col].duplicated(keep=False)]
     if len(again) and (not group_col or (again.groupby(id_col)[group_col].nunique()>1).any()): raise ValueError(
-        f"{again[id_col].iloc[0]!r} and {again[id_col].nunique()-1} more identities of {id_col!r} stand for several rows that could come into "
+        f"{again[id_col].tolist()[0]!r} and {again[id_col].nunique()-1} more identities of {id_col!r} stand for several rows that could come into "
         f"different folds: drop the repeated rows, or give group_col={id_col!r}")
     return np.argsort(df[id_col].astype(str).to_numpy(dtype=str), kind='stable')
 
@@ -120,7 +120,7 @@ def show_folds(
         for i,j in np.ndindex(n.shape): ax.text(j, i, n.iat[i,j], ha='center', va='center', color='w' if abs(share[i,j]-1)>.6 else 'k', fontsize=9)
         ax.set_yticks(range(len(n)), n.index)
     else: ax.set_ylabel(f'{len(n)} classes')
-    ax.set_xticks(range(n.shape[1]), ['train\\nonly' if o==-1 else o for o in n.columns])
+    ax.set_xticks(range(n.shape[1]), ['train\nonly' if o==-1 else o for o in n.columns])
     ax.set_xlabel(col)
     ax.figure.colorbar(im, ax=ax, label='of an even share')
     return ax

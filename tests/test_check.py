@@ -1,0 +1,273 @@
+"Broken files of every kind, pictures that look alike, leaks, and the statistics of channels."
+import struct, warnings, zlib
+import numpy as np
+import pandas as pd
+import pytest
+from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem, ImageBlock, IndexSplitter, Normalize, Path, PILImageBW, Resize,
+                               aug_transforms, imagenet_stats)
+from hypothesis import given, settings, strategies as st
+from PIL import Image, ImageFile
+from fastai_mix.data.check import (_nearest, _similar, channel_stats, check_images, check_leaks, label_table, picture_groups,
+                                   plot_faults, require_images, unusable)
+
+def noise(seed=0, size=(64,48), grid=8):
+    "A picture with structure of its own"
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 255, (grid,grid,3), dtype=np.uint8)).resize(size, Image.BICUBIC)
+
+def cut(path, share=.6):
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data)*share)])
+
+def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind+data))
+
+def bomb(path, side):
+    "A PNG of a few bytes that says it is `side` pixels wide and high"
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0))
+                     + chunk(b'IDAT', zlib.compress(b'\0'*1000)) + chunk(b'IEND', b''))
+
+def exif(turn):
+    e = Image.Exif()
+    e[0x0112] = turn
+    return e
+
+def save(name, im, **kwargs):
+    def make(d): im.save(d/name, **kwargs); return d/name
+    return make
+
+def made(name, write):
+    def make(d): write(d/name); return d/name
+    return make
+
+def both(name, im, share=.6, **kwargs):
+    def make(d): p = save(name, im, **kwargs)(d); cut(p, share); return p
+    return make
+
+im = noise()
+cases = {
+    'jpeg':           (save('a.jpg', im), [], ''),
+    'png as jpg':     (save('a.jpg', im, format='png'), [], ''),
+    'grey':           (save('a.png', im.convert('L')), [], ''),
+    'upright':        (save('a.jpg', im, exif=exif(1)), [], ''),
+    'no such turn':   (save('a.jpg', im, exif=exif(0)), [], ''),
+    'two shots, MPO': (save('a.mpo', im, save_all=True, append_images=[noise(1)]), [], ''),
+    'gone':           (lambda d: d/'gone.jpg', ['missing'], 'No such file'),
+    'folder':         (made('a.jpg', Path.mkdir), ['missing'], 'directory'),
+    'zero bytes':     (made('a.jpg', lambda p: p.write_bytes(b'')), ['empty'], '0 bytes'),
+    'text':           (made('a.jpg', lambda p: p.write_text('<html>not found</html>')), ['not an image'], '<html>not fo'),
+    'zeros':          (made('a.jpg', lambda p: p.write_bytes(b'\0'*5000)), ['not an image'], ''),
+    'cut jpeg':       (both('a.jpg', im), ['truncated'], 'truncated'),
+    'cut png':        (both('a.png', im), ['truncated'], ''),
+    'cut gif':        (both('a.gif', im), ['truncated'], ''),
+    'cut webp':       (both('a.webp', im), None, ''), # Pillow sees it when opening or when decoding, by version
+    'cut tiff':       (both('a.tif', im, .8), None, ''),
+    'cut in header':  (both('a.png', im, .01), ['truncated'], ''),
+    'bomb':           (made('a.png', lambda p: bomb(p, 20000)), ['huge'], '400000000 pixels'),
+    'large':          (made('a.png', lambda p: bomb(p, 11000)), ['huge'], '11000×11000'),
+    'CMYK':           (save('a.jpg', im.convert('CMYK')), ['mode'], 'CMYK'),
+    '16 bits':        (save('a.png', Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16)*200)), ['mode'], '16 bits'),
+    'float':          (save('a.tif', Image.fromarray(np.asarray(im.convert('L'), np.float32))), ['mode'], '16 bits or more'),
+    'palette':        (save('a.png', im.quantize(16)), ['mode'], 'palette'),
+    'transparent':    (save('a.png', im.convert('RGBA')), ['mode'], 'transparency'),
+    'bilevel':        (save('a.png', im.convert('1')), ['mode'], '1 bit'),
+    'animated':       (save('a.gif', im, save_all=True, append_images=[noise(1), noise(2)]), ['mode'], '3 frames'),
+    'pages':          (save('a.tif', im, save_all=True, append_images=[noise(1)]), ['mode'], '2 frames'),
+    'tiny':           (save('a.jpg', im.resize((64,31))), ['tiny'], '64×31'),
+    'turned CMYK':    (save('a.jpg', im.convert('CMYK'), exif=exif(8)), ['mode','rotated'], 'CMYK'),
+    **{f'turn {k}':   (save('a.jpg', im, exif=exif(k)), ['rotated'], f'EXIF orientation {k}') for k in range(2, 9)},
+}
+
+def look(*args, **kwargs): return check_images(*args, progress=False, **kwargs)
+
+@pytest.mark.parametrize('name', cases)
+def test_one_file(name, tmp_path):
+    make,expected,detail = cases[name]
+    path = make(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        faults = look([path])
+    if expected is None: assert len(faults)==1 and faults.fault[0] in ('truncated','not an image')
+    else: assert faults.fault.tolist()==expected
+    assert not len(faults) or detail in faults.detail[0]
+    if set(faults.fault)&set(unusable):
+        with pytest.raises(ValueError, match='1 of 1 pictures cannot be used'): require_images([path])
+    else: require_images([path])
+
+def test_large_but_not_refused_by_pillow_may_be_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000) # Pillow warns above, and refuses above the double
+    im.save(tmp_path/'a.png')
+    assert look([tmp_path/'a.png']).fault.tolist()==['huge']
+    require_images([tmp_path/'a.png'])
+    assert look([tmp_path/'a.png'], max_pixels=4000).fault.tolist()==[]
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(ValueError, match='huge'): require_images([tmp_path/'a.png'])
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
+    assert look([tmp_path/'a.png']).fault.tolist()==[]
+
+def test_pillow_told_to_load_truncated_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
+    assert look([cases['cut jpeg'][0](tmp_path)]).fault.tolist()==['truncated']
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+@pytest.fixture
+def pictures(tmp_path):
+    "Ten pictures; 3 is 2 again, 5 is 4 saved anew at half the size, 7 and 6 are equal with two labels"
+    for i in range(10): noise(i).save(tmp_path/f'{i}.jpg')
+    for new,old in ((3,2), (7,6)): (tmp_path/f'{new}.jpg').write_bytes((tmp_path/f'{old}.jpg').read_bytes())
+    noise(4, (800,600)).save(tmp_path/'4.jpg')
+    Image.open(tmp_path/'4.jpg').resize((120,90)).save(tmp_path/'5.jpg', quality=60)
+    return pd.DataFrame({'id': list('abcdefghij'), 'path': [tmp_path/f'{i}.jpg' for i in range(10)], 'label': ['x']*7+['y']+['x']*2})
+
+def test_pictures_that_are_the_same(pictures):
+    faults = look(pictures, label_col='label', id_col='id')
+    assert list(zip(faults.id, faults.fault, [getattr(o, 'name', None) for o in faults.other]))==[('d','duplicate','2.jpg'), ('h','duplicate','6.jpg'),
+        ('g','conflicting labels','7.jpg'), ('h','conflicting labels','6.jpg'), ('f','near duplicate','4.jpg')]
+    assert "'x' here, 'y' at" in faults.detail[2]
+    assert look(pictures, near=None).fault.tolist()==['duplicate']*2
+    again = look(pictures, label_col='label', near=32, id_col='id', n_workers=0)
+    pd.testing.assert_frame_equal(again, faults)
+    pd.testing.assert_frame_equal(look(pictures, lambda r: str(r.path), label_col='label', id_col='id'), faults)
+
+def test_near_duplicate_with_another_label_says_so(pictures):
+    pictures.loc[5,'label'] = 'y'
+    assert "which is 'x' and this 'y'" in look(pictures, label_col='label').query("fault=='near duplicate'").detail.item()
+
+def test_drop(pictures):
+    def kept(drop, **kwargs): return ''.join(look(pictures, label_col='label', drop=drop, **kwargs).id)
+    assert kept(True)=='abcefij'
+    assert kept('duplicate')=='abcefgij'
+    assert kept(['near duplicate','conflicting labels'])=='abcdeij'
+    assert ''.join(look(pictures, drop=True).id)=='abcefgij' # no labels, no conflicts
+    pd.testing.assert_frame_equal(look(pictures[:3], drop=True), pictures[:3])
+    twice = pictures.set_index(pd.Index([0]*10))
+    assert ''.join(look(twice, drop='duplicate').id)=='abcefgij'
+    with pytest.raises(ValueError, match="drop names 'blur'"): look(pictures, drop=['blur'])
+    with pytest.raises(ValueError, match="give label_col"): look(pictures, drop=['conflicting labels'])
+
+def test_one_file_in_two_rows(pictures):
+    faults = look(pd.concat([pictures[:2]]*2, ignore_index=True))
+    assert faults.fault.tolist()==['duplicate']*2 and faults.id.tolist()==[2,3]
+
+def test_order_of_several_labels_is_no_conflict(pictures):
+    t = pictures.iloc[[6,7]].assign(label=['x y','y x'])
+    assert look(t, label_col='label', label_delim=' ').fault.tolist()==['duplicate']
+    assert look(t, label_col='label').fault.tolist()==['duplicate']+['conflicting labels']*2
+
+def test_pictures_of_16_bits_are_compared_by_all_of_them(tmp_path):
+    for i in range(2): Image.fromarray(np.asarray(noise(i).convert('L')).astype(np.uint16)*100+2000).save(tmp_path/f'{i}.png')
+    assert look(sorted(tmp_path.iterdir())).fault.tolist()==['mode']*2
+
+def test_faults_have_a_picture(pictures, tmp_path):
+    import matplotlib.pyplot as plt
+    faults = look([*pictures.path, tmp_path/'gone.jpg'])
+    plot_faults(faults)
+    assert [ax.get_title().split('\n')[0] for ax in plt.gcf().axes if ax.get_title()]==['missing','duplicate (2)','duplicate (2)','near duplicate']
+    plt.close()
+    plot_faults(faults[:0])
+
+def test_wrong_arguments(pictures):
+    with pytest.raises(ValueError, match="no column 'file'"): look(pictures, 'file')
+    with pytest.raises(ValueError, match="no column 'name'"): look(pictures, id_col='name')
+    with pytest.raises(ValueError, match="near=500"): look(pictures, near=500)
+    assert look(pictures.assign(path=None)).fault.tolist()==['missing']*10
+    assert len(look([]))==0
+
+bits = st.integers(1, 40).flatmap(lambda n: st.lists(st.integers(0, 5), min_size=n, max_size=n))
+
+@given(bits, st.integers(0, 2**31), st.integers(0, 12))
+@settings(max_examples=60, deadline=None)
+def test_search_for_similar_hashes(which, seed, near):
+    rng = np.random.default_rng(seed)
+    base = rng.choice([-1,1], (6,64)).astype(np.int8)
+    b = base[which]*np.where(rng.random((len(which),64))<.08, -1, 1).astype(np.int8)
+    d = (b[:,None]!=b[None]).sum(-1)
+    assert set(zip(*_similar(b, near, chunk=7)))==set(zip(*np.nonzero(d<=near)))
+    at,far = _nearest(b, b, before=True, chunk=7)
+    assert far[0]==np.inf and all(far[i]==d[i,:i].min()==d[i,at[i]] and at[i]<i for i in range(1, len(b)))
+    at,far = _nearest(b[:5], b[::-1], chunk=3)
+    assert (far==0).all()
+
+def test_groups_of_pictures(pictures):
+    g = picture_groups(pictures)
+    assert g.tolist()==[0,1,2,2,3,3,4,4,5,6]
+    assert picture_groups(pictures, near=None).tolist()==[0,1,2,2,3,4,5,5,6,7]
+    tree = pictures.assign(tree=[0,1,1,2,2,3,4,5,6,6])
+    assert picture_groups(tree, group_col='tree').tolist()==[0,1,1,1,1,1,2,2,3,3] # 1-2 by tree, 2-3 by bytes, 3-4 by tree, 4-5 by look
+    with pytest.raises(ValueError, match='1 of 11 pictures are missing'): picture_groups(pd.concat([pictures, pictures[:1].assign(path='/none.jpg')]))
+
+def leaks(t, valid, **kwargs):
+    held = t.index.isin(valid)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        check_leaks(t[~held], t[held], get_x='path', **kwargs)
+    return [str(w.message) for w in said]
+
+def test_leaks(pictures):
+    assert leaks(pictures, [2,3,4,5,6,7], id_col='id')==[]
+    with pytest.raises(ValueError, match=r'1 pictures are on both sides, the first \S*2.jpg and \S*3.jpg'): leaks(pictures, [3])
+    with pytest.raises(ValueError, match='pictures are on both sides'): leaks(pictures, [3], near=None)
+    said = leaks(pictures, [4])
+    assert len(said)==1 and '1 of 1 pictures to validate on' in said[0] and '4.jpg and' in said[0]
+    assert leaks(pictures, [4], near=None)==[]
+    with pytest.raises(ValueError, match="2 identities of 'id' are on both sides, the first 'a'"): leaks(pictures.assign(id=list('abcdefghab')), [0,1], id_col='id')
+    with pytest.raises(ValueError, match="1 groups of 'tree' are on both sides, the first 3"): leaks(pictures.assign(tree=[1,2,3,3,4,4,5,5,6,7]), [3], group_col='tree')
+    with pytest.raises(ValueError, match="2 identities of the index are on both sides.*reset_index"):
+        check_leaks(pictures[:5], pd.concat([pictures[3:]]))
+    with pytest.raises(ValueError, match="1 rows to validate on are there twice by 'id', the first 'j'"): leaks(pictures.assign(id=list('abcdefghjj')), [8,9], id_col='id')
+    with pytest.raises(ValueError, match="no column 'patient'"): leaks(pictures, [3], group_col='patient')
+
+def test_picture_changed_on_disk_is_read_again(pictures):
+    rest = pictures.drop(index=[3,7])
+    assert leaks(rest, [4,5])==[]
+    noise(0).save(rest.path[9])
+    with pytest.raises(ValueError, match='both sides'): leaks(rest, [4,5,9])
+
+def test_unreadable_pictures_do_not_stop_the_leak_check(pictures):
+    cut(pictures.path[0])
+    pictures.path[1].write_bytes(b'')
+    assert leaks(pictures, [1,2,3,4,5,6,7])==[]
+
+# ---- labels
+
+def test_label_table_forms_agree():
+    t = pd.DataFrame({'s': ['a b','b','','c'], 'l': [['a','b'],['b'],[],['c']], 'a': [1,0,0,0], 'b': [True,True,False,False], 'c': [0.,0,0,1]})
+    want = [[1,1,0],[0,1,0],[0,0,0],[0,0,1]]
+    for got in (label_table(t, 's', ' '), label_table(t, 'l'), label_table(t, ['a','b','c'])):
+        assert got.astype(int).to_numpy().tolist()==want and list(got.columns)==['a','b','c'] and got.dtypes.eq(bool).all()
+    assert label_table(t.assign(n=[3,1,3,2]), 'n').columns.tolist()==[1,2,3]
+    with pytest.raises(ValueError, match="'a' holds nan"): label_table(t.assign(a=[1,None,0,0]), ['a','b'])
+    with pytest.raises(ValueError, match="no label in 's'"): label_table(t.assign(s=['a',None,'','c']), 's', ' ')
+
+# ---- channel_stats
+
+@pytest.fixture
+def coloured(tmp_path):
+    for i in range(13): noise(i, (50,40)).save(tmp_path/f'{i}.png')
+    return pd.DataFrame({'path': [tmp_path/f'{i}.png' for i in range(13)], 'label': list('ab')*6+['a']})
+
+def truth(df, mode='RGB'):
+    x = np.concatenate([np.asarray(Image.open(p).convert(mode)).reshape(-1, len(mode)) for p in df.path])/255
+    return x.mean(0),x.std(0)
+
+@pytest.mark.parametrize('tfms', ['none','normalize','augmented'])
+def test_channel_stats(coloured, tfms):
+    batch = dict(none=None, normalize=[Normalize.from_stats(*imagenet_stats, cuda=False)], augmented=[*aug_transforms(do_flip=True, max_lighting=.9, p_lighting=1.),
+                 Normalize.from_stats(*imagenet_stats, cuda=False)])[tfms]
+    block = DataBlock((ImageBlock, CategoryBlock), splitter=IndexSplitter([0,5]), get_x=ColReader('path'), get_y=ColReader('label'),
+                      item_tfms=[DihedralItem(), Resize((40,50))] if tfms=='augmented' else None, batch_tfms=batch)
+    dls = block.dataloaders(coloured, bs=4, num_workers=0, device='cpu') # 11 pictures: the last batch is short
+    mean,std = channel_stats(dls, progress=False)
+    want = truth(coloured.drop(index=[0,5]))
+    assert np.abs(np.subtract(mean, want[0])).max()<1e-6 and np.abs(np.subtract(std, want[1])).max()<1e-6
+    assert channel_stats(dls, progress=False)==(mean,std)
+    assert sum(isinstance(o, Normalize) for o in dls.train.after_batch.fs)==(tfms!='none')
+    assert sum(isinstance(o, Normalize) for o in dls.valid.after_batch.fs)==(tfms!='none')
+
+def test_channel_stats_of_one_channel(coloured):
+    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), splitter=IndexSplitter([0]), get_x=ColReader('path'), get_y=ColReader('label'))
+    mean,std = channel_stats(block.dataloaders(coloured, bs=4, num_workers=0, device='cpu'), progress=False)
+    want = truth(coloured[1:], 'L')
+    assert len(mean)==1 and abs(mean[0]-want[0][0])<1e-6 and abs(std[0]-want[1][0])<1e-6
+
+def test_channel_stats_needs_fastai_datasets(toy):
+    with pytest.raises(ValueError, match='dls.train_ds is a Batches'): channel_stats(toy().dls)
