@@ -57,6 +57,13 @@ def test_order_of_rows_does_not_matter(t, random, how):
     assert folds_by_id(df.iloc[order], **args)==expected
     assert folds_by_id(df.iloc[order].reset_index(drop=True), **args)==expected
 
+def test_nothing_is_warned_of():
+    df = pd.DataFrame({'label': list('ab')*50, 'tags': ['a b','a','b','']*25, 'tree': np.arange(100)//5})
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for kwargs in (dict(), dict(group_col='tree'), dict(label_col=None), dict(label_col='tags', label_delim=' '), dict(label_col='tags', label_delim=' ', group_col='tree')):
+            FoldSplitter(0, oversample=None if kwargs.get('label_col', 1) is None else 'sqrt')(add_folds(df, **{'label_col': 'label', **kwargs}))
+
 def test_seed_matters_and_kind_of_id_does_not():
     df = pd.DataFrame({'label': list('ab')*50, 'id': range(100)})
     a,b = folds_by_id(df, 'label'),folds_by_id(df, 'label', seed=1)

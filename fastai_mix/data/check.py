@@ -11,7 +11,6 @@ __all__ = ['image_faults', 'unusable', 'check_columns', 'check_filled', 'check_l
 # %% ../../nbs/02_data.check.ipynb #1f36f9fc
 import textwrap,warnings
 from contextlib import contextmanager
-from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
 
@@ -265,18 +264,18 @@ def require_images(
     raise ValueError(f"{len(faults)} of {len(paths)} pictures cannot be used: {some}{more}. Mend the files or drop their rows")
 
 # %% ../../nbs/02_data.check.ipynb #36702e5d
-@lru_cache(1<<18)
-def _kept(path, size, mtime, near): return _probe(path, near=near)[1:]
+_known = {} # what files held, by path, size, time of change and whether they were looked at or just read
 
 def _hashes(paths, near):
     "Digest and bits, None for what does not open, of each of `paths`"
     lost = [p for p in paths if not p.is_file()]
     if lost: raise ValueError(f"{len(lost)} of {len(paths)} pictures are missing, the first {lost[0]}: check_images names them all")
-    keys = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
-    if not near:
-        sizes = Counter(k[1] for k in keys)
-        keys = [k if sizes[k[1]]>1 else None for k in keys]
-    with _strict(): return list(parallel(lambda k: _kept(*k, near) if k else (None,None), keys, threadpool=True, progress=near and len(keys)>1000))
+    keys = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns, near) for p in paths]
+    sizes = Counter(k[1] for k in keys)
+    todo = [k for k in dict.fromkeys(keys) if k not in _known and (near or sizes[k[1]]>1)]
+    with _strict(): found = parallel(lambda k: _probe(k[0], near=near)[1:], todo, threadpool=True, progress=len(todo)>1000)
+    _known.update(zip(todo, found))
+    return [_known.get(k, (None,None)) for k in keys]
 
 def _shared(a, b): return sorted(set(a)&set(b), key=str)
 

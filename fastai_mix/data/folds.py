@@ -83,7 +83,7 @@ def add_folds(
         fold = of[unit]
     else:
         fold,splitter = np.full(len(df), -1),(StratifiedGroupKFold if group_col else StratifiedKFold)(n_splits, **args)
-        for k,(_,valid) in enumerate(splitter.split(rows, has[rows].argmax(1), unit[rows])): fold[rows[valid]] = k
+        for k,(_,valid) in enumerate(splitter.split(rows, has[rows].argmax(1), unit[rows] if group_col else None)): fold[rows[valid]] = k
     empty = set(range(n_splits))-set(fold)
     if empty: raise ValueError(f"fold {min(empty)} came out empty, as {keep.sum()} {'groups' if group_col else 'rows'} are few: use n_splits={n_splits-len(empty)}")
     res = df.assign(**{col: fold[np.argsort(order)]})
