@@ -49,8 +49,8 @@ def check_labels(
 ):
     "ValueError if a label is missing or there is only one class"
     check_filled(df, label_col)
-    if df[label_col].nunique()<2: raise ValueError(
-        f"{label_col!r} has a single class, {df[label_col].tolist()[0]!r}: a classifier needs two" if len(df) else "the table is empty")
+    if not len(df): raise ValueError("the table is empty")
+    if df[label_col].nunique()<2: raise ValueError(f"{label_col!r} has a single class, {df[label_col].tolist()[0]!r}: a classifier needs two")
 
 # %% ../../nbs/02_data.check.ipynb #c1ce33f0
 def label_table(
@@ -61,8 +61,8 @@ def label_table(
     "Which picture has which label; ValueError if that cannot be told"
     if not isinstance(label_col, str) and is_listy(label_col):
         check_columns(df, *label_col)
-        bad = [c for c in label_col if not df[c].isin([0,1]).all()]
-        if bad: raise ValueError(f"{bad[0]!r} holds {next(v for v in df[bad[0]] if v not in (0,1))!r}: expected 0 or 1 in a column of one class")
+        for c in label_col:
+            if bad := [v for v in df[c] if v not in (0,1)]: raise ValueError(f"{c!r} holds {bad[0]!r}: expected 0 or 1 in a column of one class")
         return df[list(label_col)].astype(bool)
     check_filled(df, label_col)
     cells = df[label_col].str.split(label_delim).map(lambda o: [k for k in o if k]) if label_delim else df[label_col]
@@ -78,13 +78,14 @@ image_faults = ['missing', 'empty', 'not an image', 'truncated', 'huge', 'mode',
 unusable = image_faults[:5]
 
 # %% ../../nbs/02_data.check.ipynb #7f56f558
-_modes = {'CMYK': 'CMYK', 'P': 'palette', 'PA': 'palette', 'RGBA': 'transparency', 'LA': 'transparency', '1': '1 bit a pixel'}
+_modes = {'CMYK': 'CMYK', 'P': 'palette', 'PA': 'palette', 'RGBA': 'transparency', 'LA': 'transparency', '1': '1 bit a pixel',
+          'I': '16 bits or more', 'F': '16 bits or more'}
 
 def _oddity(im):
     "What of the mode of `im` is lost in 8-bit RGB; None for nothing"
     frames = 1 if im.format=='MPO' else getattr(im, 'n_frames', 1) # a camera's MPO is one photograph and its preview
     if frames>1: return f'animated, {frames} frames'
-    if im.mode not in ('RGB','L','YCbCr'): return f"{'16 bits or more' if im.mode[0] in 'IF' else _modes.get(im.mode, 'unusual')} (mode {im.mode})"
+    if im.mode not in ('RGB','L','YCbCr'): return f"{_modes.get(im.mode.split(';')[0], 'unusual')} (mode {im.mode})"
 
 def _bits(im):
     "Perceptual hash of picture `im`: 256 numbers, -1 or 1"
@@ -94,7 +95,7 @@ def _bits(im):
     return (imagehash.phash(im, hash_size=16).hash.ravel()*2-1).astype(np.int8)
 
 def _probe(path, min_side=0, max_pixels=None, near=True):
-    "Faults of the file `path` as (fault, detail); unless it is unusable, digest of its bytes and, if `near`, bits of its perceptual hash"
+    "Faults of the file `path` as (fault, detail); if it can be used, digest of its bytes and, with `near`, bits of its perceptual hash"
     try: data = Path(path).read_bytes()
     except OSError as e: return [('missing', e.strerror)],None,None
     if not data: return [('empty', '0 bytes')],None,None
@@ -196,10 +197,10 @@ def check_images(
     min_side:int=32, # Pixels; a picture with a shorter side is tiny
     max_pixels:int=None, # A picture with more is huge; None: 89 million, where Pillow starts to warn of decompression bombs
     near:int=32, # Near duplicates differ in up to this many of the perceptual hash's 256 bits; None: no look for them
-    drop:bool|list=None, # Return the clean table instead: without the rows that have these faults; True: unusable, duplicate, conflicting labels
+    drop:bool|list=None, # Faults: return the table without their rows instead; True: those in `unusable`, duplicate, conflicting labels
     n_workers:int=defaults.cpus, # Threads that read the files
     progress:bool=True, # Show a bar
-)->pd.DataFrame: # Faults: columns id, path, fault (one of `image_faults`), detail, other (path of the picture it equals); with `drop`, rows of `df`
+)->pd.DataFrame: # Columns id, path, fault (see `image_faults`), detail, other (path of the picture it equals); with `drop`, rows of `df`
     "What is wrong with the pictures of a table"
     if not isinstance(df, pd.DataFrame): df = pd.DataFrame({'path': list(df)})
     drops = [*unusable,'duplicate','conflicting labels'] if drop is True else L(drop or None)
@@ -211,7 +212,8 @@ def check_images(
     if id_col: check_columns(df, id_col)
     paths,ids = picture_paths(df, get_x),list(df[id_col] if id_col else df.index)
     labels = None if label_col is None else _label_names(df, label_col, label_delim)
-    with _strict(): found = parallel(_probe, paths, min_side=min_side, max_pixels=max_pixels, near=near is not None, n_workers=n_workers, threadpool=True, progress=progress)
+    probe = partial(_probe, min_side=min_side, max_pixels=max_pixels, near=near is not None)
+    with _strict(): found = parallel(probe, paths, n_workers=n_workers, threadpool=True, progress=progress)
     rows = [(i,fault,detail,None) for i,(faults,_,_) in enumerate(found) for fault,detail in faults]
     rows = sorted([*rows, *_twins(found, paths, near, labels)], key=lambda o: (image_faults.index(o[1]), o[0]))
     if drops: return df.iloc[sorted(set(range(len(df)))-{i for i,fault,*_ in rows if fault in drops})]
@@ -238,12 +240,14 @@ def plot_faults(
     counts = faults.fault.value_counts()
     some = faults.groupby('fault', sort=False).head(n)
     if not len(some): return print('no faults')
-    fig,axs = plt.subplots(math.ceil(len(some)/ncols), ncols, figsize=(ncols*imsize, math.ceil(len(some)/ncols)*imsize*1.3), squeeze=False)
+    nrows = math.ceil(len(some)/ncols)
+    fig,axs = plt.subplots(nrows, ncols, figsize=(ncols*imsize, nrows*imsize*1.3), squeeze=False)
     for ax in axs.flat: ax.set_axis_off()
     for ax,o in zip(axs.flat, some.itertuples()):
         tile = None if o.fault in unusable else _tile(o.path, o.other if isinstance(o.other, Path) else None)
         if tile is not None: ax.imshow(tile)
-        else: ax.text(.5, .5, '\n'.join(textwrap.wrap(o.detail, 18)[:6]), ha='center', va='center', transform=ax.transAxes, fontsize=7, color='firebrick')
+        else: ax.text(.5, .5, '\n'.join(textwrap.wrap(o.detail, 18)[:6]), ha='center', va='center', transform=ax.transAxes,
+                      fontsize=7, color='firebrick')
         ax.set_box_aspect(1 if tile is None else tile.shape[0]/tile.shape[1])
         ax.add_patch(plt.Rectangle((0,0), 1, 1, transform=ax.transAxes, fill=False, ec='silver'))
         ax.set_title(f"{o.fault}{f' ({counts[o.fault]})' if counts[o.fault]>1 else ''}\n{o.path.name[-24:]}", fontsize=8)
@@ -297,7 +301,8 @@ def check_leaks(
     if (again := ids[1][ids[1].duplicated()]).size:
         raise ValueError(f"{again.size} rows to validate on are there twice by {name}, the first {again.tolist()[0]!r}: {rows}")
     if group_col and (both := _shared(train[group_col], valid[group_col])):
-        raise ValueError(f"{len(both)} groups of {group_col!r} are on both sides, the first {both[0]!r}: use add_folds(group_col={group_col!r})")
+        raise ValueError(f"{len(both)} groups of {group_col!r} are on both sides, the first {both[0]!r}: "
+            f"use add_folds(group_col={group_col!r})")
     if get_x is not None: _check_pictures(*(list(dict.fromkeys(picture_paths(o, get_x))) for o in (train,valid)), near)
 
 def _check_pictures(train, valid, near):
@@ -305,13 +310,14 @@ def _check_pictures(train, valid, near):
     a,b = ({d: (p,bits) for p,(d,bits) in zip(*o) if d is not None} for o in ((train, found), (valid, found[len(train):])))
     fix = "give add_folds a group_col, such as the column of picture_groups"
     if both := [d for d in b if d in a]:
-        raise ValueError(f"{len(both)} pictures are on both sides, the first {a[both[0]][0]} and {b[both[0]][0]}: drop one of each, or {fix}")
+        raise ValueError(f"{len(both)} pictures are on both sides, the first {a[both[0]][0]} and {b[both[0]][0]}: "
+            f"drop one of each, or {fix}")
     if near is None or not a or not b: return
     (pa,ha),(pb,hb) = (zip(*o.values()) for o in (a,b))
     at,far = _nearest(hb, ha)
     close = [f'{pb[j]} and {pa[at[j]]}' for j in np.argsort(far, kind='stable') if far[j]<=near]
-    if close: warnings.warn(f"{len(close)} of {len(pb)} pictures to validate on look like one to train on, the closest {'; '.join(close[:3])}: "
-        f"if they are the same, {fix}")
+    if close: warnings.warn(f"{len(close)} of {len(pb)} pictures to validate on look like one to train on, "
+        f"the closest {'; '.join(close[:3])}: if they are the same, {fix}")
 
 # %% ../../nbs/02_data.check.ipynb #8ddf127a
 def picture_groups(

@@ -35,8 +35,8 @@ def _order(df, id_col, group_col):
     if not id_col: return np.arange(len(df))
     again = df[df[id_col].duplicated(keep=False)]
     if len(again) and (not group_col or (again.groupby(id_col)[group_col].nunique()>1).any()): raise ValueError(
-        f"{again[id_col].tolist()[0]!r} and {again[id_col].nunique()-1} more identities of {id_col!r} stand for several rows that could come into "
-        f"different folds: drop the repeated rows, or give group_col={id_col!r}")
+        f"{again[id_col].tolist()[0]!r} and {again[id_col].nunique()-1} more identities of {id_col!r} stand for several rows "
+        f"that could come into different folds: drop the repeated rows, or give group_col={id_col!r}")
     return np.argsort(df[id_col].astype(str).to_numpy(dtype=str), kind='stable')
 
 def _common(has, classes, n_splits, what, rare):
@@ -68,12 +68,14 @@ def add_folds(
     "Stratified folds, by group if there is `group_col`, by iterative stratification if pictures have several labels"
     _check_fold_args(df, label_col, n_splits, group_col, col, id_col, label_delim, rare)
     order = _order(df, id_col, group_col)
-    table = label_table(df, label_col, label_delim) if label_col is not None else pd.DataFrame(np.ones((len(df),1), bool), columns=['all'])
+    if label_col is None: table = pd.DataFrame(np.ones((len(df),1), bool), columns=['all'])
+    else: table = label_table(df, label_col, label_delim)
     has = table.to_numpy()[order]
     unit = pd.factorize(df[group_col].iloc[order])[0] if group_col else np.arange(len(df))
     of_unit = np.zeros((unit.max()+1, has.shape[1]), bool)
     np.logical_or.at(of_unit, unit, has)
-    keep = _common(of_unit, table.columns, n_splits, 'groups' if group_col else 'rows', rare)
+    what = 'groups' if group_col else 'rows'
+    keep = _common(of_unit, table.columns, n_splits, what, rare)
     rows,args = np.flatnonzero(keep[unit]),dict(shuffle=True, random_state=seed)
     if (has.sum(1)!=1).any() or is_listy(label_col):
         units = np.flatnonzero(keep)
@@ -85,7 +87,7 @@ def add_folds(
         fold,splitter = np.full(len(df), -1),(StratifiedGroupKFold if group_col else StratifiedKFold)(n_splits, **args)
         for k,(_,valid) in enumerate(splitter.split(rows, has[rows].argmax(1), unit[rows] if group_col else None)): fold[rows[valid]] = k
     empty = set(range(n_splits))-set(fold)
-    if empty: raise ValueError(f"fold {min(empty)} came out empty, as {keep.sum()} {'groups' if group_col else 'rows'} are few: use n_splits={n_splits-len(empty)}")
+    if empty: raise ValueError(f"fold {min(empty)} came out empty, as {keep.sum()} {what} are few: use n_splits={n_splits-len(empty)}")
     res = df.assign(**{col: fold[np.argsort(order)]})
     res.attrs['add_folds'] = dict(label_col=label_col, label_delim=label_delim, id_col=id_col, group_col=group_col)
     return res
@@ -117,7 +119,8 @@ def show_folds(
     if ax is None: ax = plt.subplots(figsize=(1.6+.75*n.shape[1], .8+.32*min(len(n), 40)))[1]
     im = ax.imshow(share, cmap='PuOr', vmin=0, vmax=2, aspect='auto')
     if len(n)<=40:
-        for i,j in np.ndindex(n.shape): ax.text(j, i, n.iat[i,j], ha='center', va='center', color='w' if abs(share[i,j]-1)>.6 else 'k', fontsize=9)
+        for i,j in np.ndindex(n.shape):
+            ax.text(j, i, n.iat[i,j], ha='center', va='center', color='w' if abs(share[i,j]-1)>.6 else 'k', fontsize=9)
         ax.set_yticks(range(len(n)), n.index)
     else: ax.set_ylabel(f'{len(n)} classes')
     ax.set_xticks(range(n.shape[1]), ['train\nonly' if o==-1 else o for o in n.columns])
@@ -136,7 +139,8 @@ def _factors(n, how, up):
                 f"{name}={{{k!r}: {v!r}}}: expected " + ("a multiple of 1 or more" if up else "a share above 0 and up to 1"))
         return pd.Series({k: float(how.get(k, 1)) for k in n.index})
     if not (how in ('balance','sqrt') if isinstance(how, str) else isinstance(how, Integral) and not isinstance(how, bool) and how>0):
-        raise ValueError(f"{name}={how!r}: expected a dict such as {{'rust': {3 if up else .5}}}, 'balance', 'sqrt' or a whole number of rows")
+        raise ValueError(f"{name}={how!r}: expected a dict such as {{'rust': {3 if up else .5}}}, 'balance', 'sqrt' or "
+            "a whole number of rows")
     n = n[n>0]
     end = n.max() if up else n.min()
     goal = end if how=='balance' else (n*end)**.5 if how=='sqrt' else how

@@ -18,10 +18,12 @@ from .folds import _columns, _need_labels
 def _resampled(df, who, how, fold, col, label_col, label_delim, seed):
     o = _columns(df, label_col=label_col, label_delim=label_delim)
     _need_labels(o.label_col, who)
-    if fold is None and col in df: raise ValueError(f"the table has a column {col!r}: say which fold validates, fold=0 for the first, so that its rows stay as they are")
+    if fold is None and col in df: raise ValueError(f"the table has a column {col!r}: say which fold validates, fold=0 for the first, "
+        "so that its rows stay as they are")
     if fold is not None:
         check_filled(df, col, 'fold')
-        if fold==-1 or not (df[col]==fold).any(): raise ValueError(f"fold={fold!r} has no rows to validate on: {col!r} holds {', '.join(map(repr, sorted(set(df[col]))[:12]))}")
+        if fold==-1 or not (df[col]==fold).any(): raise ValueError(f"fold={fold!r} has no rows to validate on: "
+            f"{col!r} holds {', '.join(map(repr, sorted(set(df[col]))[:12]))}")
     held = np.zeros(len(df), bool) if fold is None else (df[col]==fold).to_numpy()
     train = np.flatnonzero(~held)
     train = train[draw_rows(label_table(df, o.label_col, o.label_delim).iloc[train], **{who: how}, seed=seed)]
