@@ -8,7 +8,7 @@ from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageFile
 from fastai_mix.data.check import (_nearest, _similar, channel_stats, check_images, check_leaks, label_table, picture_groups,
-                                   plot_faults, require_images, unusable)
+                                   plot_faults, require_images, unusable_faults)
 
 def noise(seed=0, size=(64,48), grid=8):
     "A picture with structure of its own"
@@ -89,7 +89,7 @@ def test_one_file(name, tmp_path):
     if expected is None: assert len(faults)==1 and faults.fault[0] in ('truncated','not an image')
     else: assert faults.fault.tolist()==expected
     assert not len(faults) or detail in faults.detail[0]
-    if set(faults.fault)&set(unusable):
+    if set(faults.fault)&set(unusable_faults):
         with pytest.raises(ValueError, match='1 of 1 pictures cannot be used'): require_images([path])
     else: require_images([path])
 

@@ -19,7 +19,7 @@ from .check import *
 
 # %% ../../nbs/03_data.folds.ipynb #4da2c879
 def _check_fold_args(df, label_col, n_splits, group_col, col, id_col, label_delim, rare):
-    if not isinstance(n_splits, int) or n_splits<2: raise ValueError(f"n_splits={n_splits!r}: expected a whole number, 2 or more")
+    if not isinstance(n_splits, Integral) or n_splits<2: raise ValueError(f"n_splits={n_splits!r}: expected a whole number, 2 or more")
     if rare not in ('error','train'): raise ValueError(f"rare={rare!r}: expected 'error' or 'train'")
     if col in (*L(label_col), group_col, id_col): raise ValueError(f"col={col!r} would overwrite a column that is read: give another name")
     if group_col: check_filled(df, group_col, 'group')
