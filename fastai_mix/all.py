@@ -2,6 +2,7 @@
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
+from .data.sampling import *
 from .data.soft import *
 from .vision.box import *
 from .vision.cam import *
