@@ -139,7 +139,7 @@ def learner_state(
         if _by_dict(cb) and not is_plain(cb.state_dict()):
             raise TypeError(f"{type(cb).__name__}.state_dict() holds more than numbers, strings, tensors, and lists or dictionaries of them")
     return dict(
-        model=dict(model.state_dict()), opt=opt.state_dict(), frozen_idx=opt.frozen_idx,
+        model=dict(model.state_dict()), opt=opt.state_dict(),
         trained=[p.requires_grad for p in ps], grads=[None if p.grad is None else p.grad if p.grad.any() else 0 for p in ps],
         rng=get_random_states(), dls=[dl.rng.getstate() if hasattr(dl, 'rng') else None for dl in learn.dls.loaders],
         loss=dict(learn.loss_func.state_dict()) if _by_dict(learn.loss_func) else None,
@@ -164,7 +164,6 @@ def load_learner_state(
     model.load_state_dict(state['model'])
     opt.load_state_dict(state['opt'])
     if isinstance(opt, Optimizer): opt.hypers = L(opt.hypers)
-    opt.frozen_idx = state['frozen_idx']
     for p,rg,g in zip(model.parameters(), state['trained'], state['grads']):
         p.requires_grad_(rg)
         p.grad = None if g is None else torch.zeros_like(p) if isinstance(g, int) else g.to(p.device)

@@ -40,6 +40,15 @@ class Generators(Callback):
     def before_batch(self):
         if self.training: self.learn.xb = (self.x*(1+.1*self.py.random()+.1*self.np.random()) + .1*torch.rand(self.x.shape, generator=self.torch),)
 
+class Thaw(Callback):
+    "Train the body from the second epoch on"
+    def before_epoch(self):
+        if self.epoch==1: self.learn.unfreeze()
+
+def thawed(learn):
+    learn.freeze()
+    learn.fit_one_cycle(3)
+
 def lr_between(learn):
     learn.fit_one_cycle(2)
     with learn.no_bar(): lr = learn.lr_find(num_it=12, show_plot=False).valley
@@ -63,6 +72,7 @@ cases = {
     'best model':   (dict(cbs=lambda: SaveModelCallback('accuracy')), lambda l: (l.fit(3, 5e-2), l.fit(1))),
     'search':       (dict(), lr_between),
     'frozen later': (dict(splitter=split, wd=.1), frozen_later),
+    'thaw':         (dict(splitter=split, cbs=Thaw), thawed),
     'torch AdamW':  (dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), lambda l: l.fit_one_cycle(3)),
     'sgd':          (dict(opt_func=partial(SGD, mom=.9)), lambda l: l.fit_one_cycle(3)),
     'state_dict':   (dict(cbs=Noise), lambda l: l.fit_one_cycle(3)),
