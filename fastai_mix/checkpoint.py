@@ -126,6 +126,8 @@ def _set_state(o, state):
 
 def _kept_cbs(learn): return learn.cbs.filter(lambda cb: not isinstance(cb, ProgressCallback)).sorted('order')
 
+def _rngs(learn): return [getattr(vars(dl).get('dl', dl), 'rng', None) for dl in learn.dls.loaders] # DistributedDL has another inside
+
 def _shapes(state): return {k:list(v.shape) for k,v in state.items()}
 
 def learner_state(
@@ -141,7 +143,7 @@ def learner_state(
     return dict(
         model=dict(model.state_dict()), opt=opt.state_dict(),
         trained=[p.requires_grad for p in ps], grads=[None if p.grad is None else p.grad if p.grad.any() else 0 for p in ps],
-        rng=get_random_states(), dls=[dl.rng.getstate() if hasattr(dl, 'rng') else None for dl in learn.dls.loaders],
+        rng=get_random_states(), dls=[rng.getstate() if rng else None for rng in _rngs(learn)],
         loss=dict(learn.loss_func.state_dict()) if _by_dict(learn.loss_func) else None,
         scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
         learn={k:getattr(learn, k) for k in ('train_iter','pct_train','smooth_loss','final_record') if hasattr(learn, k)},
@@ -171,8 +173,8 @@ def load_learner_state(
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
     for k,v in state['learn'].items(): setattr(learn, k, v)
     for cb,(_,s) in zip(cbs, state['cbs']): _set_state(cb, s)
-    for dl,s in zip(learn.dls.loaders, state['dls']):
-        if s: dl.rng.setstate(s)
+    for rng,s in zip(_rngs(learn), state['dls']):
+        if s: rng.setstate(s)
     cuda = state['rng']['torch_cuda_state']
     if len(cuda)!=torch.cuda.device_count(): state['rng']['torch_cuda_state'] = torch.cuda.get_rng_state_all()
     set_random_states(**state['rng'])
@@ -184,8 +186,9 @@ class ResumableFits:
         learn:Learner, # Whose fits
         path:str|Path, # Folder of checkpoints, `fit0.safetensors` and so on
         comment:str='', # Shown with the bar
+        like:list=None, # Number of epochs each fit must have; None: any
     ):
-        self.learn,self.path,self.comment = learn,Path(path),comment
+        self.learn,self.path,self.comment,self.like = learn,Path(path),comment,like
         self.nth,self.rows,self.seconds,self.plans = -1,[],0.,[]
 
     @property
@@ -204,6 +207,8 @@ class ResumableFits:
         if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn) # undoes itself
         self.nth += 1
         self.plans.append(self.plan())
+        if self.like and self.like[self.nth:self.nth+1]!=[learn.n_epoch]: raise ValueError(f"fit {self.nth} has {learn.n_epoch} epochs, "
+            f"but others before had fits of {' and '.join(map(str, self.like))}: train all in the same way, in another folder if in another way")
         self.file,self.start,mbar = self.path/f'fit{self.nth}.safetensors',time.perf_counter(),getattr(getattr(learn, 'progress', None), 'mbar', None)
         if mbar: mbar.main_bar.comment = self.comment
         done = self.resume(mbar) if self.file.exists() else 0
@@ -220,6 +225,7 @@ class ResumableFits:
         rec,now = self.learn.recorder,time.perf_counter()
         if len(rec.log)==len(rec.metric_names): self.rows.append(dict(fit=self.nth, **dict(zip(rec.metric_names, rec.log))))
         self.seconds,self.start = self.seconds+now-self.start,now
+        if rank_distrib(): return # of several processes that train one model, the first writes
         save_state(self.file, dict(done=done, ended=ended, plan=self.plans[-1], rows=self.rows, seconds=self.seconds, learner=learner_state(self.learn)))
 
     def resume(self, mbar=None):
@@ -242,9 +248,10 @@ def resumable(
     learn:Learner, # Made in the same way every time, from the same seed
     path:str|Path, # Folder of checkpoints: one file a fit, weights and optimizer; remove it when done
     comment:str='', # Shown with the bar
+    like:list=None, # Number of epochs each fit must have, as other folds had; None: any
 )->ResumableFits: # Its `history` has all epochs
     "In this block each epoch of a fit of `learn` is kept in `path`, and not trained again if it is there"
-    fits = ResumableFits(learn, path, comment)
+    fits = ResumableFits(learn, path, comment, like)
     fits.path.mkdir(parents=True, exist_ok=True)
     learn._do_fit = fits # events cannot tell a fit from a validation
     try: yield fits
