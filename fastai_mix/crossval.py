@@ -9,7 +9,7 @@ __all__ = ['score_probs', 'score_table', 'CrossVal', 'blend', 'fit_weights', 'En
 
 # %% ../nbs/31_crossval.ipynb #af9f4f4c
 import hashlib,json,os,platform,shutil,socket,threading,time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from importlib.metadata import version
 
 import cloudpickle
@@ -78,10 +78,12 @@ class CrossVal:
         fold_col:str='fold', # Column of folds
         id_col:str=None, # Column of unique names of rows; None: what `add_folds` was told, or the index
         seed:int=0, # Fold k is trained from the random seed `seed`+k
+        **kwargs # Passed to `DataBlock.dataloaders`, if there is a DataBlock: `bs`, `num_workers`
     ):
         store_attr('df,fold_col,label_col,seed')
-        self.path,self.id_col = Path(path),id_col or df.attrs.get('add_folds', {}).get('id_col')
-        if isinstance(get_dls, DataBlock): get_dls = partial(_block_dls, get_dls, fold_col)
+        self.path,self.id_col = Path(path).absolute(),id_col or df.attrs.get('add_folds', {}).get('id_col')
+        if isinstance(get_dls, DataBlock): get_dls = partial(_block_dls, get_dls, fold_col, **kwargs)
+        elif kwargs: raise ValueError(f"{_first(kwargs)}: unknown, or for the DataLoaders, which get_dls makes by itself")
         if isinstance(get_learner, str): get_learner = partial(vision_learner, arch=get_learner, metrics=accuracy)
         for f,name,args in ((get_dls,'get_dls','(df, fold)'), (get_learner,'get_learner','(dls)')):
             if not callable(f): raise ValueError(f"{name} is a {type(f).__name__}: expected a function {name}{args}")
@@ -120,6 +122,10 @@ class CrossVal:
 
     def _dir(self, k): return self.path/f'fold_{k}'
     def _info(self, k): return json.loads((self._dir(k)/'fold.json').read_text())
+    def _check_folds(self, folds):
+        bad = [k for k in folds if k not in self.folds]
+        if bad: raise ValueError(f"there is no fold {_first(bad)}: {self.fold_col!r} has {', '.join(map(str, self.folds))}")
+
     def done(self,
         fold:int, # A fold
     )->bool:
@@ -140,13 +146,13 @@ class CrossVal:
             try: return (self._dir(fold)/'holder.txt').read_text()
             except FileNotFoundError: return 'another process'
 
-def _block_dls(block, fold_col, df, fold):
+def _block_dls(block, fold_col, df, fold, **kwargs):
     "DataLoaders of `block`, validated on a fold"
-    block = copy(block)
+    block = copy(block) # whose `dataloaders` is still the method of the one that was copied
     split = getattr(block.splitter, '__func__', None)
-    kwargs = split.keywords if isinstance(split, partial) and 'fold' in split.keywords else {} # a FoldSplitter: as it was told
-    block.splitter = FoldSplitter(**{**kwargs, 'fold':fold, 'col':fold_col})
-    return block.dataloaders(df)
+    told = split.keywords if isinstance(split, partial) and 'fold' in split.keywords else {} # to a FoldSplitter
+    block.splitter = FoldSplitter(**{**told, 'fold':fold, 'col':fold_col})
+    return type(block).dataloaders(block, df, **kwargs)
 
 # %% ../nbs/31_crossval.ipynb #97466077
 def _row_ids(cv, dl, what):
@@ -155,6 +161,9 @@ def _row_ids(cv, dl, what):
     if not isinstance(items, pd.DataFrame): raise ValueError(f"the items to {what} are {type(items).__name__}, so which rows they are cannot be told: "
         "make the DataLoaders of the table, DataBlock(...).dataloaders(df)")
     return pd.Index((items[cv.id_col] if cv.id_col else items.index).astype(str))
+
+@patch
+def _labels_of(self:CrossVal, rows): return pd.Series(self.df[self.label_col].astype(str).values, self.ids)[rows].values
 
 @patch
 def _check_dls(self:CrossVal, dls, k):
@@ -166,21 +175,22 @@ def _check_dls(self:CrossVal, dls, k):
     if len(lack) or len(more) or rows.duplicated().any(): raise ValueError(f"get_dls(df, {k}) must validate on the {len(want)} rows of fold {k} and no others, once each, "
         f"but {len(lack)} are missing ({_first(lack)}) and {len(rows)-len(want)+len(lack)} too many ({_first(more)}): splitter=FoldSplitter(fold)")
     vocab = list(getattr(dls, 'vocab', None) or [])
+    taken = [o for o in vocab if str(o) in ('id','label','fold')]
+    if taken: raise ValueError(f"a class is called {taken[0]!r}, as is a column of `oof.csv`: give it another name")
     unknown = sorted(set(self.df[self.label_col].astype(str))-set(map(str, vocab)))
     if unknown: raise ValueError(f"the DataLoaders of fold {k} do not know the label {_first(unknown)}: their vocab is {_first(vocab) or 'empty'}; "
         f"give it, CategoryBlock(vocab=sorted(df[{self.label_col!r}].unique()))")
+    y = dls.valid.dataset.tls[-1]
+    bad = [i for i,a,b in zip(rows, self._labels_of(rows), y) if b.ndim==0 and a!=str(vocab[int(b)])]
+    if bad: raise ValueError(f"{len(bad)} rows have another label in the DataLoaders than in {self.label_col!r} ({_first(bad)}): name the column they validate on in label_col")
     return rows,list(map(str, vocab))
 
 @patch
 def _predict_fold(self:CrossVal, learn, rows, vocab):
     "Probabilities of the rows validated on, in the order of `rows`"
     act = None if hasattr(learn.loss_func, 'activation') else partial(torch.softmax, dim=-1)
-    with learn.no_bar(): probs,targs = learn.get_preds(act=act)
-    labels = pd.Series(self.df[self.label_col].astype(str).values, self.ids)[rows]
-    if targs.ndim==1:
-        bad = rows[labels.values!=np.array(vocab)[targs.numpy()]]
-        if len(bad): raise ValueError(f"{len(bad)} rows have another label in the DataLoaders than in {self.label_col!r} ({_first(bad)}): name the column they validate on in label_col")
-    return pd.DataFrame(probs.numpy(), columns=vocab).assign(**{'id':rows, 'label':labels.values})[['id','label',*vocab]]
+    with learn.no_bar(): probs = learn.get_preds(act=act)[0]
+    return pd.DataFrame(probs.numpy(), columns=vocab).assign(id=rows, label=self._labels_of(rows))[['id','label',*vocab]]
 
 def _norm(dls): return [np.asarray(o.cpu()).ravel().round(6).tolist() for f in dls.valid.after_batch.fs if isinstance(f, Normalize) for o in (f.mean,f.std)]
 
@@ -192,7 +202,7 @@ def _train(self:CrossVal, fit_fn, k, bar=True):
     if rank_distrib(): return self._train_locked(fit_fn, k, bar) # the first of the processes of one model has the lock
     self._dir(k).mkdir(exist_ok=True)
     lock = FileLock(self._dir(k)/'.lock')
-    try: lock.acquire(timeout=0)
+    try: lock.acquire(timeout=.2) # `holder` has it for a moment
     except Timeout: return False
     holder = self._dir(k)/'holder.txt'
     try:
@@ -246,9 +256,8 @@ def fit(self:CrossVal,
     "Train the folds that are not done, from their last epoch on"
     folds = self.folds if folds is None else list(folds)
     if not callable(fit_fn): raise ValueError(f"fit_fn is a {type(fit_fn).__name__}: expected a function of a Learner, such as lambda learn: learn.fine_tune(5)")
-    bad = [k for k in folds if k not in self.folds]
-    if bad: raise ValueError(f"there is no fold {_first(bad)}: {self.fold_col!r} has {', '.join(map(str, self.folds))}")
-    if isinstance(executor, ThreadPoolExecutor): raise ValueError("folds in threads of one process would share the random states: use a ProcessPoolExecutor")
+    self._check_folds(folds)
+    if isinstance(executor, futures.ThreadPoolExecutor): raise ValueError("folds in threads of one process would share the random states: use a ProcessPoolExecutor")
     if executor:
         todo = [k for k in folds if not self.done(k)]
         tasks = [executor.submit(_task, cloudpickle.dumps((self, fit_fn, k))) for k in todo]
@@ -277,7 +286,7 @@ def _read(self:CrossVal, name, **kwargs):
 def vocab(self:CrossVal)->list: # As they are in the column of labels
     "The classes, in the order of the probabilities"
     vocabs = [self._info(k)['vocab'] for k in self.folds if self.done(k)]
-    if not vocabs: self._read('fold.json')
+    if not vocabs: raise ValueError("no fold is done: call `fit`")
     if any(o!=vocabs[0] for o in vocabs): raise ValueError("the folds have their classes in different orders: give them one, CategoryBlock(vocab=...), and train again")
     label = {str(o):o for o in self.df[self.label_col].unique()}
     return [label.get(o, o) for o in vocabs[0]]
@@ -362,7 +371,7 @@ def fit_weights(
 class Ensemble:
     "Networks that predict together"
     def __init__(self,
-        groups:list, # For each way of reading pictures: a Learner, whose callbacks and loss serve all; its networks; a function from items to a `DataLoader`
+        groups:list, # For each way of reading pictures: a Learner, whose network is the first and whose callbacks and loss serve all; the other networks; a function from items to a `DataLoader`
         vocab:list, # The classes
         how:str='mean', # See `blend`
         weights=None, # Share of each network, in the order of the groups; None: equal
@@ -372,7 +381,7 @@ class Ensemble:
         if how not in _hows: raise ValueError(f"how={how!r}: expected {', '.join(map(repr, _hows))}")
         store_attr()
 
-    def __len__(self): return sum(len(nets) for _,nets,_ in self.groups)
+    def __len__(self): return sum(1+len(nets) for _,nets,_ in self.groups)
     def __repr__(self): return f'Ensemble of {len(self)} networks, {self.how}'
 
     def predict(self,
@@ -392,7 +401,8 @@ def learner(self:CrossVal,
     fold:int, # A fold that is done
 )->Learner:
     "The Learner of a fold, with its weights, and DataLoaders that validate on its rows"
-    if fold not in self.folds or not self.done(fold): self._read('fold.json') if fold in self.folds else self.fit(noop, [fold])
+    self._check_folds([fold])
+    if not self.done(fold): raise ValueError(f"fold {fold} is not done: call `fit`")
     with no_random(self.seed+fold, reproducible=False): learn = self.get_learner(self.get_dls(self.df, fold))
     load_model(learn.model, self._dir(fold)/'model.safetensors', device=str(next(learn.model.parameters()).device))
     learn.model.eval()
@@ -560,6 +570,6 @@ def load_ensemble(
             with no_random(): net = get_model() if get_model else _kinds[g['net']['kind']](g['net']['name'], len(o['vocab']))
             load_model(net, folder/f)
             nets.append(net.to(default_device()).eval())
-        learn = Learner(DataLoaders(device=default_device()), nets[0], loss_func=_losses[g['activation']]())
+        learn = Learner(DataLoaders(DataLoader([]), device=default_device()), nets[0], loss_func=_losses[g['activation']]())
         groups.append((learn, nets[1:], get_dl or partial(_recipe_dl, g['input'])))
     return Ensemble(groups, o['vocab'], o['how'], o['weights'])
