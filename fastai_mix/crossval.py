@@ -110,6 +110,7 @@ class CrossVal:
             folds=self.folds, digest=hashlib.sha256(rows.encode()).hexdigest())
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path/'.lock'):
+            for f in self.path.glob('.*.part'): f.unlink() # of a process that was killed while it wrote
             file = self.path/'config.json'
             if file.exists():
                 was = json.loads(file.read_text())
@@ -209,7 +210,7 @@ def _train(self:CrossVal, fit_fn, k, bar=True):
         if self.done(k): return True
         if not _busy.acquire(blocking=False): raise ValueError("two folds at a time in one process would share the random states: use processes with one thread each")
         try:
-            for f in self._dir(k).glob('**/.*.part'): f.unlink() # of a process that was killed while it wrote
+            for f in self._dir(k).glob('**/.*.part'): f.unlink()
             write_atomic(holder, lambda f: f.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"))
             self._train_locked(fit_fn, k, bar)
         finally: _busy.release()
