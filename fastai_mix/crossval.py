@@ -8,7 +8,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/crossval.html.md"""
 __all__ = ['score_probs', 'score_table', 'CrossVal', 'blend', 'fit_weights', 'Ensemble', 'load_ensemble']
 
 # %% ../nbs/31_crossval.ipynb #af9f4f4c
-import hashlib,json,os,platform,shutil,socket,threading,time
+import hashlib,json,os,platform,shutil,socket,time
 from concurrent import futures
 from importlib.metadata import version
 
@@ -72,7 +72,7 @@ class CrossVal:
     def __init__(self,
         df:pd.DataFrame, # A table, a row a picture, with columns of labels and folds, see `add_folds`; fold -1 is for training only
         get_dls:Callable|DataBlock, # `get_dls(df, fold)`: DataLoaders that validate on the rows of a fold; or a DataBlock for `df`
-        get_learner:Callable|str, # `get_learner(dls)`: a new Learner; or the name of a network for `vision_learner`
+        get_learner:Callable|str, # `get_learner(dls)`: a new Learner, with callbacks of its own; or the name of a network for `vision_learner`
         path:str|Path, # Folder of this run; the same one to go on with it
         label_col:str='label', # Column of labels, one a row
         fold_col:str='fold', # Column of folds
@@ -195,7 +195,7 @@ def _predict_fold(self:CrossVal, learn, rows, vocab):
 
 def _norm(dls): return [np.asarray(o.cpu()).ravel().round(6).tolist() for f in dls.valid.after_batch.fs if isinstance(f, Normalize) for o in (f.mean,f.std)]
 
-_busy = threading.Lock()
+_busy = {} # what this process is training
 
 @patch
 def _train(self:CrossVal, fit_fn, k, bar=True):
@@ -205,15 +205,15 @@ def _train(self:CrossVal, fit_fn, k, bar=True):
     lock = FileLock(self._dir(k)/'.lock')
     try: lock.acquire(timeout=.2) # `holder` has it for a moment
     except Timeout: return False
-    holder = self._dir(k)/'holder.txt'
+    holder,me = self._dir(k)/'holder.txt',object()
     try:
         if self.done(k): return True
-        if not _busy.acquire(blocking=False): raise ValueError("two folds at a time in one process would share the random states: use processes with one thread each")
+        if _busy.setdefault('fold', me) is not me: raise ValueError("two folds at a time in one process would share the random states: use processes with one thread each")
         try:
             for f in self._dir(k).glob('**/.*.part'): f.unlink()
             write_atomic(holder, lambda f: f.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"))
             self._train_locked(fit_fn, k, bar)
-        finally: _busy.release()
+        finally: _busy.clear()
         return True
     finally:
         holder.unlink(missing_ok=True)
@@ -226,6 +226,7 @@ def _train_locked(self:CrossVal, fit_fn, k, bar):
         dls = self.get_dls(self.df, k)
         rows,vocab = self._check_dls(dls, k)
         learn = self.get_learner(dls)
+        if bar and not rank_distrib(): print(f'fold {k}')
         learn.path = folder # a callback that saves models must not meet another fold's
         like = next((self._info(j)['n_epoch'] for j in self.folds if self.done(j)), None)
         with ContextManagers([] if bar else [learn.no_bar(), learn.no_logging()]), resumable(learn, folder/'checkpoints', f'fold {k}', like) as fits:
