@@ -15,5 +15,7 @@ from .callback.choice import *
 from .callback.plc import *
 from .callback.resize import *
 from .callback.branch import *
+from .checkpoint import *
 from .schedule import *
+from .crossval import *
 from .interpret import *
