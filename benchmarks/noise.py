@@ -22,12 +22,12 @@ warnings.filterwarnings('ignore')
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, TrainEvalCallback, Recorder, set_seed
+from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, TrainEvalCallback, Recorder, set_seed
 import fastai.callback.schedule
 from fastcore.script import call_parse, store_true
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
-from accuracy import Tell, compare, verdict
+from accuracy import compare, verdict
 from cells import Batches, Results, decode, figures, normalize, pick_seeds, plan, predict, read_table, record, run_cells
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.callback.snapmix import SnapMix
@@ -78,6 +78,15 @@ class Data:
         "Indices to train on and to score; the same for every seed"
         i,test = train_test_split(np.arange(len(self.x)), test_size=2000, stratify=self.true, random_state=0)
         return train_test_split(i, test_size=1000, stratify=self.true[i], random_state=1) if tune else (i,test)
+
+class Tell(Callback):
+    "Report progress over all epochs and count the pictures trained on"
+    order = 70
+    def __init__(self, tell): self.tell,self.n = tell,0
+    def after_batch(self):
+        if not self.training: return
+        self.n += len(self.pred)
+        self.tell((self.learn.epoch+(self.learn.iter+1)/self.n_iter)/self.n_epoch)
 
 class Numbers:
     "A dataset of positions with their targets"

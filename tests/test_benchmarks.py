@@ -84,3 +84,23 @@ def test_augmentation_without_a_cut_is_the_picture_or_its_mirror():
 def test_ece():
     assert cells.ece(np.array([[1.,0]]*4), np.array([0,0,1,1]))==.5
     assert cells.ece(np.array([[.75,.25]]*4), np.array([0,0,0,1]))==0
+
+@pytest.mark.parametrize('kind', ['type1','type2','type3'])
+def test_noise_that_depends_on_the_picture(kind):
+    noise = pytest.importorskip('noise')
+    rng = np.random.default_rng(0)
+    post = rng.dirichlet(np.full(10, .3), 8000)
+    y = post.argmax(1)
+    new = noise.type_noise(post, y, kind)
+    second = np.where(np.eye(10, dtype=bool)[y], -1, post).argmax(1)
+    flipped = new!=y
+    assert abs(flipped.mean()-.35)<.02 and (new[flipped]==second[flipped]).all()
+    gap = post.max(1)-np.sort(post)[:,-2]
+    assert gap[flipped].mean()<gap[~flipped].mean()-.02
+
+def test_quality_of_labels():
+    noise = pytest.importorskip('noise')
+    given,now,true = torch.tensor([0,0,1,1,2]),torch.tensor([1,0,1,2,2]),torch.tensor([1,1,1,1,2])
+    q = noise.quality(given, now, true)
+    assert q==pytest.approx(dict(label_before=.6, label_after=.6, changed=.4, precision=.5, recall=.5))
+    assert noise.quality(given, given, true)['precision'] is None

@@ -15,7 +15,8 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 
 from test_snapmix import Syncs, state
-from fastai_mix.all import (CutMix, GridMask, MixCallback, MixChoice, MixUp, ProgressiveLabelCorrection, ProgressiveResize, SnapMix, correct_labels)
+from fastai_mix.all import (CutMix, GridMask, MixCallback, MixChoice, MixUp, ProgressiveLabelCorrection, ProgressiveResize, SnapMix, correct_labels,
+    resumable)
 
 golden = Path(__file__).parent/'golden'/'plc.npz'
 
@@ -308,6 +309,27 @@ def test_goes_on_after_a_kill(toy, tmp_path, when):
     pd.testing.assert_frame_equal(again.labels, plc.labels)
     pd.testing.assert_frame_equal(again.history, plc.history)
     assert plc.labels.times.sum()>5, plc.history
+
+@pytest.mark.parametrize('when', ['batch','epoch','pass'])
+def test_resumable_trainings_keep_corrections(toy, tmp_path, when):
+    "Interrupted in the third of four epochs and run again: labels, history and weights of the training that was not"
+    class Stop(Callback):
+        order,epochs = 90,[] # of the class: no state
+        def after_loss(self):
+            if self.training and self.learn.epoch in self.epochs and self.learn.iter==2: raise KeyboardInterrupt
+    def make(*stop):
+        Stop.epochs = stop
+        learn = toy(cbs=[ProgressiveLabelCorrection((.05,.01), warmup=0., when=when, most=2), SnapMix(p=.5), Stop()])
+        learn.dls.train.dataset.t[::3] = (learn.dls.train.dataset.y[::3]+1)%3
+        return learn
+    whole = make()
+    with resumable(whole, tmp_path/'whole'): whole.fit(4, .01)
+    with pytest.raises(KeyboardInterrupt), resumable(learn := make(2), tmp_path/'run'): learn.fit(4, .01)
+    with resumable(learn := make(), tmp_path/'run'): learn.fit(4, .01)
+    want,got = whole.progressive_label_correction,learn.progressive_label_correction
+    pd.testing.assert_frame_equal(got.labels, want.labels)
+    pd.testing.assert_frame_equal(got.history, want.history)
+    assert want.labels.times.sum() and all(torch.equal(a, b) for a,b in zip(learn.model.state_dict().values(), whole.model.state_dict().values()))
 
 @pytest.mark.parametrize('kwargs,names', [(dict(), {'model'}), (dict(at_end=True), {'model'}), (dict(every_epoch=2), {'model_0','model_2'})], ids=str)
 def test_saved_beside_checkpoints(toy, tmp_path, kwargs, names):
