@@ -144,7 +144,7 @@ def test_copies_in_one_batch_get_one_label():
         def __init__(self): super().__init__(); self.b = nn.Parameter(torch.zeros(3))
         def forward(self, x): return torch.randn(len(x), 3)*9+self.b
     idxs = [i for i in range(10) for _ in range(4)]
-    plc = ProgressiveLabelCorrection(.05, warmup=0, most=9)
+    plc = ProgressiveLabelCorrection(.05, warmup=0, most=9, max_change=1.)
     class Same(Callback):
         order,run_valid = 56,False
         def after_pred(self):
@@ -201,7 +201,7 @@ def test_snapmix_shares_its_forward(toy):
 @pytest.mark.parametrize('mix', [None, CutMix(), SnapMix(), CutMix(echo=True), GridMask(p=1.)], ids=str)
 def test_corrected_labels_are_what_is_mixed_and_trained_on(toy, mix):
     "A certain, wrong model: after the first batch every label is the predicted one, and so are the labels in the loss"
-    learn = toy(cbs=[ProgressiveLabelCorrection(.5, warmup=0), *([mix] if mix else [])], lr=0.)
+    learn = toy(cbs=[ProgressiveLabelCorrection(.5, warmup=0, max_change=1.), *([mix] if mix else [])], lr=0.)
     learn.model[-1].weight.data.zero_()
     learn.model[-1].bias.data = tensor([9.,0,0])
     class Zero(Callback):
@@ -269,11 +269,11 @@ def test_protection_and_limits(toy):
         learn.model[-1].bias.data = tensor([9.,0,0])
         learn.fit(2)
         return plc
-    assert len(run().changed)==21
+    assert len(run(max_change=1.).changed)==21 and len(run().changed)==16
     assert not run(protect=[1,4]).changed.index.isin([1,4]).any()
     assert set(run(protect_classes=['class1']).changed.given)=={'class2'}
     for when in ('batch','epoch','pass'): assert len(run(max_change=.25, when=when).changed)==8
-    plc = run()
+    plc = run(max_change=1.)
     plc.undo([1,4]), plc.undo(2)
     assert set(plc.labels.index[plc.labels.given==plc.labels.current])>={1,2,4}
     plc.learn.fit(1)

@@ -126,8 +126,9 @@ class off_last:
 def autocast(
     learn:Learner, # Any
 ): # A context manager
-    "The autocast a batch is going to run under: `MixedPrecision` enters it only after a mix"
-    return next((cb.autocast for cb in learn.cbs if isinstance(cb, MixedPrecision)), nullcontext())
+    "The autocast a batch is going to run under, unless it does already: `MixedPrecision` enters it only after a mix"
+    cast = next((cb.autocast for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
+    return nullcontext() if cast is None or torch.is_autocast_enabled(cast.device) else cast # entered twice, it would not be left
 
 class BatchCallback(Callback):
     "Change the pictures of a training batch with chance `p`; a subclass says how in `change`"

@@ -63,7 +63,7 @@ class ProgressiveLabelCorrection(Callback):
         least:float=.001, # theta_rule='paper': share of corrected labels under which it goes, above 0 to 1; .001 in the authors' code
         window:int=5, # when='epoch': number of epochs averaged; the authors' code has 5
         most:int=1, # Changes of one row's label at most
-        max_change:float=1., # Share of the rows whose labels may differ from the given ones, above 0 to 1; the largest gaps go first
+        max_change:float=.5, # Share of the rows whose labels may differ from the given ones, above 0 to 1; the largest gaps go first. Beyond a half it is the model that is wrong
         protect=None, # Rows never touched (a trusted set): values of the index, or of `id_col`
         protect_classes=None, # Classes whose given labels are never touched, by name
         id_col:str=None, # Column that tells rows apart; None: the index of the table
@@ -271,7 +271,7 @@ def _read(self:ProgressiveLabelCorrection, logits):
     "Use a batch's predictions: at once, or keep them for the end of the epoch"
     p,rows = self._probs(logits),self.rows
     same = rows[:,None]==rows # copies of a row in one batch are judged together
-    p = same.float()@p/same.sum(1, keepdim=True)
+    with torch.autocast(p.device.type, enabled=False): p = same.float()@p/same.sum(1, keepdim=True)
     if self.when=='epoch':
         if self.learn.iter==0: self.past = (self.past + [torch.full((len(self.keys), p.shape[1]), torch.nan, device=p.device)])[-self.window:]
         self.past[-1][rows] = p
