@@ -18,7 +18,7 @@ from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, N
 from fastcore.script import call_parse, store_true
 from safetensors.torch import load_file
 from fastai_mix.callback.mix import draw_beta
-from fastai_mix.cli import read_data, split_data
+from fastai_mix.cli import fold_data, read_data
 from fastai_mix.vision.box import box_area, rand_box
 from fastai_mix.vision.cam import ClassActivation, semantic_mass
 
@@ -32,8 +32,8 @@ def main(
 ):
     "Compare cheaper maps with exact ones"
     o = loads((run/'config.json').read_text())
-    df = split_data(read_data(o['data'], o['images'], o['image_col'], o['label_col'], o['split_col']), o['fold'], o['folds'], o['seed'])
-    df = df[~df.valid].sample(n, random_state=seed).reset_index(drop=True)
+    df = fold_data(read_data(o['data'], o['images'], o['image_col'], o['label_col'], o['split_col']), o['folds'], o['seed'])
+    df = df[df.fold!=o['fold']].sample(n, random_state=seed).reset_index(drop=True)
     set_seed(seed)
     block = DataBlock((ImageBlock, CategoryBlock(vocab=o['vocab'])), get_x=ColReader('path'), get_y=ColReader('label'),
                       splitter=lambda o: (list(range(len(o))), [0]), item_tfms=Resize(o['size']))

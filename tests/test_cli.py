@@ -1,13 +1,16 @@
 "The command: what it writes, and what it says to wrong input."
 import json
+import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from fastai_mix.cli import main
+from fastai_mix.cli import main, read_oversample
+from fastai_mix.crossval import CrossVal
 from fastai_mix.data.leaves import leaf_data
 
 @pytest.fixture(scope='module')
@@ -22,7 +25,7 @@ def table(leaves, tmp_path):
         t = df.copy()
         if change is not None: t = change(t)
         t.to_csv(tmp_path/'t.csv', index=False)
-        return dict(data=str(tmp_path/'t.csv'), images=str(leaves/'images'), size=32, bs=8, epochs=1, lr=1e-3, folds=3, out=str(tmp_path/'run'))
+        return dict(data=str(tmp_path/'t.csv'), images=str(leaves/'images'), size=32, bs=8, epochs=1, lr=1e-3, out=str(tmp_path/'run'))
     return write
 
 def test_csv_with_split_from_weights(table, tmp_path, capsys):
@@ -71,14 +74,24 @@ wrong = {
     'images missing':     (dict(), lambda t: t.assign(image_id=[f'gone{i}' if i<7 else o for i,o in enumerate(t.image_id)]), '7 of 60 pictures cannot be used'),
     'image names missing':(dict(), setting('image_id', None), '3 rows'),
     'one class':          (dict(), setting('label', 'rust', slice(None)), 'single class'),
-    'few of a class':     (dict(), setting('label', 'rare', slice(0,2)), "'rare' has 2 rows, too few for 3 folds"),
+    'few of a class':     (dict(fold=0, folds=3), setting('label', 'rare', slice(0,2)), "'rare' has 2 rows, too few for 3 folds"),
     'arch':               (dict(arch='resnet19'), None, "no model 'resnet19': did you mean resnet1"),
     'batch of one':       (dict(bs=1), None, '--bs 1'),
     'batch too large':    (dict(bs=64), None, '--bs 64'),
     'alpha':              (dict(alpha=0.), None, 'alpha=0'),
     'p':                  (dict(p=1.5), None, 'p=1.5'),
     'mix':                (dict(mix='snap'), None, '--mix snap'),
-    'fold':               (dict(fold=3), None, '--fold 3'),
+    'fold':               (dict(fold=3, folds=3), None, '--fold 3: with --folds 3 it is 0 to 2'),
+    'fold of five':       (dict(fold=5), None, 'it is 0 to 4'),
+    'one fold':           (dict(folds=1), None, '--folds 1'),
+    'folds and split':    (dict(folds=3, split_col='split'), None, 'leave out --fold and --folds'),
+    'a name twice':       (dict(folds=3), lambda t: pd.concat([t, t.iloc[:2]]), '2 rows name a picture again'),
+    'oversample':         (dict(oversample='rust:3'), None, '--oversample rust:3'),
+    'oversample class':   (dict(oversample='rost=3', folds=3), None, "oversample names 'rost'"),
+    'oversample less':    (dict(oversample='rust=.5'), None, 'a multiple of 1 or more'),
+    'tta':                (dict(tta='d8'), None, '--tta d8: expected none, flips, d4'),
+    'sample alone':       (dict(sample='sample.csv'), None, 'give these with --test'),
+    'no test':            (dict(test='/none'), None, 'no such file or folder: /none; --test'),
     'lr':                 (dict(lr=0.), None, '--lr 0'),
     'epochs':             (dict(epochs=0), None, '--epochs 0'),
     'no weights':         (dict(weights='/none.safetensors'), None, 'no such file'),
@@ -117,3 +130,108 @@ def test_weights_that_do_not_fit(table, tmp_path, capsys):
     (tmp_path/'w.pth').write_bytes(b'not weights')
     with pytest.raises(SystemExit): main(**table(), arch='resnet10t', weights=str(tmp_path/'w.pth'))
     assert 'neither safetensors' in capsys.readouterr().err
+
+@pytest.fixture
+def test_folder(leaves, tmp_path):
+    "Five pictures in a folder, and a sample of four in another order"
+    (tmp_path/'test').mkdir()
+    for i in range(5): shutil.copy(leaves/'images'/f'Train_{i}.jpg', tmp_path/'test')
+    def write(ids=(3,0,4,1), suff='', **cols):
+        pd.DataFrame({'file': [f'Train_{i}{suff}' for i in ids], **(cols or dict(scab=0., rust=0., healthy=0.))}).to_csv(tmp_path/'sample.csv', index=False)
+        return dict(test=str(tmp_path/'test'), sample=str(tmp_path/'sample.csv'))
+    return write
+
+def stamps(folder): return {f: f.stat().st_mtime_ns for f in folder.rglob('*') if f.name in ('model.safetensors','fold.json','oof.csv')}
+
+def test_all_folds_to_a_submission(table, test_folder, tmp_path, capsys):
+    run,args = tmp_path/'run',dict(table(), folds=3, arch='resnet10t', mix='snapmix,gridmask', oversample='rust=2', plc=True, tta='d4', **test_folder())
+    main(**args)
+    assert sorted(o.name for o in run.iterdir() if o.name[0]!='.') == ['config.json','confusion.png','folds','history.csv','labels.csv','mix.png','oof.csv',
+        'report.txt','submission.csv','test_predictions.csv']
+    df,oof,preds,sub,labels = (pd.read_csv(o) for o in (tmp_path/'t.csv', run/'oof.csv', run/'test_predictions.csv', run/'submission.csv', run/'labels.csv'))
+    assert oof.id.tolist()==df.image_id.tolist() and oof.label.tolist()==df.label.tolist()
+    each = pd.concat([pd.read_csv(run/'folds'/f'fold_{k}'/'oof.csv').assign(fold=k) for k in range(3)]).set_index('id').loc[oof.id]
+    assert np.allclose(each[['healthy','rust','scab']], oof[['healthy','rust','scab']]) and each.fold.tolist()==oof.fold.tolist()
+    assert preds.id.tolist()==[f'Train_{i}' for i in range(5)] and np.allclose(preds[['healthy','rust','scab']].sum(axis=1), 1)
+    assert list(sub)==['file','scab','rust','healthy'] and sub.file.tolist()==['Train_3','Train_0','Train_4','Train_1']
+    assert np.allclose(sub[['healthy','rust','scab']], preds.set_index('id').loc[sub.file, ['healthy','rust','scab']])
+    for k in range(3): assert set(labels.row[labels.fold==k])==set(oof.id[oof.fold!=k])
+    assert (run/'report.txt').read_text() in capsys.readouterr().out
+    trained = stamps(run/'folds')
+    main(**{**args, 'tta':'none', **test_folder(suff='.jpg', label='')})
+    assert stamps(run/'folds')==trained
+    plain,sub = pd.read_csv(run/'test_predictions.csv').set_index('id'),pd.read_csv(run/'submission.csv')
+    assert sub.file.tolist()==[f'Train_{i}.jpg' for i in (3,0,4,1)] and sub.label.tolist()==plain.loc[sub.file].idxmax(axis=1).tolist()
+    assert not np.allclose(plain, preds.set_index('id'), atol=1e-5) # views were averaged over
+    for other,message in ((dict(mix='snapmix'), '--mix snapmix,gridmask there, snapmix here'), (dict(lr=2e-3), '--lr 0.001 there, 0.002 here'),
+                          (dict(fold=0), 'holds a run of all folds'), (dict(folds=4), '--folds 3 there, 4 here')):
+        with pytest.raises(SystemExit): main(**{**args, **other})
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit): main(**{**args, **table(lambda t: t.iloc[::-1])})
+    assert 'have another fold' in capsys.readouterr().err
+    assert stamps(run/'folds')==trained
+
+def test_folds_another_process_has_are_left_to_it(table, tmp_path, capsys, monkeypatch):
+    args,train = dict(table(), folds=3, arch='resnet10t', mix='none'),CrossVal._train
+    monkeypatch.setattr(CrossVal, '_train', lambda self, fit, k, bar=True: k!=1 and train(self, fit, k, bar))
+    main(**args)
+    run = tmp_path/'run'
+    assert 'done last writes the report' in capsys.readouterr().out and not (run/'oof.csv').exists()
+    trained = stamps(run/'folds')
+    monkeypatch.undo()
+    main(**args)
+    assert trained.items()<=stamps(run/'folds').items() and len(pd.read_csv(run/'oof.csv'))==60
+
+def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
+    args,run = dict(table(), fold=1, folds=3, arch='resnet10t', mix='none', tta='flips', plc=True),tmp_path/'run'
+    main(**args, **test_folder(label=''))
+    sub,preds = pd.read_csv(run/'submission.csv'),pd.read_csv(run/'test_predictions.csv').set_index('id')
+    assert sub.label.tolist()==preds.loc[sub.file].idxmax(axis=1).tolist()
+    valid,labels = pd.read_csv(run/'predictions.csv'),pd.read_csv(run/'labels.csv')
+    assert len(valid)==20 and not set(valid.id)&set(labels.row) and len(labels)==40
+    both = preds.index.intersection(valid.id)
+    assert len(both) and np.allclose(preds.loc[both], valid.set_index('id').loc[both, preds.columns], atol=1e-5) # the same views
+    with pytest.raises(SystemExit): main(**{**args, 'fold':None})
+    assert 'holds a run of one fold' in capsys.readouterr().err
+    main(**{**args, 'plc':False})
+    assert not (run/'submission.csv').exists() and not (run/'labels.csv').exists()
+
+def test_a_table_of_test_pictures(leaves, table, tmp_path):
+    pd.DataFrame({'image_id': ['Train_7','Train_2']}).to_csv(tmp_path/'test.csv', index=False)
+    main(**table(), fold=0, folds=3, arch='resnet10t', mix='none', test=str(tmp_path/'test.csv'))
+    assert pd.read_csv(tmp_path/'run'/'test_predictions.csv').id.tolist()==['Train_7','Train_2']
+
+wrong_samples = {
+    'unknown picture': (dict(ids=(3,9)), '1 rows of the sample not (Train_9)'),
+    'other classes':   (dict(scab=0., rost=0.), 'columns rost are no classes'),
+}
+
+@pytest.mark.parametrize('name', wrong_samples)
+def test_wrong_sample(name, table, test_folder, tmp_path, capsys):
+    kwargs,message = wrong_samples[name]
+    with pytest.raises(SystemExit) as e: main(**table(), folds=3, arch='resnet10t', **test_folder(**kwargs))
+    err = capsys.readouterr().err.strip().splitlines()
+    assert e.value.code==2 and len(err)==1 and message in err[0] and not (tmp_path/'run').exists()
+
+def test_wrong_test_pictures(table, test_folder, tmp_path, capsys):
+    args = dict(table(), **test_folder())
+    for change,message in ((lambda: (tmp_path/'sample.csv').unlink(), 'no such file: --sample'),
+                           (lambda: (tmp_path/'test'/'Train_0.jpg').write_bytes(b'cut'), '1 of 5 pictures cannot be used'),
+                           (lambda: [o.unlink() for o in (tmp_path/'test').iterdir()], 'no pictures in')):
+        change()
+        with pytest.raises(SystemExit): main(**args)
+        assert message in capsys.readouterr().err and not (tmp_path/'run').exists()
+        args.pop('sample', None)
+
+def test_equal_pictures_come_into_one_fold(leaves, table, tmp_path, capsys):
+    (tmp_path/'images').mkdir()
+    for i in range(60): shutil.copy(leaves/'images'/f'Train_{i}.jpg', tmp_path/'images')
+    labels = pd.read_csv(leaves/'train.csv').labels.replace('multiple_diseases', 'rust')
+    a = labels[labels=='rust'].index
+    for i,j in zip(a[:4], a[4:8]): shutil.copy(tmp_path/'images'/f'Train_{i}.jpg', tmp_path/'images'/f'Train_{j}.jpg')
+    main(**{**table(), 'images':str(tmp_path/'images')}, folds=3, arch='resnet10t', mix='none')
+    fold = pd.read_csv(tmp_path/'run'/'oof.csv').fold
+    assert all(fold[i]==fold[j] for i,j in zip(a[:4], a[4:8]))
+
+@pytest.mark.parametrize('text,value', [(None,None), ('balance','balance'), ('sqrt','sqrt'), ('40',40), ('a=3',{'a':3.}), ('a=b=3,c=1.5',{'a=b':3.,'c':1.5})])
+def test_oversample(text, value): assert read_oversample(text)==value
