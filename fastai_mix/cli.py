@@ -106,6 +106,9 @@ def fold_data(
 )->pd.DataFrame: # `df` with a column `fold`; rows to neither train nor validate on are gone
     "Stratified folds, or one: `test` in the column `split` (else `valid`, `validation`, `val`)"
     if 'split' not in df:
+        n = df.label.value_counts()
+        if n.min()<folds: raise ValueError(f"{n.idxmin()!r} has {n.min()} rows, too few for {folds} folds: "
+            + (f"use --folds {n.min()}, or " if n.min()>1 else "") + "merge or drop that class")
         same = picture_groups(df, 'path', near=None)
         return add_folds(df.assign(same=same), 'label', folds, 'same' if same.duplicated().any() else None, seed=seed)
     held = next((o for o in ('test','valid','validation','val') if (df.split==o).any()), None)

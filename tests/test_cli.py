@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from fastai_mix import cli
 from fastai_mix.cli import main, read_oversample
 from fastai_mix.crossval import CrossVal
 from fastai_mix.data.leaves import leaf_data
@@ -74,7 +75,7 @@ wrong = {
     'images missing':     (dict(), lambda t: t.assign(image_id=[f'gone{i}' if i<7 else o for i,o in enumerate(t.image_id)]), '7 of 60 pictures cannot be used'),
     'image names missing':(dict(), setting('image_id', None), '3 rows'),
     'one class':          (dict(), setting('label', 'rust', slice(None)), 'single class'),
-    'few of a class':     (dict(fold=0, folds=3), setting('label', 'rare', slice(0,2)), "'rare' has 2 rows, too few for 3 folds"),
+    'few of a class':     (dict(fold=0, folds=3), setting('label', 'rare', slice(0,2)), "'rare' has 2 rows, too few for 3 folds: use --folds 2"),
     'arch':               (dict(arch='resnet19'), None, "no model 'resnet19': did you mean resnet1"),
     'batch of one':       (dict(bs=1), None, '--bs 1'),
     'batch too large':    (dict(bs=64), None, '--bs 64'),
@@ -235,3 +236,12 @@ def test_equal_pictures_come_into_one_fold(leaves, table, tmp_path, capsys):
 
 @pytest.mark.parametrize('text,value', [(None,None), ('balance','balance'), ('sqrt','sqrt'), ('40',40), ('a=3',{'a':3.}), ('a=b=3,c=1.5',{'a=b':3.,'c':1.5})])
 def test_oversample(text, value): assert read_oversample(text)==value
+
+def test_rows_are_repeated_in_training_only(table, monkeypatch):
+    class Seen(Exception): pass
+    def see(o, learn): raise Seen(*((dl.items.id, dl.items.label) for dl in learn.dls))
+    monkeypatch.setattr(cli, '_fit', see)
+    with pytest.raises(Seen) as e: main(**table(), fold=0, folds=3, arch='resnet10t', oversample='rust=3')
+    (ids,labels),(valid,_) = e.value.args
+    assert set(ids[labels=='rust'].value_counts())=={3} and set(ids[labels!='rust'].value_counts())=={1}
+    assert not valid.duplicated().any() and not set(ids)&set(valid) and len(valid)==20
