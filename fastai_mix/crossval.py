@@ -222,7 +222,7 @@ def _train(self:CrossVal, fit_fn, k, bar=True):
 @patch
 def _train_locked(self:CrossVal, fit_fn, k, bar):
     folder = self._dir(k)
-    with no_random(self.seed+k, reproducible=False):
+    with no_random(int(self.seed+k), reproducible=False):
         dls = self.get_dls(self.df, k)
         rows,vocab = self._check_dls(dls, k)
         learn = self.get_learner(dls)
@@ -405,7 +405,7 @@ def learner(self:CrossVal,
     "The Learner of a fold, with its weights, and DataLoaders that validate on its rows"
     self._check_folds([fold])
     if not self.done(fold): raise ValueError(f"fold {fold} is not done: call `fit`")
-    with no_random(self.seed+fold, reproducible=False): learn = self.get_learner(self.get_dls(self.df, fold))
+    with no_random(int(self.seed+fold), reproducible=False): learn = self.get_learner(self.get_dls(self.df, fold))
     load_model(learn.model, self._dir(fold)/'model.safetensors', device=str(next(learn.model.parameters()).device))
     learn.model.eval()
     return learn
