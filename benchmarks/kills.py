@@ -66,7 +66,8 @@ def read_all(run):
             elif f.name=='model.safetensors': load_file(f)
             elif f.suffix=='.safetensors': assert load_state(f)['done']>0
             n += 1
-        except FileNotFoundError: pass # gone in the meantime
+        except Exception: # not every reader says so by FileNotFoundError
+            if f.exists(): raise
     return n
 
 def result(leaves, run):

@@ -101,10 +101,12 @@ def test_a_block_and_a_name(df, leaves, tmp_path):
 def test_same_in_processes_and_one_after_the_other(cv, df, leaves, tmp_path):
     from kills import Data, fine_tune, small_learner
     here = CrossVal(df, Data(leaves), small_learner, tmp_path/'here')
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1) # sums in another order differ in the last bit
     here.fit(lambda learn: fine_tune(learn.remove_cb(learn.progress)), folds=[1])
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as ex:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn'), initializer=torch.set_num_threads, initargs=(1,)) as ex:
         there = CrossVal(df, Data(leaves), small_learner, tmp_path/'there').fit(lambda learn: learn.fine_tune(2, 1e-2), folds=[1], executor=ex)
+    torch.set_num_threads(threads)
     assert (here.path/'fold_1'/'oof.csv').read_bytes()==(there.path/'fold_1'/'oof.csv').read_bytes()
     assert not there.done(0)
     with pytest.raises(ValueError, match='fold 0, 2 is not done'): there.oof

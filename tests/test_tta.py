@@ -401,7 +401,7 @@ def test_large_pictures_go_in_pieces(toy, monkeypatch):
     want = learn.tta_views()[0]
     learn.model.register_forward_hook(lambda m,i,o: seen.append(len(o)))
     for kw,pixels,sizes in (({},3*16*16,[3,3,2]), ({},1,[1]*8), (dict(max_bs=5),1,[5,3]), ({},2**18,[8])):
-        monkeypatch.setattr('fastai_mix.vision.tta._cpu_pixels', pixels)
+        monkeypatch.setitem(learn.tta_views.__func__.__globals__, '_cpu_pixels', pixels) # the notebook that was run may have patched the Learner anew
         seen.clear()
         close(learn.tta_views(**kw)[0], want)
         assert seen==sizes*32

@@ -416,6 +416,8 @@ def _write_log(self:ProgressiveLabelCorrection):
     counts = torch.stack([torch.as_tensor(o) for c in counts for o in c]).to(self.row.device).view(3, -1)
     if num_distrib()>1 and self.when=='batch': torch.distributed.all_reduce(counts[:2])
     *counts,(self.n_corrected,) = *counts.tolist(),[self._differing().item()]
+    if num_distrib()>1 and self.when=='batch' and not self.every: # rows that fill up the last batches come in two processes
+        counts[1] = [(self.times-self.before['times']).sum().item()]+[0]*(len(theta)-1)
     k,size,done = len(theta),self.every or len(theta),self.epochs-1
     for a in range(0, k, size):
         b = min(a+size, k)
