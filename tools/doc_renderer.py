@@ -1,0 +1,70 @@
+"How the docs show a function or class: its signature, what it is for, and a table of its parameters."
+import inspect,re,types
+from importlib import import_module
+from inspect import Parameter
+from typing import Union, get_args, get_origin
+
+from fastcore.docments import DocmentText
+from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup
+from nbdev.showdoc import BasicMarkdownRenderer
+
+def type_name(anno):
+    "Markdown for a type: names in backticks, which nbdev makes links of, with ' or ' between those of a union"
+    if anno is Parameter.empty or anno is None: return ''
+    if get_origin(anno) in (Union, types.UnionType): return ' or '.join(type_name(o) for o in get_args(anno))
+    if anno is type(None): return '`None`'
+    if isinstance(anno, str): return ' or '.join(f'`{o.strip()}`' for o in anno.split('|'))
+    name = inspect.formatannotation(anno) if get_origin(anno) else getattr(anno, '__name__', str(anno))
+    return f"`{name.replace('typing.', '').replace('collections.abc.', '')}`"
+
+def default_name(o, known):
+    "A default value as its author wrote it: a function or a constant of the module by its name"
+    if isinstance(o, (list,dict)) or callable(o): return next((k for k,v in known.items() if v is o), None) or getattr(o, '__name__', None) or repr(o)
+    return repr(o)
+
+def cell(s): return ' '.join(str(s or '').split()).replace('|', r'\|')
+
+def stars(kind): return {Parameter.VAR_POSITIONAL: '*', Parameter.VAR_KEYWORD: '**'}.get(kind, '')
+
+def signature(name, params, defaults, width=76):
+    "`name(a, b=1)`, broken into lines of at most `width`"
+    args = [stars(v.get('kind'))+k+(f'={defaults[k]}' if k in defaults else '') for k,v in params.items()]
+    lines,pre = [f'{name}('],' '*(len(name)+1)
+    for i,a in enumerate(args):
+        a += ', ' if i<len(args)-1 else ''
+        if len(lines[-1]+a.rstrip())>width and lines[-1].strip(): lines.append(pre if len(pre)<20 else '    ')
+        lines[-1] += a
+    return '\n'.join(o.rstrip() for o in lines)+')'
+
+class TableRenderer(BasicMarkdownRenderer):
+    "A heading, the source, the signature, the docstring, and a row for each parameter and for what is returned"
+    def source(self):
+        "Link to the lines of the module that the notebook is exported to"
+        url = NbdevLookup().code(self.fn)
+        if not url: return ''
+        mod = '.'.join(url.split('/blob/')[1].split('#')[0].removesuffix('.py').split('/')[1:])
+        try:
+            o = import_module(mod)
+            for part in self.nm.split('.'): o = inspect.getattr_static(o, part)
+            line = inspect.getsourcelines(inspect.unwrap(o.fget if isinstance(o, property) else getattr(o, '__func__', o)))[1]
+        except (ImportError, AttributeError, OSError, TypeError): line = None
+        url = url.split('#')[0] + (f'#L{line}' if line else '')
+        return f'[source]({url}){{.source-link aria-label="Source of {self.nm}"}}\n\n'
+
+    def _repr_markdown_(self):
+        if re.search(r'\.(before|after)_\w+$', self.nm): return '' # events, which a Learner calls
+        head = f"---\n\n{self.source()}{'#'*self.title_level} {self.nm}\n\n"
+        doc = self.docs or ''
+        if not isinstance(self.dm, DocmentText): return f'{head}{doc}'
+        params = {k: v for k,v in self.dm.dm.items() if k not in ('return','self','cls')}
+        ret = self.dm.dm.get('return') or {}
+        fn = self.sym.__init__ if inspect.isclass(self.sym) else self.sym
+        known = getattr(inspect.unwrap(fn), '__globals__', {})
+        defaults = {k: default_name(v['default'], known) for k,v in params.items() if v['default'] is not Parameter.empty}
+        head += f'```python\n{signature(self.nm, params, defaults)}\n```\n\n{doc}\n\n'
+        rows = [(f'`{stars(v.get("kind"))}{k}`', type_name(v.get('anno', Parameter.empty)), f'`{defaults[k]}`' if k in defaults else '', v.get('docment')) for k,v in params.items()]
+        anno = ret.get('anno', Parameter.empty)
+        if ret.get('docment') or anno not in (Parameter.empty, None): rows.append(('**returns**', type_name(anno), '', ret.get('docment')))
+        if not rows: return head
+        return head + '| Name | Type | Default | What it is |\n|---|---|---|---|\n' + '\n'.join('| '+' | '.join(map(cell, o))+' |' for o in rows) + '\n\n'
