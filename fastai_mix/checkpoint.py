@@ -220,7 +220,10 @@ class ResumableFits:
                 raise
             self.save(epoch+1)
 
-    def save(self, done, ended=False):
+    def save(self,
+        done:int, # Epochs of this fit that are done
+        ended:bool=False, # Is the fit over?
+    ):
         "Write the checkpoint of an epoch"
         rec,now = self.learn.recorder,time.perf_counter()
         if len(rec.log)==len(rec.metric_names): self.rows.append(dict(fit=self.nth, **dict(zip(rec.metric_names, rec.log))))
@@ -228,8 +231,10 @@ class ResumableFits:
         if rank_distrib(): return # of several processes that train one model, the first writes
         save_state(self.file, dict(done=done, ended=ended, plan=self.plans[-1], rows=self.rows, seconds=self.seconds, learner=learner_state(self.learn)))
 
-    def resume(self, mbar=None):
-        "Take up the checkpoint; returns how many epochs are done"
+    def resume(self,
+        mbar=None, # The bar of the fit, which is told how far it is
+    )->int: # Epochs that are done
+        "Take up the checkpoint"
         learn,s = self.learn,load_state(self.file, next(self.learn.model.parameters()).device)
         was,now = s['plan'],self.plans[-1]
         differ = [f'{k}={was[k]} then, {k}={now[k]} now' for k in was if was[k]!=now[k]]

@@ -490,7 +490,12 @@ def submission(self:Ensemble,
 
 @patch
 @delegates(Ensemble.submission)
-def submission(self:CrossVal, sample, test_df=None, how='mean', **kwargs):
+def submission(self:CrossVal,
+    sample:str|Path|pd.DataFrame, # CSV, or table: identities in its first column
+    test_df:pd.DataFrame=None, # Table to predict, with a column named as the sample's first; None: the sample itself
+    how:str='mean', # See `CrossVal.ensemble`
+    **kwargs
+)->pd.DataFrame: # Columns and rows as in the sample
     "Predictions of all folds' networks in the form of a sample"
     return self.ensemble(how=how).submission(sample, test_df, **kwargs)
 

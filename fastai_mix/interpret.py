@@ -107,7 +107,9 @@ class History(Callback):
         "All epochs so far"
         return pd.DataFrame(self.rows).drop(columns='time', errors='ignore')
 
-    def plot(self, ax=None):
+    def plot(self,
+        ax:plt.Axes=None, # Where to draw; None: a new figure
+    )->plt.Axes: # The same
         "Training and validation loss by epoch"
         ax = self.df[['train_loss','valid_loss']].plot(ax=ax, marker='.')
         ax.set(xlabel='epoch', ylabel='loss')
@@ -130,13 +132,19 @@ class Scores:
         self.preds = self.probs.argmax(1)
 
     @property
-    def accuracy(self)->float: return float(accuracy_score(self.targs, self.preds))
+    def accuracy(self)->float:
+        "Share of the rows that are right"
+        return float(accuracy_score(self.targs, self.preds))
     @property
-    def macro_f1(self)->float: return float(f1_score(self.targs, self.preds, average='macro', zero_division=0))
+    def macro_f1(self)->float:
+        "Mean of the classes' F1; a class that is neither there nor predicted counts 0"
+        return float(f1_score(self.targs, self.preds, average='macro', zero_division=0))
     def report(self)->str:
         "Precision, recall and F1 of each class"
         return classification_report(self.targs, self.preds, labels=range(len(self.vocab)), target_names=self.vocab, zero_division=0)
-    def plot_confusion(self, ax=None):
+    def plot_confusion(self,
+        ax:plt.Axes=None, # Where to draw; None: a new figure
+    )->plt.Axes: # The same
         "Counts of true against predicted class, shaded by the share of the true class"
         norm = ConfusionMatrixDisplay.from_predictions(self.targs, self.preds, labels=range(len(self.vocab)), normalize='true', ax=ax,
             display_labels=self.vocab, cmap='Blues', xticks_rotation='vertical', include_values=False, im_kw=dict(vmin=0, vmax=1))

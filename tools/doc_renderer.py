@@ -37,6 +37,12 @@ def signature(name, params, defaults, width=76):
         lines[-1] += a
     return '\n'.join(o.rstrip() for o in lines)+')'
 
+def kwargs_doc(fn):
+    "The comment on `**kwargs`, which docments leave out"
+    try: m = re.search(r'\*\*\w+\s*#\s*(.*)', inspect.getsource(inspect.unwrap(fn)))
+    except (OSError, TypeError): return None
+    return m and m[1]
+
 class TableRenderer(BasicMarkdownRenderer):
     "A heading, the source, the signature, the docstring, and a row for each parameter and for what is returned"
     def source(self):
@@ -63,7 +69,7 @@ class TableRenderer(BasicMarkdownRenderer):
         known = getattr(inspect.unwrap(fn), '__globals__', {})
         defaults = {k: default_name(v['default'], known) for k,v in params.items() if v['default'] is not Parameter.empty}
         head += f'```python\n{signature(self.nm, params, defaults)}\n```\n\n{doc}\n\n'
-        rows = [(f'`{stars(v.get("kind"))}{k}`', type_name(v.get('anno', Parameter.empty)), f'`{defaults[k]}`' if k in defaults else '', v.get('docment')) for k,v in params.items()]
+        rows = [(f'`{stars(v.get("kind"))}{k}`', type_name(v.get('anno', Parameter.empty)), f'`{defaults[k]}`' if k in defaults else '', v.get('docment') or (kwargs_doc(fn) if v.get('kind')==Parameter.VAR_KEYWORD else None)) for k,v in params.items()]
         anno = ret.get('anno', Parameter.empty)
         if ret.get('docment') or anno not in (Parameter.empty, None): rows.append(('**returns**', type_name(anno), '', ret.get('docment')))
         if not rows: return head

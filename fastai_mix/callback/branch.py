@@ -63,7 +63,9 @@ class MidLevelBranch(Callback):
         self.layer,self.hidden,self.weight,self.detach = layer,hidden,weight,detach
         self.branch = self.at = self.stepper = self.seen = self.stop_looking = None
 
-    def look(self, x:Tensor):
+    def look(self,
+        x:Tensor, # Pictures `[n,c,H,W]` that the next forward begins with
+    ):
         "Keep the features of the next forward, which is somebody else's and begins with `x`"
         if self.at is None:
             self.at = ClassActivation(self.learn.model, self.layer)

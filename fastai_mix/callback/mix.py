@@ -191,7 +191,9 @@ class MixCallback(BatchCallback):
         "Make one picture of each sample and its partner"
         raise TypeError(f"{type(self).__name__} must define `mix`")
 
-    def watch(self, x): "Called with a batch that is about to be trained on clean, and mixed after that"
+    def watch(self,
+        x:Tensor, # Pictures `[n,c,H,W]`
+    ): "Called with a batch that is about to be trained on clean, and mixed after that"
 
 # %% ../../nbs/20_callback.mix.ipynb #7adc00c1
 @patch

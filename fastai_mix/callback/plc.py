@@ -511,7 +511,9 @@ def undo(self:ProgressiveLabelCorrection,
 @patch
 def to_csv(self:ProgressiveLabelCorrection,
     path:str|Path, # File to write
-): self.labels.to_csv(path)
+):
+    "Write `labels`, a row a picture"
+    self.labels.to_csv(path)
 
 @patch
 def corrected(self:ProgressiveLabelCorrection,

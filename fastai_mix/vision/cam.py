@@ -154,7 +154,11 @@ def find_layer(
 # %% ../../nbs/11_vision.cam.ipynb #8cd14b15
 class CleanPass:
     "Features and logits of one clean forward; `cam(y)` reads a class activation off them"
-    def __init__(self, features, logits, layout): self.features,self.logits,self.layout = features,logits,layout
+    def __init__(self,
+        features:Tensor, # What the layer gave, in the model's own order of dimensions
+        logits:Tensor, # Class scores `[n,c]`
+        layout:str|tuple, # That order: 'nchw', 'nhwc', or for tokens how many come before the places and the grid of these
+    ): self.features,self.logits,self.layout = features,logits,layout
 
     def cam(self,
         y:Tensor, # Class indices `[n]`, or a row of class weights a sample `[n,c]` (multi-label, soft targets)

@@ -1,0 +1,32 @@
+"Every public name says what its parameters are."
+import inspect
+from importlib import import_module
+
+import pytest
+from fastcore.docments import docments
+from fastai_mix import _modidx
+
+def public():
+    "Functions and classes of the modules' `__all__`, and methods of theirs that no base class has"
+    for mod,syms in _modidx.d['syms'].items():
+        m = import_module(mod)
+        for full in syms:
+            name,*rest = full[len(mod)+1:].split('.')
+            if name not in m.__all__ or any(o.startswith('_') for o in rest): continue
+            o = getattr(m, name)
+            if type(o).__name__=='Function': continue # added to a function of fastai
+            if rest and (rest[-1].startswith(('before_','after_')) or rest[-1] in ('encodes','decodes','show')): continue # fastai's events and hooks
+            if rest and any(rest[-1] in vars(b) for b in o.__mro__[1:]): continue
+            yield full,getattr(o, rest[0]) if rest else o
+
+def own(o):
+    "Whether the parameters of `o` are written in this package"
+    return getattr(o.__init__ if inspect.isclass(o) else o, '__module__', '').startswith('fastai_mix')
+
+@pytest.mark.parametrize('name,o', [pytest.param(*o, id=o[0]) for o in public()])
+def test_parameters_are_told(name, o):
+    assert inspect.getdoc(o), f'{name} has no docstring'
+    if isinstance(o, property) or not callable(o) or not own(o): return
+    stars = {k for k,v in inspect.signature(o).parameters.items() if v.kind in (v.VAR_POSITIONAL, v.VAR_KEYWORD)}
+    missing = [k for k,v in docments(o, full=True, returns=False).items() if k not in ('self', *stars) and not v['docment']]
+    assert not missing, f'{name}: no docment for {missing}'
