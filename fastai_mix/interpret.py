@@ -47,6 +47,8 @@ def show_mix(self:Learner,
     dl = dl or self.dls.train
     xb,yb = (to_device(o, next(self.model.parameters()).device) for o in dl.one_batch()[:2])
     with self.removed_cbs([cb for cb in self.cbs if isinstance(cb, BatchCallback)]), self.added_cbs(mix):
+        parts = [o for o in (mix, *getattr(mix, 'mixes', ())) if o is not None]
+        was = [dict(vars(o)) for o in parts] # of a fit that is going on
         mix.before_fit()
         try:
             mixed = mix.change(xb, yb)
@@ -61,7 +63,11 @@ def show_mix(self:Learner,
                 if boxes and box is not None:
                     t,l,b,r = box[i].tolist()
                     ax.add_patch(plt.Rectangle((l-.5,t-.5), r-l, b-t, fill=False, color='w', lw=1.5))
-        finally: mix.after_fit()
+        finally:
+            mix.after_fit()
+            for o,d in zip(parts, was):
+                vars(o).clear()
+                vars(o).update(d)
     return axs[:n]
 
 # %% ../nbs/32_interpret.ipynb #a3f7ca7a
@@ -113,6 +119,7 @@ class History(Callback):
         "Training and validation loss by epoch"
         ax = self.df[['train_loss','valid_loss']].plot(ax=ax, marker='.')
         ax.set(xlabel='epoch', ylabel='loss')
+        ax.xaxis.get_major_locator().set_params(integer=True)
         return ax
 
 # %% ../nbs/32_interpret.ipynb #792067be

@@ -58,6 +58,13 @@ def test_show_mix(mix, leaves):
     assert any(o in axs[0].get_title() for o in learn.dls.vocab)
     plt.close('all')
 
+@pytest.mark.parametrize('make', [SnapMix, lambda: SnapMix(echo=True), lambda: MixChoice([SnapMix(), CutMix()])], ids=['snapmix','echo','choice'])
+def test_show_mix_during_a_fit(make, leaves):
+    class Draw(Callback):
+        order = 60
+        def after_epoch(self): self.learn.show_mix(2)
+    trained(vision_learner(leaf_dls(leaves, bs=8), 'test_resnet', pretrained=False, cbs=[make(), Draw()]), 2)
+
 def test_show_mix_without_a_mix(leaves):
     with pytest.raises(ValueError, match='no mix to show'): vision_learner(leaf_dls(leaves, bs=8), 'resnet18', pretrained=False).show_mix()
 
