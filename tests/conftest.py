@@ -1,7 +1,11 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 from textwrap import indent
+
+workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+if workers>1: os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//workers)) # read when torch is imported, here and in processes of tests
 
 import matplotlib
 import pytest

@@ -30,6 +30,8 @@ def test_every_notebook_has_a_page(pages):
     nbs = get_config().nbs_path
     assert {str(nbpath2html(Path(o.name)) if o.parent==nbs else o.relative_to(nbs).with_suffix('.html')) for o in nbglob(as_path=True)}|{'changelog.html'}==set(pages)
 
+def test_committed_site_has_the_same_pages(pages): assert {str(o.relative_to(top/'docs')) for o in (top/'docs').rglob('*.html')}==set(pages), 'run python tools/build_docs.py'
+
 def test_links_and_anchors(pages, site):
     bad,ids = [],{k: {o['id'] for o in v.select('[id]')} for k,v in pages.items()}
     for page,soup in pages.items():

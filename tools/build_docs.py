@@ -11,6 +11,7 @@ os.environ['PYTHONWARNINGS'] = 'ignore' # of the processes that nbdev starts
 os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]) # where they find doc_renderer
 
 from bs4 import BeautifulSoup
+from fastcore.nbio import read_nb, write_nb
 from fastcore.script import call_parse
 from nbdev.config import get_config
 from nbdev.doclinks import nbpath2html
@@ -31,7 +32,11 @@ def stage(cfg):
     for nb in sorted(proc.rglob('*.ipynb')):
         to = nb.with_name(nbpath2html(Path(nb.name)).with_suffix('.ipynb').name)
         names[nb.name] = to.name
-        nb.rename(to)
+        d = read_nb(nb)
+        for o in d.cells.filter(lambda c: c.cell_type=='code').attrgot('outputs').concat():
+            if o.output_type=='stream': o.text = ''.join(line.rstrip('\n').split('\r')[-1].rstrip()+'\n' for line in ''.join(o.text).splitlines(True) if line.strip('\r\n ')) # bars as they end
+        write_nb(d, to)
+        if to!=nb: nb.unlink()
     for f in [proc/'_quarto.yml', proc/'sidebar.yml', *proc.rglob('*.ipynb')]:
         text = f.read_text(encoding='utf-8')
         for old,new in names.items():

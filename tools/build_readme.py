@@ -7,14 +7,14 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
 def readme():
-    "The markdown cells of the processed front page, with pictures by their path from the top"
+    "The markdown cells of the processed front page, with pictures by an address that GitHub and PyPI show"
     cfg = get_config()
     try: nb = read_nb(proc_nbs(file_glob='index.ipynb', force=True, n_workers=0)/'index.ipynb')
     finally: rmtree(cfg.config_path/'_proc', ignore_errors=True)
     title = read_nb(cfg.nbs_path/'index.ipynb').cells[0].source # processing turns it into front matter
     cells = [c.source.strip() for c in nb.cells if c.cell_type=='markdown' and not c.source.startswith('<!-- WARNING')]
     text = '\n\n'.join([title, *cells])
-    return '<!-- Made from nbs/index.ipynb by tools/build_readme.py: edit that -->\n\n' + text.replace('](images/', '](nbs/images/') + '\n'
+    return '<!-- Made from nbs/index.ipynb by tools/build_readme.py: edit that -->\n\n' + text.replace('](images/', f'](https://raw.githubusercontent.com/{cfg.git_url.split("github.com/")[1]}/{cfg.branch}/nbs/images/') + '\n'
 
 if __name__=='__main__':
     out = get_config().config_path/'README.md'
