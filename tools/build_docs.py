@@ -33,8 +33,8 @@ def stage(cfg):
         to = nb.with_name(nbpath2html(Path(nb.name)).with_suffix('.ipynb').name)
         names[nb.name] = to.name
         d = read_nb(nb)
-        for o in d.cells.filter(lambda c: c.cell_type=='code').attrgot('outputs').concat():
-            if o.output_type=='stream': o.text = ''.join(line.rstrip('\n').split('\r')[-1].rstrip()+'\n' for line in ''.join(o.text).splitlines(True) if line.strip('\r\n ')) # bars as they end
+        for o in (o for c in d.cells for o in c.get('outputs', ())):
+            if o['output_type']=='stream': o['text'] = ''.join(line.rstrip('\n').split('\r')[-1].rstrip()+'\n' for line in ''.join(o['text']).splitlines(True) if line.strip('\r\n ')) # bars as they end
         write_nb(d, to)
         if to!=nb: nb.unlink()
     for f in [proc/'_quarto.yml', proc/'sidebar.yml', *proc.rglob('*.ipynb')]:
