@@ -109,6 +109,13 @@ def test_norms_train_in_a_frozen_body(dls, saved):
     learn = timm_learner(dls, 'test_resnet', weights=saved['test_resnet'])
     assert learn.model.bn1.weight.requires_grad and not learn.model.layer1[0].conv1.weight.requires_grad
 
+def test_weights_of_the_same_classes_come_back(tmp_path):
+    source = create_timm_classifier('test_resnet', 3, pretrained=False)
+    save_file(source.state_dict(), tmp_path/'w.safetensors')
+    m = create_timm_classifier('test_resnet', 3, weights=tmp_path/'w.safetensors')
+    for (k,a),b in zip(source.state_dict().items(), m.state_dict().values()): assert torch.equal(a, b), k
+    with pytest.raises(RuntimeError, match='fc.weight'): create_timm_classifier('test_resnet', 4, weights=tmp_path/'w.safetensors')
+
 def test_weights_are_loaded_whole(dls, saved, tmp_path):
     torch.manual_seed(1)
     source = timm.create_model('test_vit')

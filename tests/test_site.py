@@ -43,13 +43,9 @@ def test_links_and_anchors(pages, site):
             elif url.fragment and path in ids and unquote(url.fragment) not in ids[path]: bad.append(f'{page}: {path}#{url.fragment}')
     assert not bad, bad
 
-def test_links_to_the_docs_by_their_address_exist(pages):
-    bad,ids = [],{k: {o['id'] for o in v.select('[id]')} for k,v in pages.items()}
-    for page,soup in pages.items():
-        for a in soup.select('main a[href^="https://fastai-mix.github.io/fastai_mix/"]'):
-            path,_,frag = a['href'].removeprefix('https://fastai-mix.github.io/fastai_mix/').partition('#')
-            if path not in ids or frag and frag not in ids[path]: bad.append(f"{page}: {a['href']}")
-    assert not bad, bad
+def test_links_stay_in_the_folder(pages):
+    assert not [(k,a['href']) for k,v in pages.items() for a in v.select('a[href^="https://fastai-mix.github.io"]')]
+    assert sum(len(v.select('main a[href*="docs.fast.ai"]')) for v in pages.values())>20 # names of fastai lead to its docs
 
 def test_every_public_name_has_its_table(pages):
     from fastai_mix import _modidx

@@ -57,7 +57,7 @@ def save_picture(data, folder, known):
         known[name] = (file.name, im.size)
     return known[name]
 
-def mend(page, site, known, faults):
+def mend(page, site, home, known, faults):
     "Take pictures out of a page, give tables and code that scroll a place in the order of tabs, and name what has no name"
     soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
     up = '../'*(len(page.relative_to(site).parts)-1)
@@ -85,6 +85,7 @@ def mend(page, site, known, faults):
         head = source.find_next(['h2','h3','h4'])
         name = head.get_text()
         if head['id']!=name: head.insert(0, soup.new_tag('span', id=name))
+    for a in soup.select(f'a[href^="{home}"]'): a['href'] = up+a['href'].removeprefix(home) # the site may be a folder
     for a in soup.select('main a[href*="#"]'):
         path,_,frag = a['href'].partition('#')
         name = a.get_text().removesuffix('()')
@@ -129,7 +130,7 @@ def build(out):
         (site/'figures').mkdir(exist_ok=True)
         copytree(tools/'katex', site/'site_libs'/'katex', dirs_exist_ok=True)
         known,faults = {},[o for o in made.warnings if not re.search('format-links|commonmark|output-file', o)]
-        for page in sorted(site.rglob('*.html')): mend(page, site, known, faults)
+        for page in sorted(site.rglob('*.html')): mend(page, site, f'{cfg.doc_host}{cfg.doc_baseurl}/', known, faults)
         fonts_of_the_reader(site)
         search_from_a_folder(site)
         llms(cfg, site)

@@ -59,7 +59,7 @@ def create_timm_classifier(
     arch:str|Callable, # Name in `timm.list_models()`, a tag may follow; or a function like timm's own, such as `timm.models.resnet18`
     n_out:int, # Classes
     pretrained:bool=True, # Start from trained weights? The classifier is new if its classes are not `n_out`
-    weights:str|Path=None, # File (.safetensors, .pth) under timm's names, classifier and all; None: timm's hub
+    weights:str|Path=None, # File (.safetensors, .pth) under timm's names, classifier and all, of the architecture's own classes or of `n_out`; None: timm's hub
     n_in:int=3, # Channels of a picture; the first layer's weights are adapted
     **kwargs # Passed to `timm.create_model`
 )->nn.Module: # The network, which returns logits `[n,n_out]`
@@ -73,7 +73,9 @@ def create_timm_classifier(
         raise ValueError(
             f"weights={weights!r} is no file: expected .safetensors or .pth; for weights from timm's hub name the tag in `arch`")
     # timm loads strictly only if the classes are those of the file: so load all of it, then change the classifier
-    model = make(pretrained=True, pretrained_cfg_overlay=dict(file=str(weights)), in_chans=n_in, **kwargs)
+    load = partial(make, pretrained=True, in_chans=n_in, **kwargs)
+    try: model = load(pretrained_cfg_overlay=dict(file=str(weights)))
+    except RuntimeError: return load(pretrained_cfg_overlay=dict(file=str(weights), num_classes=n_out), num_classes=n_out) # trained on these classes
     if model.num_classes!=n_out: model.reset_classifier(n_out)
     return model
 
