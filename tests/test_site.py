@@ -104,7 +104,7 @@ def browser(tmp_path_factory):
     b.quit()
 
 def media(browser, theme, width):
-    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': [{'name': 'prefers-color-scheme', 'value': theme}]})
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': [{'name': 'prefers-color-scheme', 'value': theme}, {'name': 'prefers-reduced-motion', 'value': 'reduce'}]})
     browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
 
 def settle(browser):
@@ -136,11 +136,14 @@ def looks(browser, url, pages):
         r['katex'],r['wrong'] = browser.execute_script("return ['.katex','.katex-error'].map(o => document.querySelectorAll(o).length)")
         browser.execute_script(axe)
         r['faults'] = violations(browser, {})
-        for theme in ('dark','light'):
-            media(browser, theme, 1280)
+        for theme in ('light','dark'):
+            if theme=='dark':
+                media(browser, theme, 1280)
+                browser.refresh()
+                browser.execute_script(axe)
+                r['faults'] += [f'{theme} {o}' for o in violations(browser, {'runOnly': ['color-contrast']})]
             bg = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
             r[theme] = sum(map(int, re.findall(r'\d+', bg)[:3]))/3
-            if theme=='dark': r['faults'] += [f'{theme} {o}' for o in violations(browser, {'runOnly': ['color-contrast']})]
             media(browser, theme, 375)
             r[f'{theme} width'] = browser.execute_script("return document.documentElement.scrollWidth")
     browser.execute_cdp_cmd('Network.setCacheDisabled', {'cacheDisabled': False})

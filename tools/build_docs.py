@@ -50,7 +50,7 @@ def save_picture(data, folder, known):
     name = hashlib.sha256(raw).hexdigest()[:16]
     if name not in known:
         im,buf = Image.open(io.BytesIO(raw)),io.BytesIO()
-        im.save(buf, 'webp', quality=90, method=6)
+        im.save(buf, 'webp', quality=85, method=6)
         small = buf.tell()<len(raw)
         file = folder/f"{name}.{'webp' if small else im.format.lower()}"
         file.write_bytes(buf.getvalue() if small else raw)
@@ -68,7 +68,7 @@ def mend(page, site, home, known, faults):
             img['src'] = f'{up}figures/{name}'
             img['width'],img['height'],img['loading'] = str(w),str(h),'lazy'
         if not img.get('alt'): faults.append(f"{page.relative_to(site)}: a picture without alt text ({img.find_parent(class_='cell')['id'] if img.find_parent(class_='cell') else img['src']})")
-    for pre in soup.select('main pre'): pre['tabindex'] = '0'
+    for pre in soup.select('main pre, main .math.display'): pre['tabindex'] = '0'
     for table in soup.select('main table'):
         for attr in ('border','style'): table.attrs.pop(attr, None)
         heads = [o.get_text() for o in table.select('thead th')]
