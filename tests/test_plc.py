@@ -331,7 +331,7 @@ def test_resumable_trainings_keep_corrections(toy, tmp_path, when):
     pd.testing.assert_frame_equal(got.history, want.history)
     assert want.labels.times.sum() and all(torch.equal(a, b) for a,b in zip(learn.model.state_dict().values(), whole.model.state_dict().values()))
 
-@pytest.mark.parametrize('kwargs,names', [(dict(), {'model'}), (dict(at_end=True), {'model'}), (dict(every_epoch=2), {'model_0','model_2'})], ids=str)
+@pytest.mark.parametrize('kwargs,names', [(dict(), {'model'}), (dict(at_end=True), {'model'}), (dict(every_epoch=2), {'model_0','model_2'})], ids=['best','end','every'])
 def test_saved_beside_checkpoints(toy, tmp_path, kwargs, names):
     learn = toy(cbs=[ProgressiveLabelCorrection(.3), SaveModelCallback(**kwargs)], path=tmp_path)
     learn.fit(3)

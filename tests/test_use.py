@@ -19,7 +19,7 @@ def trained(learn, n=1):
     return learn
 
 @pytest.mark.parametrize('make', [cnn_learner, vision_learner])
-@pytest.mark.parametrize('arch', ['resnet18', models.resnet18, models.xresnet.xresnet18], ids=str)
+@pytest.mark.parametrize('arch', ['resnet18', models.resnet18, models.xresnet.xresnet18], ids=lambda o: getattr(o, '__name__', o))
 def test_learners(make, arch, leaves):
     trained(make(leaf_dls(leaves, size=32, bs=8), arch, pretrained=False, metrics=accuracy, cbs=SnapMix()))
 

@@ -5,9 +5,9 @@ from inspect import Parameter
 from typing import Union, get_args, get_origin
 
 from fastcore.docments import DocmentText
-from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
-from nbdev.showdoc import BasicMarkdownRenderer
+from nbdev.process import Processor
+from nbdev import showdoc
 
 def type_name(anno):
     "Markdown for a type: names in backticks, which nbdev makes links of, with ' or ' between those of a union"
@@ -43,7 +43,7 @@ def kwargs_doc(fn):
     except (OSError, TypeError): return None
     return m and m[1]
 
-class TableRenderer(BasicMarkdownRenderer):
+class TableRenderer(showdoc.BasicMarkdownRenderer):
     "A heading, the source, the signature, the docstring, and a row for each parameter and for what is returned"
     def source(self):
         "Link to the lines of the module that the notebook is exported to"
@@ -74,3 +74,9 @@ class TableRenderer(BasicMarkdownRenderer):
         if ret.get('docment') or anno not in (Parameter.empty, None): rows.append(('**returns**', type_name(anno), '', ret.get('docment')))
         if not rows: return head
         return head + '| Name | Type | Default | What it is |\n|---|---|---|---|\n' + '\n'.join('| '+' | '.join(map(cell, o))+' |' for o in rows) + '\n\n'
+
+class tables(Processor):
+    "Have `show_doc` use `TableRenderer` while the docs are made; a notebook that somebody runs needs nothing of this"
+    def __init__(self, nb):
+        super().__init__(nb)
+        showdoc.BasicMarkdownRenderer = TableRenderer
