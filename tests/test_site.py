@@ -130,7 +130,7 @@ def looks(browser, url, pages):
         settle(browser)
         events = [json.loads(o['message'])['message'] for o in browser.get_log('performance')]
         r = res[page] = dict(said=[o['message'] for o in browser.get_log('browser') if o['level'] in ('SEVERE','WARNING')],
-            asked=[o['params']['request']['url'] for o in events if o['method']=='Network.requestWillBeSent'],
+            asked=[o['params']['request']['url'] for o in events if o['method']=='Network.requestWillBeSent' and o['params']['documentURL'].startswith(url)], # not those of a new tab
             weight=sum(o['params']['encodedDataLength'] for o in events if o['method']=='Network.loadingFinished'))
         r['broken'] = browser.execute_script("return [...document.images].filter(i => i.offsetParent && !i.naturalWidth).map(i => i.src)")
         r['katex'],r['wrong'] = browser.execute_script("return ['.katex','.katex-error'].map(o => document.querySelectorAll(o).length)")
@@ -151,7 +151,7 @@ def looks(browser, url, pages):
 
 def test_pages_load_from_here_alone(looks, url):
     assert not [(k,v['said']) for k,v in looks.items() if v['said']]
-    assert not [(k,o) for k,v in looks.items() for o in v['asked'] if o.startswith('http') and not o.startswith(url)]
+    assert not [(k,o) for k,v in looks.items() for o in v['asked'] if not o.startswith((url,'data:'))]
     assert not [(k,v['broken']) for k,v in looks.items() if v['broken']]
 
 def test_pages_are_light(looks): assert not {k: v['weight'] for k,v in looks.items() if not 1e4<v['weight']<1.5e6}
