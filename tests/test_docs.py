@@ -4,6 +4,8 @@ from importlib import import_module
 
 import pytest
 from fastcore.docments import docments
+from fastcore.nbio import read_nb
+from nbdev.doclinks import nbglob
 from fastai_mix import _modidx
 
 def public():
@@ -30,3 +32,11 @@ def test_parameters_are_told(name, o):
     stars = {k for k,v in inspect.signature(o).parameters.items() if v.kind in (v.VAR_POSITIONAL, v.VAR_KEYWORD)}
     missing = [k for k,v in docments(o, full=True, returns=False).items() if k not in ('self', *stars) and not v['docment']]
     assert not missing, f'{name}: no docment for {missing}'
+
+def test_first_cells_hold_the_title_alone():
+    "nbdev makes front matter of the first cell, and of anything else in it nothing"
+    bad = []
+    for p in nbglob(as_path=True):
+        c = next(c for c in read_nb(p).cells if c.cell_type=='markdown')
+        if [o for o in c.source.splitlines() if o.strip() and not o.startswith(('# ','>'))]: bad.append(p.name)
+    assert not bad

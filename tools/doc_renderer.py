@@ -59,7 +59,7 @@ class TableRenderer(showdoc.BasicMarkdownRenderer):
         return f'[source]({url}){{.source-link aria-label="Source of {self.nm}"}}\n\n'
 
     def _repr_markdown_(self):
-        if re.search(r'\.(before|after)_\w+$', self.nm): return '' # events, which a Learner calls
+        if re.search(r'\.(before|after)_\w+$', self.nm): return '<!-- -->' # events, which a Learner calls; an empty text would be shown as None
         head = f"---\n\n{self.source()}{'#'*self.title_level} {self.nm}\n\n"
         doc = self.docs or ''
         if not isinstance(self.dm, DocmentText): return f'{head}{doc}'
