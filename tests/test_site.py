@@ -110,7 +110,7 @@ def media(browser, theme, width):
 def settle(browser):
     "Wait for fonts and pictures"
     browser.execute_async_script("""const done = arguments[0], ims = [...document.images]; ims.forEach(i => i.loading = 'eager');
-        Promise.all([document.fonts.ready, ...ims.map(i => i.decode().catch(() => 0))]).then(() => requestAnimationFrame(() => setTimeout(done, 30)))""")
+        Promise.all([document.fonts.ready, ...ims.map(i => i.complete || new Promise(r => i.onload = i.onerror = r))]).then(() => requestAnimationFrame(() => setTimeout(done, 30)))""")
 
 def violations(browser, run):
     found = browser.execute_async_script(f"axe.run({json.dumps({**run, 'resultTypes': ['violations']})}).then(arguments[0])")['violations']
