@@ -321,7 +321,7 @@ def leaf_dls(
     clean_valid:bool=True, # Validate on the true labels instead of the given ones?
     batch_tfms=None, # Transforms of a batch, such as `aug_transforms()`
     **kwargs # Passed to `DataBlock.dataloaders`
-)->DataLoaders:
+)->DataLoaders: # For training and validation
     "`DataLoaders` of the leaves in `path`, flipped and turned for training"
     df = pd.read_csv(Path(path)/'train.csv')
     valid = train_test_split(df.index, test_size=valid_pct, stratify=df.true_label, random_state=seed)[1]

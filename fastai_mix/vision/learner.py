@@ -113,7 +113,7 @@ def timm_learner(
     moms:tuple=(.95,.85,.95), # Momentum at the beginning, in the middle and at the end of one cycle
     n_in:int=3, # Channels of a picture
     **kwargs # Passed to `timm.create_model`: `drop_rate`, `drop_path_rate`, `global_pool`, `img_size`, ...
-)->Learner:
+)->Learner: # With the groups of `timm_split`, frozen if pretrained
     "A `Learner` on a timm network with its own pool and classifier; as `vision_learner` otherwise"
     _check_args(kwargs)
     n_out = ifnone(n_out, get_c(dls))
