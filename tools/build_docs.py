@@ -110,7 +110,7 @@ def search_from_a_folder(site):
     index.unlink()
 
 def llms(cfg, site):
-    "Write llms.txt: every page with a line on it, and what a program has to know to use the package"
+    "Write llms.txt: every page with a line on it"
     out = [f"# {cfg.lib_name}\n", f"> {cfg.description}\n"]
     nav = BeautifulSoup((site/'index.html').read_text(encoding='utf-8'), 'html.parser').select('#quarto-sidebar a[href$=".html"]')
     base = f'{cfg.doc_host}{cfg.doc_baseurl}/'
