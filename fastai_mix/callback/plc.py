@@ -56,12 +56,12 @@ class ProgressiveLabelCorrection(Callback):
     def __init__(self,
         theta:float|tuple|Callable=(.9,.5), # Threshold, above 0 to 1: a number, (first, last) of a line, or a function of the fraction done after the warm-up
         warmup:float|int=.2, # No correction before this: a fraction of the fit, 0 to below 1, or whole epochs (an int), counted over all fits
-        when:str='batch', # 'batch': at once; 'epoch': after an epoch, from its last `window` epochs; 'pass': after an epoch, from a clean pass without augmentation
+        when:str='epoch', # 'epoch': after an epoch, from the mean of its predictions in the last `window` epochs, as the authors' code does; 'pass': from the mean of as many clean passes without augmentation, each made after an epoch; 'batch': at once, from the running batch, which runs away where many labels are wrong
         rule:str='gap', # 'gap': p_max − p_y > θ; 'ratio': p_y / p_max < θ, as in the authors' code; see `correct_labels`
         theta_rule:str='line', # 'line': θ goes from first to last; 'paper': by `step`, after each epoch in which fewer than `least` of the labels were corrected
         step:float=.1, # theta_rule='paper': how far θ goes at once, above 0; .1 in the authors' code
         least:float=.001, # theta_rule='paper': share of corrected labels under which it goes, above 0 to 1; .001 in the authors' code
-        window:int=5, # when='epoch': number of epochs averaged; the authors' code has 5
+        window:int=5, # Epochs, or passes, averaged; the authors' code has 5
         most:int=1, # Changes of one row's label at most
         max_change:float=.5, # Share of the rows whose labels may differ from the given ones, above 0 to 1; the largest gaps go first. Beyond a half it is the model that is wrong
         protect=None, # Rows never touched (a trusted set): values of the index, or of `id_col`
@@ -347,10 +347,9 @@ def after_train(self:ProgressiveLabelCorrection):
     if self.count!=(n//bs*bs if self.learn.dl.drop_last else n) and not self.cut or self.bad: self._undo_epoch()
     t = min(1., (self.learn.epoch+1)/self.n_epoch)
     if self.when!='batch':
-        p = self._pass() if self.when=='pass' else self._gather_mean(self.past[-1])
-        if self.when=='epoch':
-            self.past[-1] = p
-            p = torch.stack(self.past).nanmean(0)
+        if self.when=='pass': self.past = [*self.past, self._pass()][-self.window:]
+        else: self.past[-1] = self._gather_mean(self.past[-1])
+        p = torch.stack(self.past).nanmean(0)
         rows = torch.arange(len(p), device=p.device)
         known = ~p.isnan().any(1)
         free,self.free = self.free,self.free & known
