@@ -12,7 +12,9 @@ arXiv 2103.07756, section 5, at 35%, from the out-of-fold posterior of a logisti
 Every method trains on the same number of pictures in all. Soft labels spend a half of them on three folds (two thirds of the
 pictures each) and the other half on the network that is scored. The weights scored are the last ones.
 A cell is a noise, a method and a seed; see accuracy.py for how cells are stored and gone on with. `--tune` scores on 1,000 pictures
-cut from training instead of the test part, with their true labels, to choose θ and warm-up."""
+cut from training instead of the test part, with their true labels, to choose θ and warm-up. `--watch` trains plainly on the same part
+and looks, after each epoch, at what every θ would have changed: from that epoch's predictions, from the mean of all until then, and
+from the mean of clean passes."""
 import gzip,time,warnings
 from functools import partial
 from json import dumps
@@ -27,15 +29,16 @@ import fastai.callback.schedule
 from fastcore.script import call_parse, store_true
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
+from timm.models import group_parameters
 from accuracy import compare, verdict
 from cells import Batches, Results, decode, figures, normalize, pick_seeds, plan, predict, read_table, record, run_cells
-from fastai_mix.callback.plc import ProgressiveLabelCorrection
+from fastai_mix.callback.plc import ProgressiveLabelCorrection, correct_labels
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.soft import SoftCrossEntropyLossFlat, soft_labels
 from fastai_mix.vision.learner import timm_learner
 
 methods = {'plain': [], 'smooth': [], 'soft': [], 'plc-batch': ['batch'], 'plc-epoch': ['epoch'], 'plc-pass': ['pass'],
-           'snapmix': ['mix'], 'plc-snapmix': ['batch','mix']}
+           'snapmix': ['mix'], 'plc-snapmix': ['epoch','mix']}
 
 def type_noise(post, y, kind, level=.35, seed=0):
     "Labels `y` of which about the share `level` is the likeliest other class of `post`, more so where the two are close"
@@ -110,6 +113,9 @@ def make_learner(data, i, y, cell, weights, cbs, tell, loss=None):
     learn.logger = lambda *_: None
     learn.add_cbs([Tell(tell), *cbs])
     learn.unfreeze()
+    groups = group_parameters(learn.model, learn.model.group_matcher(coarse=True))
+    for k in sorted(groups)[:cell['frozen']]:
+        for n in groups[k]: learn.model.get_parameter(n).requires_grad_(False)
     learn.model.to(memory_format=torch.channels_last)
     aug.cfg = learn.model.default_cfg
     set_seed(cell['seed'])
@@ -155,7 +161,29 @@ def run(cell, tell, data, weights, rec, tune):
     res.update(figures(predict(learn.model, data.x[test], cell['size'], cfg), data.true[test]))
     return dict(res, seconds=seconds, trained=n+learn.tell.n, n_train=len(train), n_test=len(test), date=time.strftime('%Y-%m-%d'), record=rec)
 
-settings = ['data','arch','part','size','epochs','bs','lr']
+class Passes(Callback):
+    "Keep the probabilities of a clean pass after each epoch"
+    order = ProgressiveLabelCorrection.order+5
+    def __init__(self): self.all = []
+    def after_train(self):
+        self.all.append(self.learn.progressive_label_correction._pass())
+        self.model.train()
+
+def look(cell, data, weights):
+    "What every θ would change after each epoch of a plain training, by three ways to look at the predictions"
+    train,_ = data.parts(True)
+    given,true = data.noisy[cell['noise']][train],data.true[train]
+    plc,passes = ProgressiveLabelCorrection(1., warmup=0, window=cell['epochs']),Passes() # no gap is beyond 1
+    learn = make_learner(data, train, given, cell, weights, [plc,passes], lambda p: None)
+    fit(learn, cell, cell['epochs'])
+    rows = []
+    for e in range(cell['epochs']):
+        for way,p in (('one epoch', plc.past[e]), ('mean of epochs', torch.stack(plc.past[:e+1]).nanmean(0)), ('mean of passes', torch.stack(passes.all[:e+1]).mean(0))):
+            p = p.nan_to_num(1/p.shape[1]) # of a dropped last batch nothing is known
+            rows += [dict(epoch=e+1, way=way, theta=t/20, **quality(given, correct_labels(p, given, t/20), true)) for t in range(1, 15)]
+    return dict({k: v for k,v in cell.items() if k!='method'}, rows=rows, date=time.strftime('%Y-%m-%d'), record=record())
+
+settings = ['data','arch','part','size','frozen','epochs','bs','lr']
 
 def tables(lines, part):
     df = pd.DataFrame(lines)
@@ -176,7 +204,7 @@ def tables(lines, part):
 def show(tabs):
     cols = 'accuracy','log_loss','ece','label_before','label_after','changed','precision','recall'
     for t in tabs:
-        print(f"\n{t['data']} {t['noise']}, {t['arch']}, {t['size']} px, {t['epochs']} epochs, lr {t['lr']:g}")
+        print(f"\n{t['data']} {t['noise']}, {t['arch']}, {t['size']} px, {t['frozen']} stages frozen, {t['epochs']} epochs, lr {t['lr']:g}")
         print(f"{'method':34s} seeds " + ' '.join(f'{k:>13s}' for k in cols))
         for r in t['rows']:
             c = r.get('to_plain', {})
@@ -198,26 +226,32 @@ def main(
     seeds:str='3', # How many seeds from 0 on, or a list with commas
     lr:float=.002, # Highest learning rate
     bs:int=32, # Pictures a step
+    frozen:int=0, # The stem and stages that stay as they were trained, counted from the pictures
     threads:int=0, # Threads of torch; 0: as many as it takes by itself
     results:Path='noise.jsonl', # File of finished cells
     tune:store_true=False, # Score on 1,000 pictures cut from training
+    watch:store_true=False, # Print what every θ would change, as one JSON object for each noise and seed
     report:store_true=False, # Only the table of what is in `results`
     json:store_true=False, # One JSON object on the last line
 ):
     "Train every method on every noise with every seed; then compare"
-    noises,names,out,part = noise.split(','),method.split(','),Results(results),'valid' if tune else 'test'
+    noises,names,out,part = noise.split(','),method.split(','),Results(results),'valid' if tune or watch else 'test'
     bad = [o for o in names if o not in methods]
     if bad: raise SystemExit(f"no method {bad[0]!r}: expected {', '.join(methods)}")
     if epochs%4: raise SystemExit(f"--epochs {epochs}: expected a multiple of 4, since soft labels spend a quarter of them on each fold")
     if not report:
         if data is None: raise SystemExit("--data is missing: a folder or zip with labels.csv, or a folder with Fashion-MNIST's files")
         if threads: torch.set_num_threads(threads)
-        common = dict(data=Path(data).stem, arch=arch, part=part, size=size, epochs=epochs, bs=bs, lr=lr)
+        common = dict(data=Path(data).stem, arch=arch, part=part, size=size, frozen=frozen, epochs=epochs, bs=bs, lr=lr)
         plc = dict(theta=[float(o) for o in theta.split(',')], warmup=int(warmup) if warmup.isdigit() else float(warmup), rule=rule)
         cells = [dict(common, noise=k, method=m, seed=s, **(plc if m.startswith('plc') else {})) for s in pick_seeds(seeds) for k in noises for m in names]
         pictures = Data(data, noises, round(size*1.15))
-        train,_ = pictures.parts(tune)
+        train,_ = pictures.parts(tune or watch)
         for k in noises: print(f"{k}: {float((pictures.noisy[k]!=pictures.true)[train].float().mean()):.3f} of {len(train)} labels wrong")
+        if watch:
+            for s in pick_seeds(seeds):
+                for k in noises: print(dumps(look(dict(common, noise=k, seed=s), pictures, weights)), flush=True)
+            return
         seen = []
         learn = make_learner(pictures, train[:8*bs], pictures.true[train[:8*bs]], dict(common, seed=0), weights, [], lambda p: seen.append(time.perf_counter()))
         fit(learn, common, 1)
