@@ -97,7 +97,8 @@ def test_wrong_layer():
     m = timm.create_model('resnet18', num_classes=5)
     x = torch.randn(2,3,64,64)
     with pytest.raises(ValueError, match='no layer'): ClassActivation(m, 'layer9')
-    with pytest.raises(ValueError, match='no spatial features'): ClassActivation(m, 'fc')(x, y)
+    for name in ('fc','global_pool.pool'):
+        with pytest.raises(ValueError, match='no spatial features'): ClassActivation(m, name)(x, y)
     with pytest.raises(ValueError, match='logits'): ClassActivation(nn.Conv2d(3,4,3))(x, y)
 
 def test_exception_inside_restores():

@@ -200,7 +200,7 @@ class ClassActivation:
 
     def _pass(self, features, logits, x_shape):
         layout = _layout(features, features.shape[0], x_shape[-2:], self.prefix)
-        if layout is None and features.ndim==4: layout = 'nchw'
+        if layout is None and features.ndim==4 and features.shape[2:]!=(1,1): layout = 'nchw'
         if layout is None or not logits.requires_grad: raise _no_features(self.model, x_shape)
         return CleanPass(features, logits, layout)
 
