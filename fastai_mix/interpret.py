@@ -33,7 +33,7 @@ def _pictures(dl, x):
 @patch
 def show_mix(self:Learner,
     n:int=9, # Number of pictures
-    mix:BatchCallback=None, # The mix to show; None: the one among `learn.cbs`
+    mix:BatchCallback=None, # The mix to show; None: all among `learn.cbs`, one after the other as in a fit
     maps:bool=False, # Lay the semantic map of the receiving picture over it (mixes that have one)
     boxes:bool=True, # Draw the pasted box (mixes that have one)
     dl=None, # `DataLoader` to take the batch from; None: the training set's
@@ -42,16 +42,19 @@ def show_mix(self:Learner,
     figsize:tuple=None, # Size of the figure in inches
 )->list: # The axes
     "Mix one batch, whatever `p` is, and show `n` pictures of it with the labels' weights"
-    mix = mix or next((cb for cb in self.cbs if isinstance(cb, BatchCallback)), None)
-    if mix is None: raise ValueError("no mix to show: pass `mix=SnapMix()`, or add one to the Learner with `cbs=SnapMix()`")
+    mine = [cb for cb in self.cbs.sorted('order') if isinstance(cb, BatchCallback)]
+    shown = [mix] if mix else mine
+    if not shown: raise ValueError("no mix to show: pass `mix=SnapMix()`, or add one to the Learner with `cbs=SnapMix()`")
     dl = dl or self.dls.train
     xb,yb = (to_device(o, next(self.model.parameters()).device) for o in dl.one_batch()[:2])
-    with self.removed_cbs([cb for cb in self.cbs if isinstance(cb, BatchCallback)]), self.added_cbs(mix):
-        parts = [o for o in (mix, *getattr(mix, 'mixes', ())) if o is not None]
+    with self.removed_cbs(mine), self.added_cbs(shown):
+        parts = [o for m in shown for o in (m, *getattr(m, 'mixes', ())) if o is not None]
         was = [dict(vars(o)) for o in parts] # of a fit that is going on
-        mix.before_fit()
+        for m in shown: m.before_fit()
         try:
-            mixed = mix.change(xb, yb)
+            mixed = xb
+            for m in shown: mixed = m.change(mixed, yb)
+            mix = next((m for m in shown if getattr(m, 'w', None) is not None), shown[0]) # it has labels to tell
             ims = _pictures(dl, mixed)
             over = None if not maps or getattr(mix, 'cam', None) is None else semantic_map(mix.cam, mixed.shape[-2:]).cpu()
             n,box = min(n, len(ims)),getattr(mix, 'box', None)
@@ -64,7 +67,7 @@ def show_mix(self:Learner,
                     t,l,b,r = box[i].tolist()
                     ax.add_patch(plt.Rectangle((l-.5,t-.5), r-l, b-t, fill=False, color='w', lw=1.5))
         finally:
-            mix.after_fit()
+            for m in shown: m.after_fit()
             for o,d in zip(parts, was):
                 vars(o).clear()
                 vars(o).update(d)

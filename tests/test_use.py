@@ -58,6 +58,16 @@ def test_show_mix(mix, leaves):
     assert any(o in axs[0].get_title() for o in learn.dls.vocab)
     plt.close('all')
 
+def test_show_mix_shows_all_that_change_a_batch(leaves):
+    class Dark(BatchCallback):
+        def change(self, x, y): return x*0
+    for cbs in ([SnapMix(), Dark()], [Dark(), SnapMix()]):
+        learn = vision_learner(leaf_dls(leaves, size=64, bs=8), 'test_resnet', pretrained=False, cbs=cbs)
+        ax = learn.show_mix(2)[0]
+        assert np.asarray(ax.images[0].get_array()).std((0,1)).max()<1e-6 and ' · ' in ax.get_title() and len(ax.patches)==1
+        assert np.asarray(learn.show_mix(2, mix=SnapMix())[0].images[0].get_array()).std((0,1)).max()>.03
+    plt.close('all')
+
 @pytest.mark.parametrize('make', [SnapMix, lambda: SnapMix(echo=True), lambda: MixChoice([SnapMix(), CutMix()])], ids=['snapmix','echo','choice'])
 def test_show_mix_during_a_fit(make, leaves):
     class Draw(Callback):
