@@ -21,7 +21,7 @@ warnings.filterwarnings('ignore')
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, TrainEvalCallback, set_seed
+from fastai.vision.all import Callback, DataLoaders
 import fastai.callback.schedule
 from fastcore.script import call_parse, store_true
 from sklearn.model_selection import train_test_split
@@ -29,8 +29,7 @@ from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix, snapmix
-from fastai_mix.vision.learner import timm_learner
-from cells import Batches, Results, decode, figures, pick_seeds, plan, predict, read_table, record, run_cells
+from cells import Batches, Results, bare_learner, decode, figures, pick_seeds, plan, predict, read_table, record, run_cells
 
 class AreaMix(SnapMix):
     "SnapMix's boxes with labels weighed by area: a map that is the same everywhere"
@@ -101,17 +100,8 @@ def make_learner(data, train, cell, weights, tell, steps=None):
     "Learner of `cell`; its weights are the same for every mix of a seed"
     cbs = mixes[cell['mix']]()
     bs = cell['bs']//2 if any(getattr(o, 'echo', False) for o in cbs) else cell['bs']
-    set_seed(cell['seed'])
     batches = Batches(data.x[train], data.y[train], bs, steps or cell['images']//cell['bs'], cell['size'], cell['seed'], None)
-    learn = timm_learner(DataLoaders(batches, [], device='cpu'), cell['arch'], normalize=False, n_out=len(data.vocab), pretrained=bool(weights),
-        weights=weights, loss_func=CrossEntropyLossFlat())
-    learn.remove_cbs(learn.cbs.filter(lambda o: not isinstance(o, TrainEvalCallback)))
-    learn.add_cbs([Tell(tell), *cbs])
-    learn.unfreeze()
-    learn.model.to(memory_format=torch.channels_last)
-    batches.cfg = learn.model.default_cfg
-    set_seed(cell['seed'])
-    return learn
+    return bare_learner(DataLoaders(batches, [], device='cpu'), batches, cell, weights, len(data.vocab), [Tell(tell), *cbs])
 
 def fit(learn, cell):
     lr = cell['lr']

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from fastai.vision.all import CrossEntropyLossFlat, TrainEvalCallback, set_seed
 from filelock import FileLock, Timeout
 from PIL import Image
+from fastai_mix.vision.learner import timm_learner
 
 class Results:
     "A file of JSON lines, one a finished cell; a line is whole or absent"
@@ -167,6 +169,18 @@ class Batches:
         for _ in range(self.steps):
             i = [next(order) for _ in range(self.bs)]
             yield normalize(self.augment(self.x[i], g2), self.cfg),self.y[i]
+
+def bare_learner(dls, batches, cell, weights, n_out, cbs, keep=(), loss=None):
+    "Learner with `cbs`, TrainEvalCallback and those of `keep` alone; its weights depend on the seed; `batches` are told what the model expects"
+    set_seed(cell['seed'])
+    learn = timm_learner(dls, cell['arch'], normalize=False, n_out=n_out, pretrained=bool(weights), weights=weights, loss_func=loss or CrossEntropyLossFlat())
+    learn.remove_cbs(learn.cbs.filter(lambda o: not isinstance(o, (TrainEvalCallback,*keep))))
+    learn.add_cbs(cbs)
+    learn.unfreeze()
+    learn.model.to(memory_format=torch.channels_last)
+    batches.cfg = learn.model.default_cfg
+    set_seed(cell['seed'])
+    return learn
 
 def predict(model, x, size, cfg, bs=64):
     "Probabilities `[n,c]` for the centres of pictures `x`"

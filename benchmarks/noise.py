@@ -24,18 +24,17 @@ warnings.filterwarnings('ignore')
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, TrainEvalCallback, Recorder, set_seed
+from fastai.vision.all import Callback, DataLoader, DataLoaders, LabelSmoothingCrossEntropyFlat, Recorder, set_seed
 import fastai.callback.schedule
 from fastcore.script import call_parse, store_true
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 from timm.models import group_parameters
 from accuracy import compare, verdict
-from cells import Batches, Results, decode, figures, normalize, pick_seeds, plan, predict, read_table, record, run_cells
+from cells import Batches, Results, bare_learner, decode, figures, normalize, pick_seeds, plan, predict, read_table, record, run_cells
 from fastai_mix.callback.plc import ProgressiveLabelCorrection, correct_labels
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.soft import SoftCrossEntropyLossFlat, soft_labels
-from fastai_mix.vision.learner import timm_learner
 
 methods = {'plain': [], 'smooth': [], 'soft': [], 'plc-batch': ['batch'], 'plc-epoch': ['epoch'], 'plc-pass': ['pass'],
            'snapmix': ['mix'], 'plc-snapmix': ['epoch','mix']}
@@ -108,17 +107,11 @@ def make_learner(data, i, y, cell, weights, cbs, tell, loss=None):
     dl = DataLoader(Numbers(y), bs=cell['bs'], shuffle=True, drop_last=True, num_workers=0, create_batch=batch)
     dls = DataLoaders(dl, DataLoader(Numbers(y[:0]), bs=cell['bs'], num_workers=0), device='cpu')
     dls.vocab = data.vocab
-    learn = timm_learner(dls, cell['arch'], normalize=False, n_out=len(data.vocab), pretrained=bool(weights), weights=weights, loss_func=loss or CrossEntropyLossFlat())
-    learn.remove_cbs(learn.cbs.filter(lambda o: not isinstance(o, (TrainEvalCallback,Recorder))))
+    learn = bare_learner(dls, aug, cell, weights, len(data.vocab), [Tell(tell), *cbs], keep=[Recorder], loss=loss)
     learn.logger = lambda *_: None
-    learn.add_cbs([Tell(tell), *cbs])
-    learn.unfreeze()
     groups = group_parameters(learn.model, learn.model.group_matcher(coarse=True))
     for k in sorted(groups)[:cell['frozen']]:
         for n in groups[k]: learn.model.get_parameter(n).requires_grad_(False)
-    learn.model.to(memory_format=torch.channels_last)
-    aug.cfg = learn.model.default_cfg
-    set_seed(cell['seed'])
     return learn
 
 def fit(learn, cell, epochs): learn.fit_one_cycle(epochs, slice(cell['lr']/10, cell['lr']))
