@@ -409,6 +409,16 @@ def test_history_by_iterations(toy):
     h = plc.history
     assert h.epoch.tolist()==[.5,1,1.5,2] and h.share.iloc[-1]==len(plc.changed)/32 and h.corrected.sum()==len(plc.changed)
 
+@pytest.mark.parametrize('when', ['epoch','pass'])
+def test_a_first_epoch_alone_corrects_nothing(when, toy):
+    for warmup,first in ((.5,False), (0.,True), (0,True)):
+        learn = toy(cbs=ProgressiveLabelCorrection(.01, warmup=warmup, when=when))
+        learn.fit(1)
+        plc = learn.progressive_label_correction
+        assert bool(len(plc.changed))==first and np.isnan(plc.history.theta[0])!=first
+        learn.fit(1)
+        assert len(plc.changed) and plc.history.theta[1]==.01
+
 def test_window_averages_epochs(toy):
     plc = ProgressiveLabelCorrection(.99, warmup=0, when='epoch', window=2)
     learn,ps = toy(cbs=plc),[]
