@@ -173,7 +173,7 @@ def make_learner(
     if arch not in timm.list_models():
         near = get_close_matches(arch, timm.list_models(), 3, .5)
         raise ValueError(f"timm has no model {arch!r}" + (f": did you mean {' or '.join(near)}?" if near else ": see timm.list_models()"))
-    cbs = [History(), *make_mixes(mix, alpha, p), *([ProgressiveLabelCorrection(when='epoch', id_col='id')] if plc else [])]
+    cbs = [History(), *make_mixes(mix, alpha, p), *([ProgressiveLabelCorrection(id_col='id')] if plc else [])]
     try: learn = vision_learner(dls, arch, pretrained=pretrained, metrics=[accuracy, F1Score(average='macro')], cbs=cbs)
     except Exception as e: raise ValueError(f"vision_learner cannot build {arch!r}: {type(e).__name__}: {e}".splitlines()[0])
     if weights:
