@@ -109,8 +109,10 @@ def media(browser, theme, width):
 
 def settle(browser):
     "Wait for fonts and pictures"
-    browser.execute_async_script("""const done = arguments[0], ims = [...document.images]; ims.forEach(i => i.loading = 'eager');
-        Promise.all([document.fonts.ready, ...ims.map(i => i.complete || new Promise(r => i.onload = i.onerror = r))]).then(() => requestAnimationFrame(() => setTimeout(done, 30)))""")
+    browser.execute_async_script("""const done = arguments[0], ims = [...document.images], end = Date.now()+9000;
+        const wait = () => ims.some(i => i.offsetParent && !i.naturalWidth) && Date.now()<end ? setTimeout(wait, 30) : requestAnimationFrame(() => setTimeout(done, 30));
+        ims.forEach(i => i.loading = 'eager'); // one that waits to be scrolled to may call itself complete
+        document.fonts.ready.then(wait)""")
 
 def violations(browser, run):
     found = browser.execute_async_script(f"axe.run({json.dumps({**run, 'resultTypes': ['violations']})}).then(arguments[0])")['violations']
