@@ -212,8 +212,8 @@ def main(
     size:int=64, # Side of the pictures trained on
     noise:str='worst', # Columns of labels.csv, or type1, type2, type3, with commas
     method:str='plain,smooth,soft,plc-batch,plc-epoch,snapmix,plc-snapmix', # With commas; also plc-pass
-    theta:str='.9,.5', # First and last threshold of the label corrections, or one
-    warmup:str='.2', # Their warm-up: a fraction, or whole epochs
+    theta:str='.7,.3', # First and last threshold of the label corrections, or one
+    warmup:str='.5', # Their warm-up: a fraction, or whole epochs
     rule:str='gap', # Their rule
     epochs:int=8, # A multiple of 4: soft labels spend a quarter of them on each fold
     seeds:str='3', # How many seeds from 0 on, or a list with commas

@@ -54,7 +54,7 @@ class ProgressiveLabelCorrection(Callback):
     order,run_valid = Recorder.order+5,False # after the Recorder has its columns, before they are printed
     _state = ('given','current','times','moment','gap','p_given','p_current','free')
     def __init__(self,
-        theta:float|tuple|Callable=(.7,.3), # Threshold, above 0 to 1: a number, (first, last) of a line, or a function of the fraction done after the warm-up; the default is the lowest that did no harm to labels 9% wrong, see What it brings
+        theta:float|tuple|Callable=(.7,.3), # Threshold, above 0 to 1: a number, (first, last) of a line, or a function of the fraction done after the warm-up; the default is the lowest tried that did no harm to labels 9% wrong, see What it brings
         warmup:float|int=.5, # No correction before this: a fraction of the fit, 0 to below 1, that if above 0 lasts beyond the very first epoch; or whole epochs (an int), counted over all fits
         when:str='epoch', # 'epoch': after an epoch, from the mean of its predictions in the last `window` epochs, as the authors' code does; 'pass': from the mean of as many clean passes without augmentation, each made after an epoch; 'batch': at once, from the running batch, which runs away where many labels are wrong
         rule:str='gap', # 'gap': p_max − p_y > θ; 'ratio': p_y / p_max < θ, as in the authors' code; see `correct_labels`
