@@ -97,7 +97,7 @@ def browser(tmp_path_factory):
     opts = webdriver.ChromeOptions()
     opts.binary_location = chrome
     for o in ('headless=new','no-sandbox','disable-gpu','disable-quic','no-first-run','disable-background-networking','disable-component-update','disable-sync',
-              'disable-dev-shm-usage', f"user-data-dir={tmp_path_factory.mktemp('profile')}"): opts.add_argument(f'--{o}')
+              'disable-dev-shm-usage', 'blink-settings=lazyLoadEnabled=false', f"user-data-dir={tmp_path_factory.mktemp('profile')}"): opts.add_argument(f'--{o}')
     opts.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
     b = webdriver.Chrome(options=opts, service=webdriver.ChromeService(driver))
     yield b
@@ -111,7 +111,6 @@ def settle(browser):
     "Wait for fonts and pictures"
     browser.execute_async_script("""const done = arguments[0], ims = [...document.images], end = Date.now()+9000;
         const wait = () => ims.some(i => i.offsetParent && !i.naturalWidth) && Date.now()<end ? setTimeout(wait, 30) : requestAnimationFrame(() => setTimeout(done, 30));
-        ims.forEach(i => i.loading = 'eager'); // one that waits to be scrolled to may call itself complete
         document.fonts.ready.then(wait)""")
 
 def violations(browser, run):
