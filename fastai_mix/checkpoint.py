@@ -122,6 +122,9 @@ def _set_state(o, state):
     elif _by_dict(o): o.load_state_dict(state)
     else:
         vars(o).update(state[0])
+        late = [k for k in state[1] if vars(o).get(k) is None]
+        if late: raise ValueError(f"{type(o).__name__}.{late[0]} has a state in the checkpoint, but is made only later in the fit: "
+            "give the callback `state_dict` and `load_state_dict`")
         for k,s in state[1].items(): _set_state(vars(o)[k], s)
 
 def _kept_cbs(learn): return learn.cbs.filter(lambda cb: not isinstance(cb, ProgressCallback)).sorted('order')
@@ -200,7 +203,12 @@ class ResumableFits:
         "What this fit is going to do, as far as it can be told before"
         scheds = {n:[np.asarray(f(t)).tolist() for t in (0.,.3,.9)] 
             for cb in self.learn._grab_cbs(ParamScheduler) for n,f in cb.scheds.items()}
-        return dict(n_epoch=self.learn.n_epoch, scheds=scheds)
+        learn,loss = self.learn,self.learn.loss_func
+        hypers = {k: [np.asarray(h[k]).tolist() for h in learn.opt.hypers] for k in learn.opt.hypers[0] if k not in scheds}
+        told = {k: v for o in (loss, getattr(loss, 'func', None)) for k,v in getattr(o, '__dict__', {}).items()
+            if isinstance(v, (bool,int,float,str)) and not k.startswith('_') and k!='training'}
+        return dict(n_epoch=learn.n_epoch, bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train),
+            loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds)
 
     def __call__(self):
         learn = self.learn

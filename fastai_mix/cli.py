@@ -8,8 +8,9 @@ Docs: https://fastai-mix.github.io/fastai_mix/cli.html.md"""
 __all__ = ['read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner', 'main']
 
 # %% ../nbs/40_cli.ipynb #f0c84bc8
-import json,platform,sys
+import json,os,platform,sys
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import version
 
 import timm
@@ -34,11 +35,15 @@ from .vision.cam import find_layer
 from .vision.tta import *
 
 # %% ../nbs/40_cli.ipynb #712891a3
-def _find_image(root, name):
-    "The file `name` stands for: as it is, or below `images`, with or without an ending"
-    for base in (root, root/'images'):
-        if (base/name).is_file(): return base/name
-    return next((p for base in (root, root/'images') for p in sorted(base.glob(f'{name}.*')) if p.suffix.lower() in image_extensions), root/name)
+def _find_images(root, names):
+    "The files `names` stand for: as they are, or below `images`, with or without an ending"
+    bases = root,root/'images'
+    @cache
+    def stems(folder): return {f.stem: f for f in sorted(folder.iterdir(), reverse=True) if f.suffix.lower() in image_extensions} if folder.is_dir() else {}
+    def find(name):
+        found = next((b/name for b in bases if (b/name).is_file()), None)
+        return found or next((f for b in bases if (f := stems((b/name).parent).get(Path(name).name))), root/name)
+    return [find(o) for o in names]
 
 def _folder_table(folder):
     "Columns id and path of all pictures below `folder`"
@@ -47,13 +52,14 @@ def _folder_table(folder):
 
 def _csv_table(file, images, image_col, **cols):
     "Columns id and path of the pictures a CSV names, and those of its columns that are the values of `cols`"
-    table = pd.read_csv(file, dtype={image_col: str})
+    # a class may be called 01 or None
+    table = pd.read_csv(file, dtype={c: str for c in (image_col, *cols.values())}, keep_default_na=False, na_values=[''])
     check_columns(table, image_col, *cols.values(), table=str(file))
     nameless = table[image_col].isna()
     if nameless.any(): raise ValueError(f"{nameless.sum()} rows of {file} name no picture in {image_col!r}: fill them in or drop the rows")
     root = Path(images or file.parent)
     if not root.is_dir(): raise ValueError(f"no folder {root}: --images names the folder the pictures of the CSV are in")
-    return pd.DataFrame({'id': table[image_col], 'path': [_find_image(root, o) for o in table[image_col]], **{k: table[c] for k,c in cols.items()}})
+    return pd.DataFrame({'id': table[image_col], 'path': _find_images(root, table[image_col]), **{k: table[c] for k,c in cols.items()}})
 
 def read_data(
     data:Path=None, # Folder of class folders, or a CSV; None: the embedded leaves
@@ -214,6 +220,11 @@ def _check_out(o):
         raise ValueError(f"--out {o.out} holds a run of {'one fold' if o.fold is None else 'all folds'}, and this is one of "
             f"{'all folds, as --folds is given without --fold' if o.fold is None else 'one fold'}: give another folder")
 
+def _make_out(o):
+    try: o.out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ValueError(f"--out {o.out} cannot be made: {e.strerror}") from None
+    if not os.access(o.out, os.W_OK): raise ValueError(f"--out {o.out} may not be written to: give another folder")
+
 def _prepare(o):
     "All that can be wrong is found here; ValueError says what"
     for name,least in (('size',16), ('bs',2), ('epochs',1)):
@@ -235,6 +246,7 @@ def _prepare(o):
     set_seed(o.seed)
     learn = _make_learner(o, _make_dls(o, df, ifnone(o.fold, 0)))
     if 'snapmix' in o.mix: find_layer(learn.model, torch.rand(2, 3, o.size, o.size, device=learn.dls.device))
+    _make_out(o)
     return df,learn,test
 
 def _show_data(df, fold):
@@ -281,7 +293,6 @@ def _one_fold(o, df, learn):
     with learn.no_bar(): probs,y = learn.tta_views(views=_views[o.tta])
     s = Scores(probs, y, learn.dls.vocab)
     print(f'\naccuracy {s.accuracy:.4f}   macro-F1 {s.macro_f1:.4f}\n\n{s.report()}')
-    o.out.mkdir(parents=True, exist_ok=True)
     for name in ('mix.png','labels.csv','test_predictions.csv','submission.csv'): (o.out/name).unlink(missing_ok=True) # of an earlier run
     state = {k: v.contiguous() for k,v in learn.model.state_dict().items()}
     write_atomic(o.out/'model.safetensors', lambda f: save_file(state, f))
@@ -297,7 +308,6 @@ _fixed = 'mix','alpha','p','arch','pretrained','weights','size','bs','epochs','f
 
 def _cross_val(o, df, learn):
     "Begin a cross-validation in the folder of the run, or go on with the one there; ValueError if that is another"
-    o.out.mkdir(parents=True, exist_ok=True)
     file = o.out/'config.json'
     with FileLock(o.out/'.lock'):
         if file.exists():

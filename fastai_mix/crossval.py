@@ -176,8 +176,8 @@ def _check_dls(self:CrossVal, dls, k):
     if len(lack) or len(more) or rows.duplicated().any(): raise ValueError(f"get_dls(df, {k}) must validate on the {len(want)} rows of fold {k} and no others, once each, "
         f"but {len(lack)} are missing ({_first(lack)}) and {len(rows)-len(want)+len(lack)} too many ({_first(more)}): splitter=FoldSplitter(fold)")
     vocab = list(getattr(dls, 'vocab', None) or [])
-    taken = [o for o in vocab if str(o) in ('id','label','fold')]
-    if taken: raise ValueError(f"a class is called {taken[0]!r}, as is a column of `oof.csv`: give it another name")
+    taken = [o for o in vocab if str(o) in ('id','label','fold','')]
+    if taken: raise ValueError(f"a class is called {taken[0]!r}" + (", as is a column of `oof.csv`" if taken[0] else "") + ": give it another name")
     unknown = sorted(set(self.df[self.label_col].astype(str))-set(map(str, vocab)))
     if unknown: raise ValueError(f"the DataLoaders of fold {k} do not know the label {_first(unknown)}: their vocab is {_first(vocab) or 'empty'}; "
         f"give it, CategoryBlock(vocab=sorted(df[{self.label_col!r}].unique()))")
@@ -191,6 +191,8 @@ def _predict_fold(self:CrossVal, learn, rows, vocab):
     "Probabilities of the rows validated on, in the order of `rows`"
     act = None if hasattr(learn.loss_func, 'activation') else partial(torch.softmax, dim=-1)
     with learn.no_bar(): probs = learn.get_preds(act=act)[0]
+    if probs.isnan().any(): raise ValueError(f"the network of {learn.path.name} predicts NaN, as its training diverged: remove {learn.path/'checkpoints'}, "
+        "and train with a lower learning rate")
     return pd.DataFrame(probs.numpy(), columns=vocab).assign(id=rows, label=self._labels_of(rows))[['id','label',*vocab]]
 
 def _norm(dls): return [np.asarray(o.cpu()).ravel().round(6).tolist() for f in dls.valid.after_batch.fs if isinstance(f, Normalize) for o in (f.mean,f.std)]
@@ -290,7 +292,7 @@ def vocab(self:CrossVal)->list: # As they are in the column of labels
     vocabs = [self._info(k)['vocab'] for k in self.folds if self.done(k)]
     if not vocabs: raise ValueError("no fold is done: call `fit`")
     if any(o!=vocabs[0] for o in vocabs): raise ValueError("the folds have their classes in different orders: give them one, CategoryBlock(vocab=...), and train again")
-    label = {str(o):o for o in self.df[self.label_col].unique()}
+    label = {str(o):o for o in self.df[self.label_col].unique().tolist()}
     return [label.get(o, o) for o in vocabs[0]]
 
 @patch(as_prop=True)
@@ -322,9 +324,12 @@ def history(self:CrossVal)->pd.DataFrame: # A row an epoch
 @patch(as_prop=True)
 def labels(self:CrossVal)->pd.DataFrame: # The table of a label-correcting callback, with the fold whose training it is from
     "Labels corrected during training; ValueError if no callback has a table `labels`"
-    res = self._read('labels.csv')
+    key = self.id_col or 'row'
+    res = self._read('labels.csv', dtype={key:str, 'given':str, 'current':str}, keep_default_na=False, na_values=[''])
     if not res: raise ValueError("no callback of these folds keeps `labels`: add one that corrects labels in get_learner")
-    return pd.concat(res, ignore_index=True)
+    res,label = pd.concat(res, ignore_index=True),{str(o):o for o in self.vocab}
+    own = {key: dict(zip(self.ids, self.df[key] if self.id_col else self.df.index)), 'given':label, 'current':label} # as they are in the table
+    return res.assign(**{k: [v.get(o, o) for o in res[k]] for k,v in own.items() if k in res})
 
 @patch(as_prop=True)
 def timings(self:CrossVal)->pd.DataFrame: # A row a fold
@@ -387,7 +392,7 @@ class Ensemble:
     def __repr__(self): return f'Ensemble of {len(self)} networks, {self.how}'
 
     def predict(self,
-        items, # Table with the columns the block reads, or list of files, or `DataLoader`
+        items, # Table with the columns the block reads (`path`, if the ensemble was loaded), or list of files, or `DataLoader`
         views:list=None, # Views of each picture to average over, such as `d4`; None: as it is
         merge:str='mean', # How views are merged: 'mean', 'gmean' or 'max'
     )->pd.DataFrame: # A row an item, in order, a column a class
@@ -433,11 +438,14 @@ def ensemble(self:CrossVal,
     for o in others:
         if list(o.vocab)!=list(self.vocab): raise ValueError(f"{o.path} has other classes, or another order of them, than {self.path}: give CategoryBlock(vocab=...)")
         if set(o.ids)!=set(self.ids): raise ValueError(f"{o.path} has other rows than {self.path}: an ensemble needs the same table")
-    rows,probs,y = self._targets()
-    oofs = [o.oof.set_axis(o.ids).loc[self.ids[rows]].to_numpy(float) for o in cvs]
+    rows,_,y = self._targets()
+    oofs = [o.oof.set_axis(o.ids).loc[self.ids].to_numpy(float) for o in cvs]
+    all = rows & ~np.isnan(oofs).any((0,2)) # validated in every one of them
+    y,oofs,rows = y[all[rows]],[o[all] for o in oofs],all
     w = fit_weights(oofs, y) if how=='weights' else np.full(len(cvs), 1/len(cvs))
     each = [v/len(o.folds) for o,v in zip(cvs, w) for _ in o.folds]
-    oof = pd.DataFrame(blend(oofs, how, w), probs.index, self.vocab).reindex(self.df.index)
+    oof = pd.DataFrame(np.nan, self.df.index, self.vocab)
+    oof.iloc[np.flatnonzero(rows)] = blend(oofs, how, w)
     return Ensemble([o._group() for o in cvs], self.vocab, how, each, self.id_col, oof)
 
 @patch
@@ -484,6 +492,7 @@ def submission(self:Ensemble,
     check_columns(test_df, id_col, table='the table to predict')
     if len(sample.columns)==2 and prob_of is None and self.how=='rank': raise ValueError("mean ranks make no labels, as rare classes rank as high as others: use how='mean'")
     fill_sample(sample, pd.DataFrame(0., test_df[id_col], self.vocab), prob_of) # what does not fit is said before anything is predicted
+    if file is not None and not Path(file).absolute().parent.is_dir(): raise ValueError(f"no folder {Path(file).parent} to write {file} to")
     res = fill_sample(sample, self.predict(test_df, views).set_axis(test_df[id_col]), prob_of)
     if file is not None: _write_csv(file, res)
     return res
@@ -530,6 +539,9 @@ def _describe_act(learn):
 
 def _recipe_dl(recipe, items, bs=64, num_workers=0):
     "A `DataLoader` of files, read as in `recipe`"
+    if isinstance(items, pd.DataFrame):
+        check_columns(items, 'path', table='the table to predict')
+        items = items['path']
     norm = [Normalize.from_stats(*recipe['norm'])] if recipe['norm'] else []
     size = [Resize(recipe['size'], recipe['method'], recipe['pad_mode'])] if recipe['size'] else []
     files = Datasets([str(o) for o in items], [[PILImage.create]], splits=[range_of(items)]*2).valid # as in validation: crops are central

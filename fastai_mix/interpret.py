@@ -46,13 +46,15 @@ def show_mix(self:Learner,
     shown = [mix] if mix else mine
     if not shown: raise ValueError("no mix to show: pass `mix=SnapMix()`, or add one to the Learner with `cbs=SnapMix()`")
     dl = dl or self.dls.train
-    xb,yb = (to_device(o, next(self.model.parameters()).device) for o in dl.one_batch()[:2])
+    b = to_device(dl.one_batch(), next(self.model.parameters()).device)
+    n_inp,own = getattr(self.dls, 'n_inp', len(b)-1),vars(self).get('xb')
+    mixed,yb = b[0],b[n_inp]
     with self.removed_cbs(mine), self.added_cbs(shown):
         parts = [o for m in shown for o in (m, *getattr(m, 'mixes', ())) if o is not None]
         was = [dict(vars(o)) for o in parts] # of a fit that is going on
         for m in shown: m.before_fit()
         try:
-            mixed = xb
+            self.xb = b[:n_inp]
             for m in shown: mixed = m.change(mixed, yb)
             mix = next((m for m in shown if getattr(m, 'w', None) is not None), shown[0]) # it has labels to tell
             ims = _pictures(dl, mixed)
@@ -71,6 +73,7 @@ def show_mix(self:Learner,
             for o,d in zip(parts, was):
                 vars(o).clear()
                 vars(o).update(d)
+            self.xb = own
     return axs[:n]
 
 # %% ../nbs/32_interpret.ipynb #a3f7ca7a
@@ -93,8 +96,8 @@ class TensorBoardMix(Callback):
         mixes = [cb for cb in self.learn.cbs if isinstance(cb, BatchCallback) and cb.changed]
         if self.done or not mixes or not self.board.run: return
         self.done,mix = True,next((m for m in mixes if getattr(m, 'w', None) is not None), None)
-        ims = _pictures(self.dl, self.x[-self.n:])
-        rows = [_title(self.dls.vocab, self.y, mix, i) for i in range(len(self.x))[-self.n:]]
+        ims = _pictures(self.dl, self.xb[0][-self.n:])
+        rows = [_title(self.dls.vocab, self.yb[0], mix, i) for i in range(len(self.xb[0]))[-self.n:]]
         self.board.writer.add_images('mix', (ims*255).round().byte(), self.train_iter)
         self.board.writer.add_text('mix', '\n'.join(f'1. {r}' for r in rows), self.train_iter)
 
@@ -147,11 +150,12 @@ class Scores:
         return float(accuracy_score(self.targs, self.preds))
     @property
     def macro_f1(self)->float:
-        "Mean of the classes' F1; a class that is neither there nor predicted counts 0"
+        "Mean of the F1 of the classes that are there or predicted"
         return float(f1_score(self.targs, self.preds, average='macro', zero_division=0))
     def report(self)->str:
-        "Precision, recall and F1 of each class"
-        return classification_report(self.targs, self.preds, labels=range(len(self.vocab)), target_names=self.vocab, zero_division=0)
+        "Precision, recall and F1 of each class that is there or predicted"
+        seen = np.union1d(self.targs, self.preds)
+        return classification_report(self.targs, self.preds, labels=seen, target_names=[self.vocab[i] for i in seen], zero_division=0)
     def plot_confusion(self,
         ax:plt.Axes=None, # Where to draw; None: a new figure
     )->plt.Axes: # The same

@@ -235,6 +235,7 @@ def test_label_table_forms_agree():
     for got in (label_table(t, 's', ' '), label_table(t, 'l'), label_table(t, ['a','b','c'])):
         assert got.astype(int).to_numpy().tolist()==want and list(got.columns)==['a','b','c'] and got.dtypes.eq(bool).all()
     assert label_table(t.assign(n=[3,1,3,2]), 'n').columns.tolist()==[1,2,3]
+    assert label_table(pd.DataFrame({'l':['early blight | rust','rust','early blight']}), 'l', ' | ').columns.tolist()==['early blight','rust']
     with pytest.raises(ValueError, match="'a' holds nan"): label_table(t.assign(a=[1,None,0,0]), ['a','b'])
     with pytest.raises(ValueError, match="no label in 's'"): label_table(t.assign(s=['a',None,'','c']), 's', ' ')
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Callback, CancelFitException, L, OptimWrapper, SGD, accuracy, default_split, nn, params, partial, set_seed)
+from fastai.vision.all import (Callback, CancelFitException, L, LabelSmoothingCrossEntropyFlat, OptimWrapper, SGD, accuracy, default_split, nn, params, partial, set_seed)
 from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.checkpoint import load_state, resumable, save_state, write_atomic
@@ -81,8 +81,8 @@ cases = {
 
 @pytest.fixture
 def make(toy, tmp_path):
-    def f(name, at=None):
-        kwargs = dict(cases[name][0])
+    def f(name, at=None, **more):
+        kwargs = dict(cases[name][0], **more)
         cbs = kwargs.pop('cbs', lambda: [])
         return toy(cbs=[*L(cbs()), Stop(at)], metrics=accuracy, path=tmp_path/f'learner{at}', **kwargs)
     return f
@@ -136,8 +136,11 @@ def test_another_training_is_refused(make, toy, tmp_path):
         assert '_do_fit' not in vars(learn)
     refused('n_epoch=2 then, n_epoch=3 now', make('sgd'), lambda l: l.fit_one_cycle(3, 1e-3))
     refused('scheds=', make('sgd'), lambda l: l.fit_one_cycle(2, 1e-2))
-    refused('other callbacks', make('echo'), lambda l: l.fit_one_cycle(2, 1e-3))
-    refused('another network.*none here', toy(cbs=Stop(), model=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,3))),
+    refused("'eps': 0.3", make('sgd', loss_func=LabelSmoothingCrossEntropyFlat(.3)), lambda l: l.fit_one_cycle(2, 1e-3))
+    refused("'wd': .0.3", make('sgd'), lambda l: l.fit_one_cycle(2, 1e-3, wd=.3))
+    refused('bs=8 then, bs=4 now', make('sgd', bs=4), lambda l: l.fit_one_cycle(2, 1e-3))
+    refused('other callbacks', make('sgd', cbs=lambda: SnapMix(echo=True)), lambda l: l.fit_one_cycle(2, 1e-3))
+    refused('another network.*none here', toy(cbs=Stop(), model=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,3)), opt_func=partial(SGD, mom=.9)),
         lambda l: l.fit_one_cycle(2, 1e-3))
 
 def test_state_of_many_kinds(tmp_path):

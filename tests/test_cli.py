@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from fastai_mix import cli
-from fastai_mix.cli import main, read_oversample
+from fastai_mix.cli import main, read_data, read_oversample
 from fastai_mix.crossval import CrossVal
 from fastai_mix.data.leaves import leaf_data
 
@@ -50,6 +50,23 @@ def test_csv_with_split_from_weights(table, tmp_path, capsys):
     assert 'macro avg' in out and '60 pictures of 64×64' in out
     main(**table(), split_col='split', mix='none', arch='resnet10t') # over an earlier run
     assert not (run/'mix.png').exists() and json.loads((run/'config.json').read_text())['mix']=='none'
+
+def test_names_and_labels_as_they_are_written(leaves, tmp_path):
+    d,jpg = tmp_path/'d',(leaves/'images'/'Train_0.jpg').read_bytes()
+    (d/'images'/'sub').mkdir(parents=True)
+    for n in ('leaf_1.jpg','leaf_1.2.jpg','img[1].jpg','NA.jpg','sub/a.png'): (d/'images'/n).write_bytes(jpg)
+    (d/'t.csv').write_text('image_id,label\nleaf_1,01\nleaf_1.2,None\nimg[1],01\nNA,None\nsub/a,1\nleaf_1.2.jpg,1\n')
+    df = read_data(d/'t.csv')
+    assert [str(o.relative_to(d/'images')) for o in df.path]==['leaf_1.jpg','leaf_1.2.jpg','img[1].jpg','NA.jpg','sub/a.png','leaf_1.2.jpg']
+    assert df.label.tolist()==['01','None','01','None','1','1']
+    (d/'t.csv').write_text(f'image_id,label\nleaf_1,a\n{tmp_path}/no.jpg,b\n')
+    with pytest.raises(ValueError, match='no.jpg'): read_data(d/'t.csv')
+
+def test_a_folder_that_cannot_be_made_is_known_before_training(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', lambda o, learn: pytest.fail('trained'))
+    (tmp_path/'file').write_text('')
+    with pytest.raises(SystemExit): main(**{**table(), 'arch':'resnet10t', 'out':str(tmp_path/'file'/'run')})
+    assert 'cannot be made: Not a directory' in capsys.readouterr().err
 
 def test_folder_of_classes(leaves, tmp_path):
     df = pd.read_csv(leaves/'train.csv')

@@ -158,6 +158,18 @@ def test_labels_of_a_correcting_callback_are_kept(df, get_dls, tmp_path):
     run = CrossVal(df, get_dls, partial(tiny, cbs=Corrects), tmp_path/'run').fit(one)
     assert run.labels.to_dict('list')=={'image_id':['Train_3']*3, 'label':['rust']*3, 'was':['scab']*3, 'fold':[0,1,2]}
 
+def test_labels_come_back_as_they_were(df, get_dls, leaves, tmp_path):
+    class Corrects(Callback):
+        @property
+        def labels(self): return pd.DataFrame({'given':['NA','1'], 'current':['1','NA'], 'when':[np.nan,1.]}, index=pd.Index(['003','004'], name='row'))
+    df = df.assign(label=np.where(df.label=='healthy', 'NA', '1'), index=[f'{i:03}' for i in range(60)]).set_index('index')
+    df.attrs = {}
+    run = CrossVal(df, get_dls, partial(tiny, cbs=Corrects), tmp_path/'run').fit(one)
+    t = run.labels
+    assert t.row.tolist()==['003','004']*3 and t.given.tolist()==['NA','1']*3 and t.current.tolist()==['1','NA']*3 and t.when.isna().sum()==3
+    run = CrossVal(df.assign(label=(df.label=='NA').astype(int)).reset_index(drop=True), get_dls, partial(tiny, cbs=Corrects), tmp_path/'ints').fit(one)
+    assert run.vocab==[0,1] and {type(o) for o in run.vocab}=={int} and run.labels.current.tolist()==[1,'NA']*3
+
 def test_no_labels(cv):
     with pytest.raises(ValueError, match='no callback'): cv.labels
 
@@ -217,6 +229,7 @@ def test_wrong_dls_and_folders(df, leaves, get_dls, tmp_path):
     refused(split(lambda d, k: IndexSplitter(held(d, k)), lambda d: d.assign(image_id=d.image_id.values[::-1])), 'are missing')
     refused(split(lambda d, k: IndexSplitter(held(d, k)), lambda d: d.assign(label=d.label.replace('multiple_diseases','scab'))), "do not know the label multiple_diseases")
     refused(split(lambda d, k: IndexSplitter(held(d, k)), lambda d: d.assign(label=[*d.label[1:], d.label[0]])), 'rows have another label in the DataLoaders')
+    refused(lambda d, k: get_dls(d.assign(label=d.label.replace('rust','')), k), "a class is called '': give it another name")
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'thesis.txt').write_text('')
     with pytest.raises(ValueError, match='not a run of CrossVal'): CrossVal(df, get_dls, tiny, tmp_path/'mine')
@@ -273,6 +286,25 @@ def test_ensemble_of_two(cv, df, get_dls, tmp_path):
     few = CrossVal(df.iloc[:50], get_dls, tiny, tmp_path/'few').fit(one)
     with pytest.raises(ValueError, match='other rows'): cv.ensemble(few)
 
+def test_ensemble_of_what_all_have_validated(df, get_dls, tmp_path):
+    df = df.set_axis([*range(30)]*2) # as of two tables, one after the other
+    some = df.assign(fold=[-1]*6+df.fold.tolist()[6:])
+    a,b = (CrossVal(d, get_dls, tiny, tmp_path/n).fit(one) for n,d in (('a',df), ('b',some)))
+    for one_,two in ((a,b), (b,a)):
+        ens = one_.ensemble(two, how='weights')
+        assert ens.oof.isna().all(axis=1).tolist()==[True]*6+[False]*54 and np.isclose(sum(ens.weights), 1)
+        y = ens.oof.columns.get_indexer(df.label[6:])
+        assert np.allclose([sum(ens.weights[:3]),sum(ens.weights[3:])], fit_weights([o.oof.values[6:].astype(float) for o in (one_,two)], y))
+    assert b.predict(df.iloc[:3]).shape==(3,4)
+
+def test_a_network_that_diverged_is_not_done(df, get_dls, tmp_path):
+    class Boom(Callback):
+        def after_fit(self):
+            with torch.no_grad(): next(self.learn.model.parameters()).fill_(float('nan'))
+    run = CrossVal(df, get_dls, partial(tiny, cbs=Boom), tmp_path/'run')
+    with pytest.raises(ValueError, match='fold_0 predicts NaN.*lower learning rate'): run.fit(one)
+    assert not run.done(0)
+
 def test_different_normalization_is_refused(df, get_dls, tmp_path):
     run = CrossVal(df, lambda d, k: get_dls(d, k, batch_tfms=Normalize()), tiny, tmp_path/'run').fit(one) # statistics of one batch
     with pytest.raises(ValueError, match='normalize with different statistics'): run.ensemble()
@@ -292,7 +324,8 @@ def test_submission(cv, df, tmp_path):
     assert np.allclose(cv.submission(one_col, test, file=None, prob_of='rust').label, preds.rust[::-1])
     for kwargs,match in ((dict(sample=sample.rename(columns={'rust':'rost'})), "columns rost are no classes"), (dict(sample=sample, test_df=test.iloc[1:]), '1 rows of the sample not'),
         (dict(sample=sample, test_df=pd.concat([test, test.iloc[:1]])), '1 twice'), (dict(sample=sample, test_df=test.rename(columns={'image_id':'id'})), "no column 'image_id'"),
-        (dict(sample=sample[['image_id']]), 'only the column'), (dict(sample=one_col, prob_of='none'), "prob_of='none'"), (dict(sample=one_col, how='rank'), 'ranks make no labels')):
+        (dict(sample=sample[['image_id']]), 'only the column'), (dict(sample=one_col, prob_of='none'), "prob_of='none'"), (dict(sample=one_col, how='rank'), 'ranks make no labels'),
+        (dict(sample=sample, file=tmp_path/'none'/'x.csv'), 'no folder .*none')):
         with pytest.raises(ValueError, match=match) as e: cv.submission(**{**dict(test_df=test, file=None), **kwargs})
         assert '\n' not in str(e.value)
 
@@ -308,6 +341,10 @@ def test_export_by_name(make, df, leaves, get_dls, tmp_path):
     files = [leaves/'images'/f'{o}.jpg' for o in df.image_id[:7]]
     assert np.abs(loaded.predict(files).values-ens.predict(df.iloc[:7]).values).max()<1e-5
     assert np.abs(loaded.predict(files, views=d4).values-ens.predict(df.iloc[:7], views=d4).values).max()<1e-5
+    table = df.iloc[:7].assign(path=files)
+    sample = pd.DataFrame({'image_id':table.image_id[::-1].values, **{c:0. for c in loaded.vocab}})
+    assert np.abs(loaded.submission(sample, table, file=None)[loaded.vocab].values[::-1]-ens.predict(table).values).max()<1e-5
+    with pytest.raises(ValueError, match="no column 'path'"): loaded.predict(df.iloc[:7])
 
 def test_export_that_needs_functions(cv, df, get_dls, leaves, tmp_path):
     ens = cv.ensemble()

@@ -243,6 +243,9 @@ def test_class_weights():
     w = class_weights(y, 'effective', beta=.9)
     assert np.isclose(w['a']/w['b'], (1-.9**8)/(1-.9**2)) and np.isclose((w*[2,8]).sum(), 10)
     assert class_weights(y, vocab=['b','a']).index.tolist()==['b','a']
+    bools = [o=='a' for o in y]
+    assert np.allclose(class_weights(bools, vocab=[False,True]), class_weights(y, vocab=['b','a'])) and np.allclose(sample_weights(bools), sample_weights(y))
+    assert oversample(pd.DataFrame({'label':bools}), 'balance', label_col='label').label.mean()==.5
     assert np.allclose(class_weights(y, 'effective', beta=1-1e-9), class_weights(y), rtol=1e-5)
     with pytest.raises(ValueError, match="no rows have label 'c'"): class_weights(y, vocab=['a','b','c'])
     with pytest.raises(ValueError, match="scheme='linear'"): class_weights(y, 'linear')

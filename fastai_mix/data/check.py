@@ -67,7 +67,7 @@ def label_table(
             if bad: raise ValueError(f"{c!r} holds {bad[0]!r}: expected 0 or 1 in a column of one class")
         return df[list(label_col)].astype(bool)
     check_filled(df, label_col)
-    cells = df[label_col].str.split(label_delim).map(lambda o: [k for k in o if k]) if label_delim else df[label_col]
+    cells = df[label_col].str.split(label_delim, regex=False).map(lambda o: [k for k in o if k]) if label_delim else df[label_col]
     if not len(df) or not is_listy(cells.iloc[0]):
         check_labels(df, label_col)
         return pd.get_dummies(cells.astype(object)).astype(bool)

@@ -149,7 +149,7 @@ def _factors(n, how, up):
 def _repeats(has, how, up, rng):
     "How often each row of the label table `has` is to be taken"
     factor = _factors(has.sum(), how, up)
-    has = has[factor.index].to_numpy()
+    has = has.reindex(columns=factor.index).to_numpy() # an index of bools would be a mask
     share = np.where(has, factor.to_numpy(), -1.)
     lead = np.where(has.any(1), share.argmax(1), -1)
     share = np.where(lead<0, 1., share.max(1))

@@ -66,7 +66,7 @@ def class_weights(
     n = _label_sets(labels).sum()
     lack = [k for k in (n.index if vocab is None else vocab) if not n.get(k, 0)]
     if lack: raise ValueError(f"no rows have label {lack[0]!r}: a class without rows has no weight, leave it out of the vocab")
-    if vocab is not None: n = n[list(vocab)]
+    if vocab is not None: n = n.reindex(list(vocab)) # a list of bools would be a mask
     w = 1/n if scheme=='inverse' else n**-.5 if scheme=='sqrt' else (1-beta)/(1-beta**n)
     return (w*n.sum()/(w*n).sum()).astype(np.float32)
 
@@ -81,4 +81,4 @@ def sample_weights(
 )->np.ndarray: # `[n]` the weight of each row: that of its class, of its rarest if it has several, 1 if it has none
     "Weights of rows for `DataBlock.weighted_dataloaders`"
     w,has = class_weights(labels, scheme, beta),_label_sets(labels)
-    return np.where(has.any(axis=1), np.where(has, w[has.columns], -np.inf).max(1), 1.)
+    return np.where(has.any(axis=1), np.where(has, w.to_numpy(), -np.inf).max(1), 1.)
