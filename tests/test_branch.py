@@ -14,7 +14,9 @@ from fastai_mix.callback.branch import BranchPred, MidLevelBranch, find_stage
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.mix import CutMix, MixUp, mix_loss
+from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
+from fastai_mix.checkpoint import resumable
 from fastai_mix.data.leaves import leaf_data, leaf_dls
 
 @pytest.fixture
@@ -187,6 +189,47 @@ def test_it_follows_the_last_group(toy):
     learn = toy(cbs=[MidLevelBranch(), See()], splitter=lambda m: [list(m[:7].parameters()), list(m[7:].parameters())])
     learn.fit_one_cycle(1, slice(1e-5,1e-2))
     assert all(a==b and c==d for a,b,c,d in learn.see.of) and max(a for a,*_ in learn.see.of)>5e-3
+
+def test_goes_on_after_a_kill(toy, tmp_path):
+    class Stop(Callback):
+        at = None
+        def before_batch(self):
+            if self.training and self.epoch==self.at and self.iter==2: raise KeyboardInterrupt
+    def make(at=None):
+        stop = Stop()
+        stop.at = at
+        return toy(cbs=[CutMix(), MidLevelBranch(), stop])
+    with resumable(whole := make(), tmp_path/'whole'): whole.fit(3, 1e-2)
+    for at in (0,1): # without a branch yet, and with one
+        with pytest.raises(KeyboardInterrupt), resumable(learn := make(at), tmp_path/f'run{at}'): learn.fit(3, 1e-2)
+        with resumable(learn := make(), tmp_path/f'run{at}'): learn.fit(3, 1e-2)
+        for a,b in zip(learn.mid_level_branch.branch.parameters(), whole.mid_level_branch.branch.parameters()): assert torch.equal(a, b)
+
+def test_a_validation_in_between_keeps_its_optimizer(toy):
+    class Between(Callback):
+        order = 56
+        def after_epoch(self):
+            if not self.learn.lock.locked(): self.learn.validate()
+    class Seen(Callback):
+        order,run_valid = 70,False
+        def before_fit(self):
+            if not self.learn.lock.locked(): self.ids = set()
+        def after_batch(self): self.ids.add(id(self.mid_level_branch.stepper))
+    learn = toy(cbs=[MidLevelBranch(), Between(), Seen()])
+    learn.fit(2, 1e-2)
+    assert len(learn.seen.ids)==1
+
+def test_growing_pictures_have_one_branch(toy):
+    model = timm.create_model('resnet10t', num_classes=3) # one place less than a map at 32 pixels
+    learn = toy(cbs=[MidLevelBranch(), ProgressiveResize(until=.9)], model=model, size=64, n=8, bs=4)
+    learn.fit(2, 1e-3)
+    branch = learn.mid_level_branch.branch
+    assert learn.validate(cbs=BranchPred())[0]>0
+    learn.remove_cb(ProgressiveResize)
+    learn.fit(1, 1e-3)
+    assert learn.mid_level_branch.branch is branch
+    learn.model = toy_model()
+    with pytest.raises(ValueError, match='trained on .* channels for 3 classes'): learn.fit(1)
 
 @pytest.mark.filterwarnings('ignore')
 def test_export_takes_it_along(tmp_path):

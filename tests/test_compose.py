@@ -3,8 +3,9 @@ import io
 
 import numpy as np
 import pytest
+import timm
 import torch
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, Normalize,
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, L, Normalize,
     ProgressCallback, SaveModelCallback, ShowGraphCallback, accuracy, load_learner, nn, vision_learner)
 from conftest import toy_model
 from test_snapmix import CpuAutocast, CpuScaler, Record, state
@@ -17,6 +18,7 @@ from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_data, leaf_dls
 from fastai_mix.interpret import History, TensorBoardMix
+from fastai_mix.vision.cam import ClassActivation
 
 mixes = {
     'snapmix': lambda: [SnapMix()],
@@ -193,3 +195,83 @@ fit(Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=[Fixed(), Out()]),
 ''', 1, 2)
     assert [o[:2] for o in one+two]==[['1','16.0'],['2','16.0'],['2','16.0']]
     assert all(abs(float(one[0][2])-float(o[2]))<1e-5 for o in two)
+
+class TwoInputs(nn.Module):
+    "A picture and a number beside it"
+    def __init__(self, c=3):
+        super().__init__()
+        self.body,self.head = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1)),nn.Linear(9, c)
+    def forward(self, x, meta): return self.head(torch.cat([self.body(x).mean((2,3)), meta], 1))
+
+@pytest.fixture
+def several(toy):
+    "A Learner whose model has two inputs"
+    def make(cbs, when=None):
+        learn = toy(model=TwoInputs(), cbs=cbs)
+        for dl in learn.dls.loaders:
+            dl.dataset = [(x, torch.full((1,), float(i)), y) for i,(x,y) in enumerate(dl.dataset)]
+            dl.n = len(dl.dataset)
+        learn.dls.n_inp = 2
+        return learn
+    return make
+
+@pytest.mark.parametrize('cbs', [lambda: MixUp(), lambda: CutMix(echo=True), lambda: SnapMix(), lambda: SnapMix(echo=True), lambda: GridMask(p=1.),
+    lambda: [MixChoice([SnapMix(), CutMix()]), ProgressiveResize(multiple_of=4)], lambda: [SnapMix(), ProgressiveLabelCorrection(.1, warmup=0, when='batch')],
+    lambda: [CutMix(), ProgressiveLabelCorrection(.1, warmup=0)], lambda: ProgressiveLabelCorrection(.1, warmup=0, when='pass'),
+    lambda: [MidLevelBranch(layer='body.3'), SnapMix()]], ids=range(10))
+def test_a_model_of_two_inputs(cbs, several):
+    class Look(Callback):
+        order,run_valid = 60,False
+        def before_batch(self):
+            x,meta = self.xb
+            assert len(x)==len(meta)==len(self.yb[0]) and (meta[:,0].long()%3==self.source(self.yb[0], meta)).all()
+        def source(self, y, meta): return torch.arange(32)[meta[:,0].long()]%3 # each picture's number stays with it
+    learn = several([*L(cbs()), Look()])
+    learn.fit(2, 1e-2)
+    assert np.isfinite(learn.recorder.values[-1]).all()
+
+@pytest.mark.parametrize('cbs', [SnapMix, lambda: SnapMix(echo=True), lambda: MixChoice([SnapMix(), None]), lambda: CutMix(echo=True)], ids=range(4))
+def test_a_validation_in_the_middle_of_a_fit(cbs, toy):
+    class Between(Callback):
+        order,n = 56,0
+        def after_batch(self): self.n += self.training
+        def after_epoch(self):
+            if not self.learn.lock.locked(): self.learn.validate(), self.learn.get_preds()
+    learn = toy(cbs=[cbs(), Between()])
+    learn.fit(2, 1e-2)
+    assert learn.between.n==8
+
+def test_what_is_switched_off_for_a_fit_is_off(toy):
+    for off,on in ((ProgressiveLabelCorrection(), SnapMix()), (SnapMix(), ProgressiveLabelCorrection(warmup=0)), (SnapMix(), CutMix()), (SnapMix(), MidLevelBranch())):
+        learn = toy(cbs=[off,on])
+        off.run = False
+        learn.fit(2, 1e-2)
+        assert np.isfinite(learn.recorder.values[-1]).all()
+
+def test_one_logit_for_two_classes(toy):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body,self.head = nn.Conv2d(3, 8, 3, padding=1),nn.Linear(8, 1)
+        def forward(self, x): return self.head(self.body(x).relu().mean((2,3)))
+    m = Model()
+    x,y = torch.rand(4,3,16,16),torch.tensor([0,1,0,1])
+    cam = ClassActivation(m).forward(x).cam(y)
+    own = torch.einsum('nchw,c->nhw', m.body(x).relu(), m.head.weight[0])/16**2
+    assert torch.allclose(cam, own*(2*y-1)[:,None,None], atol=1e-5)
+    plc = ProgressiveLabelCorrection(.01, warmup=0)
+    learn = toy(cbs=[SnapMix(), plc], model=m, c=2, loss_func=BCEWithLogitsLossFlat())
+    learn.fit(3, 1e-2)
+    assert plc.labels[['p_given','p_current']].max().max()<1 and len(plc.history)==3
+
+@pytest.mark.parametrize('cbs', [lambda: SnapMix(), lambda: SnapMix(echo=True), lambda: MidLevelBranch(), lambda: SnapMix(layer='layer3.0')], ids=range(4))
+def test_gradient_checkpointing(cbs, toy):
+    model = timm.create_model('test_resnet', num_classes=3)
+    model.set_grad_checkpointing(True)
+    learn = toy(cbs=cbs(), model=model, size=64, n=8, bs=4)
+    learn.fit(1, 1e-3)
+    plain = timm.create_model('test_resnet', num_classes=3)
+    plain.load_state_dict(model.state_dict())
+    x,y = torch.rand(2,3,64,64),torch.tensor([0,1])
+    maps = [ClassActivation(m.train()).forward(x).cam(y) for m in (model,plain)]
+    assert torch.allclose(*maps, atol=1e-6)

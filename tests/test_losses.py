@@ -1,4 +1,6 @@
 "The loss of a mixed batch, for every kind of loss, against the sum written out in float64."
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +83,16 @@ def test_ignored_targets_count_for_nothing():
 def test_equal_class_weights_change_nothing():
     torch.testing.assert_close(mix_loss(nn.CrossEntropyLoss(torch.full((c,), 3.)), pred, (y,), (y2,), w, w2),
                                mix_loss(nn.CrossEntropyLoss(), pred, (y,), (y2,), w, w2))
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(weight=torch.rand(c)+.1), dict(ignore_index=1), dict(weight=torch.rand(c)+.1, label_smoothing=.2)], ids=str)
+def test_functions_are_weighed_like_modules(kwargs):
+    module,function = nn.CrossEntropyLoss(**kwargs),partial(F.cross_entropy, **kwargs) if kwargs else F.cross_entropy
+    torch.testing.assert_close(mix_loss(function, pred, (y,), (y2,), torch.ones(n), torch.zeros(n)), function(pred, y))
+    torch.testing.assert_close(mix_loss(function, pred, (y,), (y2,), w, w2), mix_loss(module, pred, (y,), (y2,), w, w2))
+
+def test_a_reduction_that_is_none_in_name_only():
+    def loss(p, t, reduction='mean'): return F.cross_entropy(p, t)
+    with pytest.raises(ValueError, match='one loss for the whole batch'): mix_loss(loss, pred, (y,), (y2,), w, w2)
 
 def test_a_mean_only_loss_is_refused():
     with pytest.raises(ValueError, match="no `reduction`"): mix_loss(lambda p,t: p.mean(), pred, (y,), (y2,), w, w2)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import FetchPredsCallback
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.callback.mixup import MixUp as FastaiMixUp
 from fastai.vision.all import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException, CategoryBlock, ColReader,
@@ -243,6 +244,32 @@ def test_epoch_table(toy):
     plc = learn.progressive_label_correction
     assert learn.recorder.metric_names==['epoch','train_loss','valid_loss','accuracy','corrected','time']
     assert lines[-1][-2]==round(plc.history.share.iloc[-1]*32) and len(learn.recorder.values[0])==4
+
+class Between(Callback):
+    order = 56
+    def after_epoch(self):
+        if not self.learn.lock.locked(): self.learn.validate()
+
+@pytest.mark.parametrize('cbs', [FetchPredsCallback, Between])
+def test_a_validation_in_between(cbs, toy):
+    lines = []
+    learn = toy(cbs=[cbs(), ProgressiveLabelCorrection(.05, warmup=0)], metrics=accuracy)
+    learn.logger = lines.append
+    learn.fit(3, 1e-2)
+    plc = learn.progressive_label_correction
+    assert len(plc.history)==3 and plc.labels.p_given.notna().all()
+    assert [len(o) for o in lines]==[6]*3 and [o[4] for o in lines]==[round(s*32) for s in plc.history.share]
+
+@pytest.mark.parametrize('when', ['batch','epoch'])
+@pytest.mark.parametrize('k', [0,2])
+def test_batches_that_others_leave_out(when, k, toy):
+    class Skip(Callback):
+        order,run_valid = 0,False
+        def before_batch(self):
+            if self.learn.iter==k: raise CancelBatchException
+    plc = ProgressiveLabelCorrection(.05, warmup=0, when=when)
+    toy(cbs=[Skip(), plc], metrics=accuracy).fit(3, 1e-2)
+    assert len(plc.history)==3
 
 @pytest.mark.parametrize('kwargs', [dict(shuffle=True), dict(shuffle=False), dict(shuffle=True, drop_last=True), dict(shuffle=False, drop_last=True, num_workers=2)], ids=str)
 def test_skipped_items(kwargs):
@@ -511,6 +538,9 @@ def test_wrong_use(toy):
     says('warmup=3 epochs, but training ends after 2', toy(cbs=ProgressiveLabelCorrection(.5, warmup=3)), 2)
     says('above 0 and up to 1', toy(cbs=ProgressiveLabelCorrection(lambda t: 2., warmup=0)))
     says("no training row 99", toy(cbs=ProgressiveLabelCorrection(.5, protect=[99])))
+    learn = toy(cbs=ProgressiveLabelCorrection(.5, protect_classes=[20]))
+    learn.dls.vocab = [10,20,30]
+    learn.fit(1)
     says("no class 'cat'", toy(cbs=ProgressiveLabelCorrection(.5, protect_classes=['cat'])))
     says('use the one of fastai_mix', toy(cbs=[ProgressiveLabelCorrection(.5), FastaiMixUp()]))
     says('soft', toy(cbs=ProgressiveLabelCorrection(.5), target='onehot', loss_func=nn.CrossEntropyLoss()))
@@ -525,6 +555,9 @@ def test_wrong_use(toy):
     learn = toy(cbs=ProgressiveLabelCorrection(.5))
     learn.dls.loaders[0] = torch.utils.data.DataLoader(learn.dls.train.dataset, batch_size=8)
     says("torch's own loader", learn)
+    plc = ProgressiveLabelCorrection(.001, warmup=0)
+    toy().fit(2, cbs=plc)
+    with pytest.raises(ValueError, match=r'learn.add_cb\(plc\)'): plc.show()
     plc = ProgressiveLabelCorrection(.5)
     for f in (lambda: plc.labels, lambda: plc.plot(), lambda: plc.undo(1), plc.state_dict):
         with pytest.raises(ValueError, match='no labels yet'): f()

@@ -27,17 +27,18 @@ def _places(t, n, size, prefix):
 def find_stage(
     model:nn.Module, # A classifier
     x:Tensor, # A batch of pictures `[n,c,H,W]`; the first two are used
+    *more, # The model's other inputs, if it has several
 )->dict: # `layer`: name of the last stage; `side`: the number of its input; `prefix`: tokens before the patches
     "Where `model` has the features of its second-to-last stage; ValueError if all its features have one resolution"
     model,x = unwrap_model(model),x[:2].detach().as_subclass(Tensor)
-    last,names,calls,ends = find_layer(model, x),{m:k for k,m in model.named_modules()},[],[]
+    last,names,calls,ends = find_layer(model, x, *more),{m:k for k,m in model.named_modules()},[],[]
     def places(t): return _places(t, len(x), x.shape[-2:], last['prefix'])
     def record(m, inp, out):
         if m is last['layer']: ends.append(places(out if last['side'] is None else inp[last['side']]))
         calls.append((m, [None if getattr(t, 'shape', None)==x.shape else places(t) for t in inp], places(out))) # no stage is given the picture
     hooks = [m.register_forward_hook(record) for m in names]
     try:
-        with eval_mode(model), torch.no_grad(): _eager(model, x)
+        with eval_mode(model), torch.no_grad(): _eager(model, x, *(o[:2] for o in more))
     finally:
         for h in hooks: h.remove()
     end = ends[last['call']]
@@ -49,7 +50,7 @@ def find_stage(
     return dict(layer=names[m], side=i, prefix=last['prefix'])
 
 # %% ../../nbs/26_callback.branch.ipynb #f5333cf7
-class MidLevelBranch(Callback):
+class MidLevelBranch(FitCallback):
     "Train a classifier on the features of the second-to-last stage beside the model, arXiv 2012.04846"
     order,run_valid = MixCallback.order+.7,False # after a mix has set its loss, before it is divided or scaled
     def __init__(self,
@@ -61,15 +62,16 @@ class MidLevelBranch(Callback):
         if hidden is not None and (not isinstance(hidden, int) or hidden<1): raise ValueError(f"hidden={hidden!r}: expected a number of channels, or None")
         if not isinstance(weight, Number) or not weight>0: raise ValueError(f"weight={weight!r}: expected a number above 0")
         self.layer,self.hidden,self.weight,self.detach = layer,hidden,weight,detach
-        self.branch = self.at = self.stepper = self.seen = self.stop_looking = None
+        self.branch = self.at = self.stepper = self.steps = self.seen = self.stop_looking = None
 
     def look(self,
         x:Tensor, # Pictures `[n,c,H,W]` that the next forward begins with
+        *more, # The model's other inputs, if it has several
     ):
         "Keep the features of the next forward, which is somebody else's and begins with `x`"
         if self.at is None:
             self.at = ClassActivation(self.learn.model, self.layer)
-            if self.layer is None: vars(self.at).update(find_stage(self.learn.model, x.to(next(self.at.model.parameters()).dtype)))
+            if self.layer is None: vars(self.at).update(find_stage(self.learn.model, x.to(next(self.at.model.parameters()).dtype), *more))
         self.seen,self.size = None,x.shape[-2:]
         def keep(t):
             self.seen = t
@@ -90,25 +92,49 @@ class MidLevelBranch(Callback):
 # %% ../../nbs/26_callback.branch.ipynb #dc5ded78
 @patch
 def before_fit(self:MidLevelBranch):
-    self.at = self.stepper = None
+    if self.at is not None and self.at.model is not unwrap_model(self.learn.model): self.at = None
+    self.stepper = self.steps = None
     self.skip = False
     self.spare = deepcopy(self.branch)
 
 @patch
-def before_batch(self:MidLevelBranch): self.look(self.x)
+def before_batch(self:MidLevelBranch): self.look(*self.xb)
 
 @patch
 def _begin(self:MidLevelBranch, f):
     "Make what is missing for features `f` and predictions like the running ones: the branch, its optimizer"
-    c,n_out = f.shape[1],self.pred.shape[1]
-    if self.branch is None or (self.branch[0].in_channels,self.branch[-1].out_features)!=(c,n_out):
-        hidden = self.hidden or c
-        with torch.random.fork_rng(devices=[]): # made on the CPU
-            self.branch = nn.Sequential(nn.Conv2d(c, hidden, 1), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(hidden, n_out))
+    size = f.shape[1],self.hidden or f.shape[1],self.pred.shape[1]
+    if self.branch is None: self._make(*size)
+    elif self._size()!=size: raise ValueError(f"this branch was trained on {self._size()[0]} channels for {self._size()[2]} classes, and here are {size[0]} and {size[2]}: "
+        "take it off the Learner and add a new MidLevelBranch()")
     self.branch.to(f.device).train()
-    self.net = self.branch if num_distrib()<2 else nn.parallel.DistributedDataParallel(self.branch)
+    self.reduced = self.branch if num_distrib()<2 else nn.parallel.DistributedDataParallel(self.branch)
     opt_func = Adam if isinstance(self.opt_func, OptimWrapper) else self.opt_func # an optimizer of the user's own holds the model's parameters
     self.stepper = opt_func([list(self.branch.parameters())], lr=self.lr)
+    if self.steps: self.stepper.load_state_dict(self.steps)
+
+@patch
+def _make(self:MidLevelBranch, c, hidden, n_out):
+    with torch.random.fork_rng(devices=[]): # made on the CPU
+        self.branch = nn.Sequential(nn.Conv2d(c, hidden, 1), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(hidden, n_out))
+
+@patch
+def _size(self:MidLevelBranch): return self.branch[0].in_channels,self.branch[0].out_channels,self.branch[-1].out_features
+
+@patch
+def state_dict(self:MidLevelBranch)->dict: # For `load_state_dict`
+    "Weights of the branch and the state of its optimizer, as far as they are there"
+    return {} if self.branch is None else dict(size=self._size(), weights=self.branch.state_dict(), steps=self.stepper and self.stepper.state_dict())
+
+@patch
+def load_state_dict(self:MidLevelBranch,
+    state:dict, # Of `state_dict`
+):
+    "Go on with a branch in the middle of its training"
+    if not state: return
+    self._make(*state['size'])
+    self.branch.load_state_dict(state['weights'])
+    self.stepper,self.steps = None,state['steps'] # the optimizer is made with the first batch
 
 @patch
 def after_loss(self:MidLevelBranch):
@@ -116,7 +142,7 @@ def after_loss(self:MidLevelBranch):
     f = self.features()
     if self.detach: f = f.detach()
     if self.stepper is None: self._begin(f)
-    pred,mix = self.net(f).float(),next((cb for cb in self.learn.cbs if isinstance(cb, MixCallback) and cb.w is not None), None)
+    pred,mix = self.reduced(f).float(),next((cb for cb in self.learn.cbs if isinstance(cb, MixCallback) and cb.run and cb.w is not None), None)
     loss = self.loss_func(pred, *self.yb) if mix is None else mix_loss(
         self.loss_func, pred, self.yb, tuple(y[mix.partner] for y in self.yb), mix.w, mix.w2)
     self.learn.loss_grad = self.learn.loss_grad + self.weight*loss
@@ -141,7 +167,7 @@ def after_cancel_batch(self:MidLevelBranch):
 def after_fit(self:MidLevelBranch):
     self.after_cancel_batch()
     if hasattr(self.learn, 'lr_finder'): self.branch = self.spare
-    self.stepper = self.net = self.spare = self.stop_looking = self.seen = None
+    self.stepper = self.steps = self.reduced = self.spare = self.stop_looking = self.seen = None
 
 # %% ../../nbs/26_callback.branch.ipynb #75312338
 class BranchPred(Callback):
@@ -156,7 +182,7 @@ class BranchPred(Callback):
         if getattr(self.source, 'branch', None) is None: raise ValueError("BranchPred needs a branch that has been trained: "
             "`learn.add_cb(MidLevelBranch())`, then fit")
 
-    def before_batch(self): self.source.look(self.x)
+    def before_batch(self): self.source.look(*self.xb)
 
     def after_pred(self):
         pred = self.source.branch.eval()(self.source.features()).float()

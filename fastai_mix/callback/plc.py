@@ -49,9 +49,10 @@ def correct_labels(
 def _check_theta(name, v):
     if not isinstance(v, Number) or not 0<v<=1: raise ValueError(f"{name}={v!r}: expected a number above 0 and up to 1")
 
-class ProgressiveLabelCorrection(Callback):
+class ProgressiveLabelCorrection(FitCallback):
     "Set labels that the model contradicts confidently to what it predicts, arXiv 2103.07756"
     order,run_valid = Recorder.order+5,False # after the Recorder has its columns, before they are printed
+    remove_on_fetch = True # FetchPredsCallback takes the Recorder off as well
     _state = ('given','current','times','moment','gap','p_given','p_current','free')
     def __init__(self,
         theta:float|tuple|Callable=(.7,.3), # Threshold, above 0 to 1: a number, (first, last) of a line, or a function of the fraction done after the warm-up; the default is the lowest tried that did no harm to labels 9% wrong, see What it brings
@@ -183,7 +184,7 @@ def _guard(self:ProgressiveLabelCorrection):
     "Mark what is protected"
     for k in self._places(self.protect, 'protect'): self.free[k] = False
     for o in L(self.protect_classes):
-        names = self.vocab or list(range(int(self.given.max())+1))
+        o,names = (str(o),self.vocab) if self.vocab else (o,list(range(int(self.given.max())+1)))
         if o not in names: raise ValueError(f"protect_classes: no class {o!r}; there are {', '.join(map(str, names[:9]))}")
         self.free &= (self.given!=names.index(o)) if self.given.ndim==1 else self.given[:,names.index(o)]==0
 
@@ -201,7 +202,10 @@ def _places(self:ProgressiveLabelCorrection, rows, what):
 @patch
 def before_fit(self:ProgressiveLabelCorrection):
     self.clear()
-    if self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'): return # validation, or a search
+    if not hasattr(self.learn, 'lr_finder'): self._add_column()
+
+@patch
+def _add_column(self:ProgressiveLabelCorrection):
     names = self.recorder.metric_names
     names.insert(len(names)-self.recorder.add_time, 'corrected')
 
@@ -213,7 +217,7 @@ def before_train(self:ProgressiveLabelCorrection):
         if fastais: raise ValueError(f"{type(fastais[0]).__module__}.{type(fastais[0]).__name__} mixes pictures before their labels can be looked at: "
             "use the one of fastai_mix")
         self._begin()
-        self.mixes = [cb for cb in self.learn.cbs if isinstance(cb, BatchCallback)]
+        self.mixes = [cb for cb in self.learn.cbs if isinstance(cb, BatchCallback) and cb.run]
         self.echo = len(self.mixes)==1 and getattr(self.mixes[0], 'echo', False)
         inner = [m for cb in self.mixes for m in (cb,*getattr(cb, 'mixes', ()))]
         self.snap = next((m for m in inner if isinstance(m, SnapMix) and m.map_scale==1), None)
@@ -221,7 +225,7 @@ def before_train(self:ProgressiveLabelCorrection):
             raise ValueError(f"warmup={self.warmup} epochs, but training ends after {self.epochs+self.n_epoch}: use fewer, or a fraction such as .2")
         self.start = self.epochs-self.learn.epoch
     self.on = not hasattr(self.learn, 'lr_finder') # a search for a learning rate trains on the current labels and changes none
-    self.at,self.epoch_rows,self.count,self.cut = None,[],0,False
+    self.at,self.drawn,self.epoch_rows,self.count,self.cut,self.fresh = None,None,[],0,False,True
     self.bad = torch.zeros((), dtype=torch.bool, device=self.row.device)
     self.before = {k: getattr(self, k).clone() for k in self._state}
 
@@ -230,23 +234,23 @@ def relabel(self:ProgressiveLabelCorrection):
     "Put current labels into the running batch, once; with a mix correct them first, from a clean forward"
     if not self.training or self.at==(self.learn.epoch, self.learn.iter): return
     self.at = self.learn.epoch,self.learn.iter
-    if self.learn.iter==0: self.drawn = torch.tensor(list(self.learn.dl._DataLoader__idxs)).to(self.row.device, non_blocking=True)
-    n,bs = len(self.y),self.learn.dl.bs
+    if self.drawn is None: self.drawn = torch.tensor(list(self.learn.dl._DataLoader__idxs)).to(self.row.device, non_blocking=True)
+    n,bs = len(self.yb[0]),self.learn.dl.bs
     items = self.drawn[self.learn.iter*bs:(self.learn.iter+1)*bs]
     if len(items)!=n: self._undo_epoch()
     self.rows,self.count = self.row[items],self.count+n
-    self.bad |= (self.y.as_subclass(Tensor).to(self.given.dtype)!=self.given[self.rows]).any()
+    self.bad |= (self.yb[0].as_subclass(Tensor).to(self.given.dtype)!=self.given[self.rows]).any()
     if self.on and self.mixes and not self.echo and self.when!='pass':
-        if self.snap is not None: logits = self.snap.clean(self.x).logits.detach()
+        if self.snap is not None: logits = self.snap.clean(self.xb[0]).logits.detach()
         else:
-            with autocast(self.learn): logits = clean_logits(self.learn.model, self.x)
+            with autocast(self.learn): logits = clean_logits(self.learn.model, *self.xb)
         self._read(logits)
     self._put()
 
 @patch
 def _put(self:ProgressiveLabelCorrection):
     "The current labels of the batch's rows, at the head of `learn.yb`"
-    y = self.y
+    y = self.yb[0]
     now = self.current[self.rows].to(y.dtype)
     self.learn.yb = (torch.cat([now, y.as_subclass(Tensor)[len(now):]]).as_subclass(type(y)), *self.yb[1:])
 
@@ -264,6 +268,7 @@ def after_pred(self:ProgressiveLabelCorrection):
 def _probs(self:ProgressiveLabelCorrection, logits):
     logits = logits.as_subclass(Tensor).float()
     if self.given.ndim==2: return logits.sigmoid()
+    if logits.shape[1]==1: return torch.cat([1-logits.sigmoid(), logits.sigmoid()], 1) # one logit for two classes
     return logits.exp() if isinstance(getattr(self.loss_func, 'func', self.loss_func), nn.NLLLoss) else logits.softmax(1)
 
 @patch
@@ -273,8 +278,8 @@ def _read(self:ProgressiveLabelCorrection, logits):
     same = rows[:,None]==rows # copies of a row in one batch are judged together
     with torch.autocast(p.device.type, enabled=False): p = same.float()@p/same.sum(1, keepdim=True)
     if self.when=='epoch':
-        if self.learn.iter==0: self.past = (self.past + [torch.full((len(self.keys), p.shape[1]), torch.nan, device=p.device)])[-self.window:]
-        self.past[-1][rows] = p
+        if self.fresh: self.past = (self.past + [torch.full((len(self.keys), p.shape[1]), torch.nan, device=p.device)])[-self.window:]
+        self.past[-1][rows],self.fresh = p,False
     else: self._correct(rows, p, self._done(self.pct_train), same.float().argmax(1))
 
 # %% ../../nbs/24_callback.plc.ipynb #8398bf46
@@ -340,6 +345,11 @@ def _undo_epoch(self:ProgressiveLabelCorrection):
 def after_cancel_train(self:ProgressiveLabelCorrection): self.cut = True
 
 @patch
+def after_cancel_batch(self:ProgressiveLabelCorrection):
+    "Another callback leaves a batch out: it is no fault of the rows"
+    if self.training and self.at!=(self.learn.epoch, self.learn.iter): self.count += len(self.yb[0])
+
+@patch
 def after_train(self:ProgressiveLabelCorrection):
     "Check that no item was skipped, correct by epoch if asked to, exchange corrections, write history"
     if not self.on or self.at is None: return
@@ -362,7 +372,9 @@ def after_train(self:ProgressiveLabelCorrection):
 
 @patch
 def after_validate(self:ProgressiveLabelCorrection):
-    if self.on: self.recorder.log.append(self.n_corrected)
+    if not self.on or self.learn.lock.locked(): return
+    if 'corrected' not in self.recorder.metric_names: self._add_column() # a validation in between had the Recorder begin anew
+    self.recorder.log.append(self.n_corrected)
 
 @patch
 def after_fit(self:ProgressiveLabelCorrection):
@@ -378,7 +390,7 @@ def _pass(self:ProgressiveLabelCorrection):
     dl = dl.new(shuffle=False, drop_last=False, n=len(order), get_idxs=lambda: order)
     plain = dl.dataset.set_split_idx(1) if hasattr(dl.dataset, 'set_split_idx') else nullcontext()
     with plain, autocast(self.learn):
-        for b in dl: ps.append(self._probs(clean_logits(self.learn.model, b[0])))
+        for b in dl: ps.append(self._probs(clean_logits(self.learn.model, *b[:getattr(self.dls, 'n_inp', len(b)-1)])))
     p = torch.cat(ps)
     if len(p)!=len(mine): self._undo_epoch()
     out = torch.full((len(self.keys), p.shape[1]), torch.nan, device=p.device)
@@ -488,6 +500,7 @@ def show(self:ProgressiveLabelCorrection,
     "Pictures whose label was changed, given → current with the gap, largest first"
     df = self.changed.head(n)
     if not len(df): raise ValueError("nothing is corrected: there is nothing to show")
+    if self.learn is None: raise ValueError("the pictures are those of a Learner: learn.add_cb(plc)")
     dl = _train_dl(self.learn)
     places = [self.first[i].item() for i in self._places(list(df.index), 'show')]
     dl = dl.new(shuffle=False, drop_last=False, bs=len(df), n=len(df), get_idxs=lambda: places, num_workers=0)

@@ -40,7 +40,7 @@ class ProgressiveResize(Callback):
         return tuple(min(s, max(m, int(s*share)//m*m)) for s in full)
 
     def before_batch(self):
-        x = self.x
+        x = self.xb[0]
         size = self.size_at(self.pct_train, x.shape[-2:])
         if size==tuple(x.shape[-2:]): return
         small = F.interpolate(x.as_subclass(Tensor), size, mode='bilinear', antialias=True)

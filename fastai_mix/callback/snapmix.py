@@ -63,17 +63,22 @@ def before_fit(self:SnapMix):
     self.activation,self.seen,self.kept = ClassActivation(self.learn.model, self.layer),None,None
 
 @patch
+def _more(self:SnapMix, x):
+    "What else the model is given with `x`, if it has several inputs"
+    return [o[:len(x)] for o in (vars(self.learn).get('xb') or ())[1:]]
+
+@patch
 def clean(self:SnapMix,
     x:Tensor, # Pictures `[n,c,H,W]`
 )->CleanPass: # Features, logits and `cam` of a clean forward
     "The clean forward of a batch, made once however many ask for it"
     # the batch is kept, so no other can be at its address
     if self.kept is None or self.kept[0].data_ptr()!=x.data_ptr() or self.kept[0].shape!=x.shape:
-        with autocast(self.learn): self.kept = x,self.activation.forward(x)
+        with autocast(self.learn): self.kept = x,self.activation.forward(x, *self._more(x))
     return self.kept[1]
 
 @patch
-def watch(self:SnapMix, x): self.seen = self.activation.watch(x) if self.map_scale==1 else None
+def watch(self:SnapMix, x): self.seen = self.activation.watch(x, *self._more(x)) if self.map_scale==1 else None
 
 # %% ../../nbs/21_callback.snapmix.ipynb #257a6bad
 @patch

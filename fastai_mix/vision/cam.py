@@ -72,9 +72,9 @@ def unwrap_model(
         model = model.module if isinstance(model, wrappers) else model._orig_mod
     return model
 
-def _eager(model, x):
+def _eager(model, *xb):
     # a model compiled in place has its eager path here; hooks on its parts would make it compile again
-    return model._call_impl(x) if getattr(model, '_compiled_call_impl', None) else model(x)
+    return model._call_impl(*xb) if getattr(model, '_compiled_call_impl', None) else model(*xb)
 
 def _logits(out, model):
     if isinstance(out, (tuple,list)): out = out[0]
@@ -85,10 +85,11 @@ def _logits(out, model):
 def clean_logits(
     model:nn.Module, # A classifier
     x:Tensor, # Pictures `[n,c,H,W]`
+    *more, # Its other inputs, if it has several
 )->Tensor: # Its logits `[n,c]`
     "Logits of a forward in eval mode, without gradients; statistics, flags and hooks stay as they were"
     model = unwrap_model(model)
-    with eval_mode(model), torch.no_grad(): return _logits(_eager(model, x), model)
+    with eval_mode(model), torch.no_grad(): return _logits(_eager(model, x, *more), model)
 
 def _no_features(model, shape):
     cfg = next((c for m in model.modules() if isinstance(c := getattr(m, 'default_cfg', None), dict)), {})
@@ -99,6 +100,7 @@ def _no_features(model, shape):
 def find_layer(
     model:nn.Module, # A classifier
     x:Tensor, # A batch of pictures `[n,c,H,W]`; the first two are used
+    *more, # The model's other inputs, if it has several
 )->dict: # `layer`: the module; `side`: None for its output or the number of its input; `call`: which of its calls; `prefix`: tokens before the patches
     "Where `model` has its last features with a place that its logits depend on; ValueError if there are none"
     model,x = unwrap_model(model),x[:2].detach().as_subclass(Tensor)
@@ -116,7 +118,7 @@ def find_layer(
         calls.append((m, inp, out))
     hooks = [m.register_forward_hook(record) for m in model.modules() if m is not model]
     try:
-        with eval_mode(model), torch.enable_grad(): logits = _logits(_eager(model, x.requires_grad_()), model)
+        with eval_mode(model), torch.enable_grad(): logits = _logits(_eager(model, x.requires_grad_(), *(o[:2] for o in more)), model)
     finally:
         for h in hooks: h.remove()
     def depends(score):
@@ -126,7 +128,7 @@ def find_layer(
         share = {id(t): (_fold(g.abs().float(), layouts[id(t)][1]).detach().cpu().numpy()!=0).mean() for t,g in zip(ts,gs) if g is not None}
         # a maximum over places leaves one of them: features are before it, where there are any
         return {k for k,v in share.items() if v>.25} or {k for k,v in share.items() if v}
-    with torch.enable_grad():
+    with eval_mode(model), torch.enable_grad(): # gradient checkpointing runs parts of the forward once more
         on = depends(logits.amax(1).sum())
         if not on and last is not None: on = depends(last.square().sum()) # a classifier that starts at zero
     i = next((i for i in reversed(range(len(calls))) if id(calls[i][2]) in on), None)
@@ -158,7 +160,8 @@ class CleanPass:
         features:Tensor, # What the layer gave, in the model's own order of dimensions
         logits:Tensor, # Class scores `[n,c]`
         layout:str|tuple, # That order: 'nchw', 'nhwc', or for tokens how many come before the places and the grid of these
-    ): self.features,self.logits,self.layout = features,logits,layout
+        model:nn.Module, # Whose forward it was
+    ): self.features,self.logits,self.layout,self.model = features,logits,layout,model
 
     def cam(self,
         y:Tensor, # Class indices `[n]`, or a row of class weights a sample `[n,c]` (multi-label, soft targets)
@@ -167,17 +170,19 @@ class CleanPass:
         y = y.as_subclass(Tensor)
         with torch.enable_grad():
             z = self.logits[:len(y)].float()
-            score = (z*y.view_as(z)).sum() if y.is_floating_point() or y.ndim>1 else z.gather(1, y[:,None]).sum()
-            grad, = torch.autograd.grad(score, self.features, retain_graph=True)
+            if y.ndim==1 and z.shape[1]==1: score = (z[:,0]*(2*y-1)).sum() # one logit for two classes
+            else: score = (z*y.view_as(z)).sum() if y.is_floating_point() or y.ndim>1 else z.gather(1, y[:,None]).sum()
+            with eval_mode(self.model): grad, = torch.autograd.grad(score, self.features, retain_graph=True) # gradient checkpointing runs parts of the forward once more
         return _fold(grad.float()*self.features.detach().float(), self.layout)[:len(y)]
 
 class ClassActivation:
-    "Class activation of `model` at `layer` (None: found at the first batch, see `find_layer`)"
+    "Class activation of `model` at `layer` (None: found at the first batch of each size, see `find_layer`)"
     def __init__(self,
         model:nn.Module, # A classifier that returns logits `[n,c]`
         layer:nn.Module|str=None, # Module, or its name in `model`, whose output has places; None: the last one that has
     ):
         self.model,self.layer,self.side,self.call,self.prefix,self.fast = unwrap_model(model),layer,None,0,None,None
+        self.found = {} if layer is None else None
         if isinstance(layer, str):
             names = dict(self.model.named_modules())
             if layer not in names: raise ValueError(f"no layer {layer!r} in {type(self.model).__name__}: "
@@ -202,25 +207,34 @@ class ClassActivation:
         layout = _layout(features, features.shape[0], x_shape[-2:], self.prefix)
         if layout is None and features.ndim==4 and features.shape[2:]!=(1,1): layout = 'nchw'
         if layout is None or not logits.requires_grad: raise _no_features(self.model, x_shape)
-        return CleanPass(features, logits, layout)
+        return CleanPass(features, logits, layout, self.model)
 
-    def _channels_last(self, x):
+    def _find(self, x, more):
+        "Take the layer for pictures of the size of `x`: what is a map at full size may be a single place on small ones"
+        if self.found is None: return
+        size,dtype = tuple(x.shape[-2:]),next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
+        if size not in self.found: self.found[size] = find_layer(self.model, x.to(dtype), *more)
+        if self.layer is not self.found[size]['layer']: vars(self).pop('head', None)
+        vars(self).update(self.found[size])
+
+    def _channels_last(self, x, more):
         "Does the model take channels-last pictures? On a CPU its convolutions are then a fifth faster, but a `view` in it may refuse them"
         if x.device.type!='cpu': return False
         try:
-            with eval_mode(self.model), torch.no_grad(): _eager(self.model, x[:2].contiguous(memory_format=torch.channels_last))
+            with eval_mode(self.model), torch.no_grad(): _eager(self.model, x[:2].contiguous(memory_format=torch.channels_last), *(o[:2] for o in more))
         except RuntimeError: return False
         return True
 
     def forward(self,
         x:Tensor, # Pictures `[n,c,H,W]`
+        *more, # The model's other inputs, if it has several
     )->CleanPass: # Its features, logits and `cam`
         "One forward in eval mode, without gradients before the layer; statistics, flags and hooks stay as they were"
         x = x.detach().as_subclass(Tensor)
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
         x = x.to(dtype) # a model of half precision without autocast
-        if self.layer is None: vars(self).update(find_layer(self.model, x))
-        if self.fast is None: self.fast = self._channels_last(x)
+        self._find(x, more)
+        if self.fast is None: self.fast = self._channels_last(x, more)
         if self.fast: x = x.contiguous(memory_format=torch.channels_last)
         seen = []
         def cut(t):
@@ -229,8 +243,10 @@ class ClassActivation:
             return seen[-1].clone() # a head may begin with an operation in place, which a leaf does not allow
         with eval_mode(self.model), torch.no_grad():
             handle = self._hook(cut)
-            try: logits = _logits(_eager(self.model, x), self.model)
+            try: logits = _logits(_eager(self.model, x, *more), self.model)
             finally: handle.remove()
+        if not seen and self.found is None: raise ValueError(f"`layer` {self.layer if isinstance(self.layer, str) else type(self.layer).__name__} was not called in a "
+            f"forward of {type(self.model).__name__}: pass a module that is, such as one of its parts")
         if not seen: raise _no_features(self.model, x.shape)
         return self._pass(seen[0], logits, x.shape)
 
@@ -244,7 +260,7 @@ class ClassActivation:
         last = self.model.register_forward_hook(lambda m,*_: stop() if m.training==mode else None, always_call=True)
         return stop
 
-    def _head(self, x):
+    def _head(self, x, more):
         "What makes logits of the features, if the model has it as a part: the rest of a `Sequential`, or timm's `forward_head`"
         def candidates():
             m,rest = self.model,[]
@@ -256,7 +272,7 @@ class ClassActivation:
                 m = m._modules[part]
             else: yield nn.Sequential(*rest)
             if hasattr(self.model, 'forward_head'): yield self.model.forward_head
-        clean = self.forward(x[:2])
+        clean = self.forward(x[:2], *(o[:2] for o in more))
         if self.side is not None: return None
         for head in candidates():
             try:
@@ -267,11 +283,13 @@ class ClassActivation:
 
     def watch(self,
         x:Tensor, # Pictures `[n,c,H,W]` that the next forward in the model's present mode begins with
+        *more, # The model's other inputs, if it has several
     ): # A function of that forward's logits, giving the `CleanPass` of `x`; it gives None if a compiled model hid the features
         """Keep the features of the next forward, which is somebody else's, as it is made, and run only the head once more, in eval mode.
         A model without a head of its own is read through the logits of that forward."""
         x = x.detach().as_subclass(Tensor)
-        if not hasattr(self, 'head'): self.head = self._head(x)
+        self._find(x, more)
+        if not hasattr(self, 'head'): self.head = self._head(x, more)
         seen,n = [],len(x)
         def keep(t):
             if not torch.is_grad_enabled(): return t
