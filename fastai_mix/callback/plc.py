@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 
 from .mix import *
+from .mix import _FitCallback
 from .snapmix import *
 from ..vision.cam import *
 
@@ -49,7 +50,7 @@ def correct_labels(
 def _check_theta(name, v):
     if not isinstance(v, Number) or not 0<v<=1: raise ValueError(f"{name}={v!r}: expected a number above 0 and up to 1")
 
-class ProgressiveLabelCorrection(FitCallback):
+class ProgressiveLabelCorrection(_FitCallback):
     "Set labels that the model contradicts confidently to what it predicts, arXiv 2103.07756"
     order,run_valid = Recorder.order+5,False # after the Recorder has its columns, before they are printed
     remove_on_fetch = True # FetchPredsCallback takes the Recorder off as well
