@@ -192,13 +192,12 @@ def test_it_follows_the_last_group(toy):
 
 def test_goes_on_after_a_kill(toy, tmp_path):
     class Stop(Callback):
-        at = None
+        at = [] # of the class: no state
         def before_batch(self):
-            if self.training and self.epoch==self.at and self.iter==2: raise KeyboardInterrupt
-    def make(at=None):
-        stop = Stop()
-        stop.at = at
-        return toy(cbs=[CutMix(), MidLevelBranch(), stop])
+            if self.training and self.epoch in self.at and self.iter==2: raise KeyboardInterrupt
+    def make(*at):
+        Stop.at = at
+        return toy(cbs=[CutMix(), MidLevelBranch(), Stop()])
     with resumable(whole := make(), tmp_path/'whole'): whole.fit(3, 1e-2)
     for at in (0,1): # without a branch yet, and with one
         with pytest.raises(KeyboardInterrupt), resumable(learn := make(at), tmp_path/f'run{at}'): learn.fit(3, 1e-2)
