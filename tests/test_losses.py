@@ -84,7 +84,7 @@ def test_equal_class_weights_change_nothing():
     torch.testing.assert_close(mix_loss(nn.CrossEntropyLoss(torch.full((c,), 3.)), pred, (y,), (y2,), w, w2),
                                mix_loss(nn.CrossEntropyLoss(), pred, (y,), (y2,), w, w2))
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(weight=torch.rand(c)+.1), dict(ignore_index=1), dict(weight=torch.rand(c)+.1, label_smoothing=.2)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(), dict(weight=torch.rand(c)+.1), dict(ignore_index=1), dict(weight=torch.rand(c)+.1, label_smoothing=.2)], ids=['plain','weighted','ignoring','smoothed'])
 def test_functions_are_weighed_like_modules(kwargs):
     module,function = nn.CrossEntropyLoss(**kwargs),partial(F.cross_entropy, **kwargs) if kwargs else F.cross_entropy
     torch.testing.assert_close(mix_loss(function, pred, (y,), (y2,), torch.ones(n), torch.zeros(n)), function(pred, y))
