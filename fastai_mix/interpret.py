@@ -73,7 +73,8 @@ def show_mix(self:Learner,
             for o,d in zip(parts, was):
                 vars(o).clear()
                 vars(o).update(d)
-            self.xb = own
+            if own is None: del self.xb
+            else: self.xb = own
     return axs[:n]
 
 # %% ../nbs/32_interpret.ipynb #a3f7ca7a

@@ -212,11 +212,11 @@ def test_a_validation_in_between_keeps_its_optimizer(toy):
     class Seen(Callback):
         order,run_valid = 70,False
         def before_fit(self):
-            if not self.learn.lock.locked(): self.ids = set()
-        def after_batch(self): self.ids.add(id(self.mid_level_branch.stepper))
+            if not self.learn.lock.locked(): self.steppers = set()
+        def after_batch(self): self.steppers.add(self.mid_level_branch.stepper)
     learn = toy(cbs=[MidLevelBranch(), Between(), Seen()])
     learn.fit(2, 1e-2)
-    assert len(learn.seen.ids)==1
+    assert len(learn.seen.steppers)==1
 
 def test_growing_pictures_have_one_branch(toy):
     model = timm.create_model('resnet10t', num_classes=3) # one place less than a map at 32 pixels

@@ -101,6 +101,17 @@ def test_wrong_layer():
         with pytest.raises(ValueError, match='no spatial features'): ClassActivation(m, name)(x, y)
     with pytest.raises(ValueError, match='logits'): ClassActivation(nn.Conv2d(3,4,3))(x, y)
 
+def test_a_layer_that_is_not_called():
+    m = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    m[0].spare = nn.Conv2d(3, 4, 3)
+    with pytest.raises(ValueError, match='`layer` 0.spare was not called'): ClassActivation(m, '0.spare').forward(torch.rand(2,3,16,16))
+
+def test_the_layer_follows_the_size():
+    m = timm.create_model('resnet10t', num_classes=3)
+    a = ClassActivation(m)
+    small,full = (a.forward(torch.rand(2,3,s,s)).cam(torch.tensor([0,1])) for s in (32,64))
+    assert small.shape==full.shape==(2,2,2) and ClassActivation(m).forward(torch.rand(2,3,64,64)).cam(torch.tensor([0,1])).shape==full.shape
+
 def test_exception_inside_restores():
     class Boom(nn.Module):
         def forward(self, x): raise RuntimeError('boom')

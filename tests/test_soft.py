@@ -389,3 +389,7 @@ def test_a_class_name_will_do_for_a_row(life):
     dls = block.dataloaders(soft, bs=8, num_workers=0)
     assert [leaf_classes[o[1].argmax()] for o in dls.valid_ds]==soft.true_label[:16].tolist()
     np.testing.assert_allclose(dls.train_ds[0][1], soft.loc[16, leaf_classes].tolist(), atol=1e-6)
+
+def test_macro_f1_is_that_of_the_report():
+    s = Scores(np.eye(3)[[0,0,1,1]], [0,0,1,0], 'abc')
+    assert f'{s.macro_f1:.2f}' in next(o for o in s.report().splitlines() if 'macro avg' in o) and ' c ' not in s.report()
