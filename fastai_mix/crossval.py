@@ -266,7 +266,7 @@ def fit(self:CrossVal,
         todo = [k for k in folds if not self.done(k)]
         tasks = [executor.submit(_task, cloudpickle.dumps((self, fit_fn, k))) for k in todo]
         bar = progress_bar(tasks, total=len(tasks))
-        for k,task in zip(todo, bar):
+        for task,k in zip(bar, todo): # the bar first, or it never hears of the end
             bar.comment = f'fold {k}'
             task.result()
     else:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from fastai.vision.all import (Callback, CategoryBlock, ColReader, ConvLayer, DataBlock, Dihedral, Flatten, ImageBlock, IndexSplitter, Learner,
                                Normalize, Resize, accuracy, default_split, imagenet_stats, nn, resnet18, vision_learner)
+from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
+from fastai_mix import crossval
 from fastai_mix.crossval import CrossVal, Ensemble, blend, fit_weights, load_ensemble, score_probs, score_table
 from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
@@ -98,8 +100,10 @@ def test_a_block_and_a_name(df, leaves, tmp_path):
     plain = CrossVal(df, block(leaves), 'resnet10t', tmp_path/'run2').get_dls(df, 1)
     assert set(plain.valid.items.fold)=={1}
 
-def test_same_in_processes_and_one_after_the_other(cv, df, leaves, tmp_path):
+def test_same_in_processes_and_one_after_the_other(cv, df, leaves, tmp_path, monkeypatch):
     from kills import Data, fine_tune, small_learner
+    bars = []
+    monkeypatch.setattr(crossval, 'progress_bar', lambda *a, **k: bars.append(progress_bar(*a, **k)) or bars[0])
     here = CrossVal(df, Data(leaves), small_learner, tmp_path/'here')
     threads = torch.get_num_threads()
     torch.set_num_threads(1) # sums in another order differ in the last bit
@@ -108,6 +112,7 @@ def test_same_in_processes_and_one_after_the_other(cv, df, leaves, tmp_path):
         there = CrossVal(df, Data(leaves), small_learner, tmp_path/'there').fit(lambda learn: learn.fine_tune(2, 1e-2), folds=[1], executor=ex)
     torch.set_num_threads(threads)
     assert (here.path/'fold_1'/'oof.csv').read_bytes()==(there.path/'fold_1'/'oof.csv').read_bytes()
+    assert bars[0].pred_t and bars[0].last_v is None # begun, and come to its end
     assert not there.done(0)
     with pytest.raises(ValueError, match='fold 0, 2 is not done'): there.oof
     with pytest.raises(ValueError, match='ProcessPoolExecutor'), ThreadPoolExecutor() as ex: there.fit(one, executor=ex)

@@ -15,11 +15,19 @@ def small(png):
     im.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(buf, 'png', optimize=True)
     return min(png, base64.b64encode(buf.getvalue()).decode(), key=len)
 
+def joined(outputs):
+    "What a cell printed without a break, in one piece"
+    res = []
+    for o in outputs:
+        if res and o.output_type==res[-1].output_type=='stream' and o.name==res[-1].name: res[-1].text += o.text
+        else: res.append(o)
+    return res
+
 def wanted(o):
     "Whether a reader gains by an output: not by a progress bar that is gone, nor by warnings"
     if o.output_type=='stream' and o.name=='stderr': return False
     html = o.get('data', {}).get('text/html')
-    return html is None or '<table' in html or bool(re.sub(r'<style>.*?</style>|<[^>]*>|\s', '', html, flags=re.S))
+    return html is None or '<table' in html or '<progress' not in html and bool(re.sub(r'<style>.*?</style>|<[^>]*>|\s', '', html, flags=re.S))
 
 @call_parse
 def main(
@@ -34,7 +42,7 @@ def main(
         for i,c in enumerate(nb.cells):
             if c.cell_type!='code' or re.search(r'^#\| *(eval: *false|notest)', c.source, re.M) or (re.search(r'^#\| *slow', c.source, re.M) and not slow): continue
             client.execute_cell(c, i)
-            c.outputs = [o for o in c.outputs if wanted(o)]
+            c.outputs = joined(o for o in c.outputs if wanted(o))
             for o in c.outputs:
                 if 'image/png' in o.get('data', {}): o.data['image/png'] = small(o.data['image/png'])
     nbformat.write(nb, path)
