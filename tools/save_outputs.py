@@ -16,7 +16,7 @@ def small(png):
     return min(png, base64.b64encode(buf.getvalue()).decode(), key=len)
 
 def joined(outputs):
-    "What a cell printed without a break, in one piece"
+    "What a cell printed without a break, in one piece; nbclient's own way moves it before the tables in between"
     res = []
     for o in outputs:
         if res and o.output_type==res[-1].output_type=='stream' and o.name==res[-1].name: res[-1].text += o.text
