@@ -104,3 +104,17 @@ def test_quality_of_labels():
     q = noise.quality(given, now, true)
     assert q==pytest.approx(dict(label_before=.6, label_after=.6, changed=.4, precision=.5, recall=.5))
     assert noise.quality(given, given, true)['precision'] is None
+
+def test_maps_that_point_at_the_object_cost_more():
+    maps = pytest.importorskip('maps')
+    g = torch.Generator().manual_seed(0)
+    x,y = torch.full((64,3,64,64), 128, dtype=torch.uint8),torch.randint(2, (64,), generator=g)
+    for i,(k,t,l) in enumerate(zip(y, *torch.randint(48, (2,64), generator=g))): x[i,k,t:t+16,l:l+16] = 255
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8, 8, bias=False), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    with torch.no_grad():
+        body[0].weight.zero_(), body[3].weight.copy_(torch.eye(2)), body[3].bias.copy_(torch.tensor([.01,0]))
+        for k in range(2): body[0].weight[k,k] = 1
+    o,places = maps.look(body, x, y, 64, dict(mean=(128/255,)*3, std=(1.,)*3))
+    assert places==(8,8) and o['whole'].mean()==1 and o['least'].mean()==1
+    assert o['most'].mean()<.7<o['anywhere'].mean() # all blobs hidden, so what is left is class 0
+    assert abs(o['mass']-o['area']).mean()>.1
