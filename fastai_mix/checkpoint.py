@@ -9,7 +9,7 @@ __all__ = ['write_atomic', 'is_plain', 'save_state', 'load_state', 'learner_stat
            'resumable']
 
 # %% ../nbs/28_checkpoint.ipynb #3c30673a
-import json,os,random,time
+import inspect,json,os,random,time
 from contextlib import contextmanager
 
 from fastai.basics import *
@@ -52,10 +52,11 @@ def _keep(t, tensors):
     "Put `t` among `tensors`, once; returns its key"
     t = t.detach().as_subclass(Tensor)
     same = (t.data_ptr(),tuple(t.shape),t.stride(),t.dtype,t.device) if t.numel() else None
-    for k,(s,_) in tensors.items():
+    for k,(s,*_) in tensors.items():
         if same and s==same: return k
     k = f't{len(tensors)}'
-    tensors[k] = same,t.cpu().contiguous().clone() # safetensors takes no two tensors of one storage
+    # safetensors takes no two tensors of one storage; `t` stays, so that no later tensor has its address
+    tensors[k] = same,t.cpu().contiguous().clone(),t
     return k
 
 def _one_kind(o):
@@ -90,7 +91,7 @@ def save_state(
     "Write numbers, strings, tensors, and lists and dictionaries of them, atomically"
     tensors = {}
     tree = json.dumps(_pack(state, tensors))
-    write_atomic(path, lambda f: save_file({k:t for k,(_,t) in tensors.items()}, f, metadata={'state':tree}))
+    write_atomic(path, lambda f: save_file({k:t for k,(_,t,_) in tensors.items()}, f, metadata={'state':tree}))
 
 def load_state(
     path:str|Path, # File of `save_state`
@@ -121,7 +122,10 @@ def _set_state(o, state):
     elif isinstance(o, torch.Generator): o.set_state(state)
     elif _by_dict(o): o.load_state_dict(state)
     else:
-        vars(o).update(state[0])
+        for k,v in state[0].items():
+            was = vars(o).get(k)
+            if isinstance(was, dict) and type(was) is not dict: was.clear(), was.update(v) # a Counter stays one
+            else: vars(o)[k] = v
         late = [k for k in state[1] if vars(o).get(k) is None]
         if late: raise ValueError(f"{type(o).__name__}.{late[0]} has a state in the checkpoint, but is made only later in the fit: "
             "give the callback `state_dict` and `load_state_dict`")
@@ -130,6 +134,17 @@ def _set_state(o, state):
 def _kept_cbs(learn): return learn.cbs.filter(lambda cb: not isinstance(cb, ProgressCallback)).sorted('order')
 
 def _rngs(learn): return [getattr(vars(dl).get('dl', dl), 'rng', None) for dl in learn.dls.loaders] # DistributedDL has another inside
+
+def _settings(cb, name):
+    "Numbers, words and lists of numbers that a callback was made with, by name; also those of callbacks inside"
+    def plain(v): return isinstance(v, (bool,int,float)) or isinstance(v, str) and v.isidentifier()
+    for k in inspect.signature(type(cb)).parameters:
+        v = vars(cb).get(k)
+        inside = list(v) if isinstance(v, (list,tuple,L)) else []
+        if plain(v): yield f'{name}.{k}',v
+        elif inside and all(map(plain, inside)): yield f'{name}.{k}',inside
+        for o in inside:
+            if isinstance(o, Callback): yield from _settings(o, f'{name}.{o.name}')
 
 def _shapes(state): return {k:list(v.shape) for k,v in state.items()}
 
@@ -195,7 +210,7 @@ class ResumableFits:
         self.nth,self.rows,self.seconds,self.plans = -1,[],0.,[]
 
     @property
-    def history(self)->pd.DataFrame: # A row an epoch: fit, epoch, losses, metrics, time
+    def history(self)->pd.DataFrame: # A row per epoch: fit, epoch, losses, metrics, time
         "All epochs so far, resumed ones too"
         return pd.DataFrame(self.rows)
 
@@ -208,7 +223,8 @@ class ResumableFits:
         told = {k: v for o in (loss, getattr(loss, 'func', None)) for k,v in getattr(o, '__dict__', {}).items()
             if isinstance(v, (bool,int,float,str)) and not k.startswith('_') and k!='training'}
         return dict(n_epoch=learn.n_epoch, bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train),
-            loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds)
+            loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds,
+            **{k: v for cb in _kept_cbs(learn) for k,v in _settings(cb, cb.name)})
 
     def __call__(self):
         learn = self.learn
@@ -245,7 +261,7 @@ class ResumableFits:
         "Take up the checkpoint"
         learn,s = self.learn,load_state(self.file, next(self.learn.model.parameters()).device)
         was,now = s['plan'],self.plans[-1]
-        differ = [f'{k}={was[k]} then, {k}={now[k]} now' for k in was if was[k]!=now[k]]
+        differ = [f'{k}={was[k]} then, {k}={now[k]} now' for k in was if k in now and was[k]!=now[k]]
         if differ: raise ValueError(f"{self.file} is of another fit, {differ[0]}: train as before, or remove {self.path}")
         load_learner_state(learn, s['learner'])
         for row in s['rows'][len(self.rows):]:

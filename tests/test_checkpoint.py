@@ -1,5 +1,6 @@
 "Stopped at any moment and started again: the same weights, to the bit."
 import random
+from collections import Counter, defaultdict
 from contextlib import suppress
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (Callback, CancelFitException, L, LabelSmoothingCrossEntropyFlat, OptimWrapper, SGD, accuracy, default_split, nn, params, partial, set_seed)
+from fastai_mix.callback.choice import MixChoice
+from fastai_mix.callback.mix import CutMix
 from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.checkpoint import load_state, resumable, save_state, write_atomic
@@ -39,6 +42,17 @@ class Generators(Callback):
     def __init__(self): self.py,self.np,self.torch = random.Random(1),np.random.default_rng(1),torch.Generator().manual_seed(1)
     def before_batch(self):
         if self.training: self.learn.xb = (self.x*(1+.1*self.py.random()+.1*self.np.random()) + .1*torch.rand(self.x.shape, generator=self.torch),)
+
+class Running(Callback):
+    "NumPy numbers and dictionaries of other kinds as attributes, which training depends on"
+    def __init__(self): self.mean,self.spread,self.n,self.seen = np.float64(.5),np.float64(.2),Counter(),defaultdict(list)
+    def before_batch(self):
+        if not self.training: return
+        self.n[self.epoch] += 1
+        self.seen[self.epoch].append(len(self.x))
+        self.mean = np.float64(.9*self.mean+.1*self.x.mean().item()*self.n[self.epoch])
+        self.spread = np.float64(.9*self.spread+.1*self.x.std().item())
+        self.learn.xb = ((self.x-self.mean)/self.spread,)
 
 class Thaw(Callback):
     "Train the body from the second epoch on"
@@ -77,6 +91,8 @@ cases = {
     'sgd':          (dict(opt_func=partial(SGD, mom=.9)), lambda l: l.fit_one_cycle(3)),
     'state_dict':   (dict(cbs=Noise), lambda l: l.fit_one_cycle(3)),
     'generators':   (dict(cbs=Generators), lambda l: l.fit_one_cycle(3)),
+    'choice':       (dict(cbs=lambda: MixChoice([SnapMix(), CutMix(), None])), lambda l: l.fit_one_cycle(3)),
+    'running':      (dict(cbs=Running), lambda l: l.fit_one_cycle(3)),
 }
 
 @pytest.fixture
@@ -142,6 +158,24 @@ def test_another_training_is_refused(make, toy, tmp_path):
     refused('other callbacks', make('sgd', cbs=lambda: SnapMix(echo=True)), lambda l: l.fit_one_cycle(2, 1e-3))
     refused('another network.*none here', toy(cbs=Stop(), model=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,3)), opt_func=partial(SGD, mom=.9)),
         lambda l: l.fit_one_cycle(2, 1e-3))
+
+@pytest.mark.parametrize('was,now,says', [
+    (lambda: CutMix(1.), lambda: CutMix(.2), 'cut_mix.alpha=1.0 then, cut_mix.alpha=0.2 now'),
+    (lambda: SnapMix(same_label='sum'), lambda: SnapMix(same_label='published'), "same_label=sum then"),
+    (lambda: MixChoice([CutMix(p=.5), SnapMix()]), lambda: MixChoice([CutMix(p=.4), SnapMix()]), 'mix_choice.cut_mix.p=0.5 then'),
+    (lambda: GradientAccumulation(16), lambda: GradientAccumulation(8), 'n_acc=16 then')], ids=['alpha','word','inside','fastai'])
+def test_another_setting_of_a_callback_is_refused(was, now, says, make, tmp_path):
+    with suppress(KeyboardInterrupt), resumable(make('sgd', at=6, cbs=was) , tmp_path) as fits: fits.learn.fit(3)
+    with pytest.raises(ValueError, match=says), resumable(learn := make('sgd', cbs=now), tmp_path): learn.fit(3)
+    with resumable(learn := make('sgd', cbs=was), tmp_path) as fits: learn.fit(3)
+    assert len(fits.history)==3
+
+def test_numbers_of_one_kind_are_not_confused(tmp_path):
+    def some(k): return {'scalar': np.float64(k), 'list': [np.float64(k), np.float64(k+.5)], 'tensors': [torch.tensor(k), torch.tensor(k+.5)], 'array': np.array([k])}
+    state = [some(float(k)) for k in range(50)]
+    save_state(tmp_path/'s.safetensors', state)
+    for o,k in zip(load_state(tmp_path/'s.safetensors'), range(50)):
+        assert (o['scalar'],o['list'],[t.item() for t in o['tensors']],o['array'].tolist())==(k,[k,k+.5],[k,k+.5],[k])
 
 def test_state_of_many_kinds(tmp_path):
     w = torch.rand(4, 3)

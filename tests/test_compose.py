@@ -104,6 +104,9 @@ def test_wrapped_models(mix, toy):
         learn.fit(2)
         assert np.isfinite(learn.record.losses).all()
 
+def test_a_choice_inside_a_choice():
+    with pytest.raises(ValueError, match='list its mixes in the outer one'): MixChoice([MixChoice([SnapMix(), CutMix()]), None])
+
 def test_compiled_maps_are_the_eager_ones(toy):
     maps = []
     for compiled in (False,True):

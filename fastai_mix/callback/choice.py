@@ -26,6 +26,7 @@ class MixChoice(MixCallback):
         bad = [m for m in self.mixes if m is not None and not isinstance(m, BatchCallback)]
         if bad: raise ValueError(f"{type(bad[0]).__module__}.{type(bad[0]).__name__} is no callback of fastai_mix that changes a batch: "
             "import fastai_mix.all after fastai.vision.all, or put None for no change")
+        if any(isinstance(m, MixChoice) for m in self.mixes): raise ValueError("a MixChoice inside another: list its mixes in the outer one, and multiply their p")
         if all(m is None for m in self.mixes): raise ValueError(f"mixes={mixes!r}: expected at least one that changes a batch, such as SnapMix()")
         if len(self.weights)!=len(self.mixes): raise ValueError(f"p has {len(self.weights)} values for {len(self.mixes)} mixes: give one for each")
         numbers = [w for w in self.weights if not callable(w)]
@@ -36,19 +37,24 @@ class MixChoice(MixCallback):
 
     def clear(self):
         super().clear()
-        self.chosen = None
+        self.number = None
+
+    @property
+    def chosen(self): # One of `mixes`
+        "The one that has the running batch; None stands for nobody"
+        return None if self.number is None else self.mixes[self.number]
 
     def draw(self)->bool:
         "Choose; the chosen one then draws by its own `p`"
         weights = [w(self.pct_train) if callable(w) else w for w in self.weights]
-        self.chosen, = random.choices(self.mixes, weights)
+        self.number, = random.choices(range(len(self.mixes)), weights)
         return self.chosen is not None and self.chosen.draw()
 
     def watch(self, x):
         if isinstance(self.chosen, MixCallback): self.chosen.watch(x)
 
     def change(self, x, y):
-        if self.chosen is None: self.chosen = random.choice([m for m in self.mixes if m is not None])
+        if self.chosen is None: self.number = random.choice([i for i,m in enumerate(self.mixes) if m is not None])
         m = self.chosen
         m.clear()
         out = m.change(x, y)
