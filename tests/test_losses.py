@@ -75,6 +75,14 @@ def test_reduction_is_put_back_and_gradients_flow(name):
     mix_loss(lf, p, (t,), (t2,), w, w2).backward()
     assert getattr(lf, 'reduction', None)==before and p.grad.isfinite().all() and (p.grad!=0).any()
 
+@pytest.mark.parametrize('reduction', ['sum','none'])
+@pytest.mark.parametrize('make', [nn.BCEWithLogitsLoss, BCEWithLogitsLossFlat, nn.CrossEntropyLoss], ids=lambda f: f.__name__)
+def test_other_reductions_are_those_of_the_loss(make, reduction):
+    lf,t,t2 = make(reduction=reduction),*((y,y2) if make is nn.CrossEntropyLoss else (torch.randint(2, (2,n,c)).float()))
+    plain = lf(pred, t)
+    torch.testing.assert_close(mix_loss(lf, pred, (t,), (t2,), torch.ones(n), torch.zeros(n)), plain)
+    torch.testing.assert_close(mix_loss(lf, pred, (t,), (t2,), torch.full((n,), .6), torch.full((n,), .4)), .6*plain + .4*lf(pred, t2))
+
 def test_ignored_targets_count_for_nothing():
     t = y.clone(); t[0] = -100
     want = F.cross_entropy(pred, t)
@@ -85,7 +93,7 @@ def test_equal_class_weights_change_nothing():
                                mix_loss(nn.CrossEntropyLoss(), pred, (y,), (y2,), w, w2))
 
 @pytest.mark.parametrize('kwargs', [dict(), dict(weight=torch.rand(c)+.1), dict(ignore_index=1), dict(weight=torch.rand(c)+.1, label_smoothing=.2)], ids=['plain','weighted','ignoring','smoothed'])
-def test_functions_are_weighed_like_modules(kwargs):
+def test_functions_are_weighted_like_modules(kwargs):
     module,function = nn.CrossEntropyLoss(**kwargs),partial(F.cross_entropy, **kwargs) if kwargs else F.cross_entropy
     torch.testing.assert_close(mix_loss(function, pred, (y,), (y2,), torch.ones(n), torch.zeros(n)), function(pred, y))
     torch.testing.assert_close(mix_loss(function, pred, (y,), (y2,), w, w2), mix_loss(module, pred, (y,), (y2,), w, w2))

@@ -29,12 +29,12 @@ def _reduction(loss_func):
     except (TypeError,ValueError): param = None
     return None if param is None else 'mean' if param.default is param.empty else param.default
 
-def _sample_losses(loss_func, pred, yb):
-    "Loss of each sample `[n]`"
+def _losses(loss_func, pred, yb):
+    "Losses before they are reduced"
     with NoneReduce(loss_func) as lf: losses = lf(pred, *yb).as_subclass(Tensor)
     if not losses.ndim: raise ValueError(f"{getattr(loss_func, '__name__', type(loss_func).__name__)} gives one loss for the whole batch with reduction='none' too: "
         "a mix needs one for each sample")
-    return losses.reshape(len(pred), -1).mean(1)
+    return losses
 
 def _class_weight(loss_func, y):
     "What each label counts in a weighted mean of `loss_func` `[n]`; None if every sample counts 1"
@@ -54,7 +54,7 @@ def _unweighed(loss_func, pred):
 
 def mix_loss(
     loss_func, # Any loss with a `reduction`, as attribute or argument
-    pred:Tensor, # Predictions, a row a sample
+    pred:Tensor, # Predictions, a row per sample
     yb:tuple, # The samples' own targets
     yb2:tuple, # Their partners' targets
     w:Tensor, # Weight of the own target `[n]`
@@ -64,8 +64,10 @@ def mix_loss(
     reduction = _reduction(loss_func)
     if reduction is None: raise ValueError(f"{getattr(loss_func, '__name__', type(loss_func).__name__)} has no `reduction`, so "
         "it gives no loss for a single sample: write it as `def loss(pred, y, reduction='mean')`")
-    losses = w*_sample_losses(loss_func, pred, yb) + w2*_sample_losses(loss_func, pred, yb2)
-    if reduction!='mean': return losses.sum() if reduction=='sum' else losses
+    own,partners = _losses(loss_func, pred, yb),_losses(loss_func, pred, yb2)
+    losses = w[:,None]*own.reshape(len(pred), -1) + w2[:,None]*partners.reshape(len(pred), -1)
+    if reduction!='mean': return losses.sum() if reduction=='sum' else losses.reshape(own.shape)
+    losses = losses.mean(1)
     y,y2 = (o[0].as_subclass(Tensor) for o in (yb,yb2))
     c = _class_weight(loss_func, y)
     if c is None: return losses.mean()
@@ -228,7 +230,7 @@ def change(self:MixCallback,
     f = getattr(self.loss_func, 'func', self.loss_func)
     by_index = getattr(self.loss_func, 'y_int', False) or isinstance(f, nn.NLLLoss) or isinstance(f, nn.CrossEntropyLoss) and y.ndim==1
     if by_index and y.is_floating_point(): raise ValueError(f"{type(self.loss_func).__name__} takes class indices, but the targets are "
-        f"{str(y.dtype).split('.')[1]} of shape {tuple(y.shape)}: use BCEWithLogitsLossFlat() for several labels a picture, "
+        f"{str(y.dtype).split('.')[1]} of shape {tuple(y.shape)}: use BCEWithLogitsLossFlat() for several labels per picture, "
         "nn.CrossEntropyLoss() for rows of class shares")
     partner = draw_partner(n, self.how, x.device)
     out,self.w,self.w2 = self.mix(x.as_subclass(Tensor), y.as_subclass(Tensor), partner)
