@@ -1,5 +1,6 @@
 "Views and test-time augmentation in one pass."
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -405,6 +406,16 @@ def test_large_pictures_go_in_pieces(toy, monkeypatch):
         seen.clear()
         close(learn.tta_views(**kw)[0], want)
         assert seen==sizes*32
+
+@pytest.mark.parametrize('views', [scales(.8,1,1.25), scales(1,.8), scales(1,2), [identity, *five_crop()]], ids=range(4))
+def test_targets_when_views_come_in_other_pieces(views, toy, monkeypatch):
+    learn = toy()
+    monkeypatch.setitem(learn.tta_views.__func__.__globals__, '_cpu_pixels', 3*16*16)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        preds,targs = learn.tta_views(views=views)
+    assert torch.equal(targs, learn.dls.valid.dataset.y)
+    close(preds, learn.tta_views(views=views, max_bs=99)[0])
 
 def test_not_square(toy):
     learn = toy()

@@ -177,25 +177,26 @@ class _ViewDL(GetAttr):
             self.learn._split(b)
             n_inp = len(self.learn.xb)
             versions = [partial(self.seen, v, b, n_inp) for v in self.views] + [again]*self.n_random
-            for make in versions:
+            for k,make in enumerate(versions):
                 self.i += 1
                 yield from self.pieces(make())
-            self.keep(len(versions))
+                if not k: first = len(self.gather.outs) # views of other sizes come in other pieces
+            self.keep(len(versions), first)
 
-    def keep(self, v):
-        "Merge the scores of `v` versions of one batch"
+    def keep(self, v, first):
+        "Merge the scores of `v` versions of one batch, the targets of which are in the `first` pieces"
         g = self.gather
-        scores = torch.cat([_stacked(o) for o in g.scores], 1)
+        scores = torch.cat([_stacked(o) for o in g.outs], 1)
         self.preds.append([self.learn.to_detach(o.movedim(-2, 0), gather=False) for o in self.merge(scores.unflatten(1, (v,-1)))])
-        self.targs += [self.learn.to_detach(o, gather=False) for o in g.targs[:len(g.targs)//v]]
-        g.scores,g.targs = [],[]
+        self.targs += [self.learn.to_detach(o, gather=False) for o in g.targs[:first]]
+        g.outs,g.targs = [],[]
 
 # %% ../../nbs/12_vision.tta.ipynb #deaf706b
 class _GatherViews(Callback):
     "Let other networks predict each batch too, and keep all scores"
     order = MixedPrecision.order-1 # so that the others' forward is under its autocast
     name = 'gather_preds' # by which fastai's loggers and trackers know that this is no training
-    def __init__(self, others): self.others,self.scores,self.targs,self.inside = others,[],[],False
+    def __init__(self, others): self.others,self.outs,self.targs,self.inside = others,[],[],False
 
     def before_validate(self):
         device = next(self.model.parameters()).device
@@ -206,7 +207,7 @@ class _GatherViews(Callback):
     def after_loss(self): self.inside = False
 
     def after_batch(self):
-        self.scores.append([self.pred, *self.extra])
+        self.outs.append([self.pred, *self.extra])
         self.targs.append(self.yb)
 
     def leave(self):
