@@ -4,7 +4,7 @@ import timm
 import torch
 from fastai.vision.all import create_timm_model, create_vision_model, default_split, nn
 from torchvision import models
-from fastai_mix.vision.cam import ClassActivation, semantic_map, semantic_mass
+from fastai_mix.vision.cam import ClassActivation, clean_logits, semantic_map, semantic_mass
 
 y = torch.tensor([0,2])
 
@@ -172,3 +172,17 @@ def test_precision_of_the_model(dtype):
     got = ClassActivation(model.to(dtype))(x, y)[0]
     assert got.dtype==torch.float32
     torch.testing.assert_close(got, want, atol=.02*want.abs().max().item(), rtol=0)
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_logits_in_the_precision_of_the_model(dtype):
+    body,head = pool_linear(6)
+    assert clean_logits(nn.Sequential(body, head).to(dtype), torch.randn(2,3,32,32)).dtype==dtype
+
+def test_labels_of_any_whole_number_and_ignored_ones():
+    body,head = pool_linear(6)
+    act,x = ClassActivation(nn.Sequential(body, head)),torch.randn(2,3,32,32)
+    want = act(x, y)[0]
+    for dtype in (torch.uint8, torch.int16, torch.int32): torch.testing.assert_close(act(x, y.to(dtype))[0], want)
+    got = act(x, torch.stack([y[0], torch.tensor(-100)]))[0]
+    torch.testing.assert_close(got[0], want[0])
+    assert got.isfinite().all()

@@ -250,6 +250,21 @@ class Between(Callback):
     def after_epoch(self):
         if not self.learn.lock.locked(): self.learn.validate()
 
+class Early(Callback):
+    "Validates or predicts before other callbacks have ended the training part of the epoch"
+    def __init__(self, inner): self.inner = lambda: inner
+    def after_train(self):
+        if self.learn.lock.locked(): return
+        if self.inner(): self.learn.get_preds(ds_idx=0, inner=True)
+        else: self.learn.validate()
+
+@pytest.mark.parametrize('inner', [True,False])
+def test_a_short_last_batch_and_another_loader_in_between(inner, toy):
+    learns = [toy(cbs=[*cbs, ProgressiveLabelCorrection(warmup=0.)], n=30) for cbs in ([], [Early(inner)])]
+    for learn in learns: learn.fit(3, 1e-2)
+    thetas = [o.progressive_label_correction.history.theta.tolist() for o in learns]
+    assert np.allclose(*thetas, equal_nan=True)
+
 @pytest.mark.parametrize('cbs', [FetchPredsCallback, Between])
 def test_a_validation_in_between(cbs, toy):
     lines = []
@@ -532,6 +547,17 @@ def test_wrong_arguments(kwargs, says):
     with pytest.raises(ValueError, match=says) as e: ProgressiveLabelCorrection(**kwargs)
     assert '\n' not in str(e.value)
 
+def test_a_model_of_half_precision(toy):
+    class Late(Callback):
+        order = 10
+        def before_batch(self): self.learn.xb = tuple(o.bfloat16() for o in self.xb)
+        def after_pred(self): self.learn.pred = self.pred.float()
+    for cbs in ([ProgressiveLabelCorrection(warmup=0.), CutMix()], [ProgressiveLabelCorrection(warmup=0., when='pass')]):
+        learn = toy(cbs=[Late(), *cbs])
+        learn.model.bfloat16()
+        learn.fit(1, 1e-3)
+        assert learn.progressive_label_correction.labels.p_given.notna().all()
+
 def test_wrong_use(toy):
     def says(text, learn, n=1):
         with pytest.raises(ValueError, match=text): learn.fit(n)
@@ -543,6 +569,10 @@ def test_wrong_use(toy):
     learn.fit(1)
     says("no class 'cat'", toy(cbs=ProgressiveLabelCorrection(.5, protect_classes=['cat'])))
     says('use the one of fastai_mix', toy(cbs=[ProgressiveLabelCorrection(.5), FastaiMixUp()]))
+    learn = toy(cbs=ProgressiveLabelCorrection(.5))
+    learn.dls.train.dataset.t = learn.dls.train.dataset.t.clone()
+    learn.dls.train.dataset.t[5] = -100
+    says('row 5 has the label -100', learn)
     says('soft', toy(cbs=ProgressiveLabelCorrection(.5), target='onehot', loss_func=nn.CrossEntropyLoss()))
     learn = toy(cbs=ProgressiveLabelCorrection(.5), loss_func=MSELossFlat())
     learn.dls.train.dataset.t = torch.rand(32)

@@ -17,7 +17,7 @@ from fastai.callback.fp16 import MixedPrecision
 from .mix import *
 from .mix import _FitCallback
 from ..vision.cam import *
-from ..vision.cam import _eager, _layout
+from ..vision.cam import _cast, _eager, _layout
 
 # %% ../../nbs/26_callback.branch.ipynb #69ad93e2
 def _places(t, n, size, prefix):
@@ -72,7 +72,7 @@ class MidLevelBranch(_FitCallback):
         "Keep the features of the next forward, which is somebody else's and begins with `x`"
         if self.at is None:
             self.at = ClassActivation(self.learn.model, self.layer)
-            if self.layer is None: vars(self.at).update(find_stage(self.learn.model, x.to(next(self.at.model.parameters()).dtype), *more))
+            if self.layer is None: vars(self.at).update(find_stage(self.learn.model, _cast(x, self.at.model), *more))
         self.seen,self.size = None,x.shape[-2:]
         def keep(t):
             self.seen = t

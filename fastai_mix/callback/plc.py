@@ -25,7 +25,7 @@ from ..vision.cam import *
 # %% ../../nbs/24_callback.plc.ipynb #4ac950bb
 def label_gap(
     probs:Tensor, # Probabilities: `[n,c]`
-    y:Tensor, # Class indices `[n]`; or 0 and 1 for each of several labels a picture `[n,c]`
+    y:Tensor, # Class indices `[n]`; or 0 and 1 for each of several labels per picture `[n,c]`
 )->tuple: # Likeliest label, its probability, and that of `y`, all of `y`'s shape
     "What the model takes a label for, how likely it finds that, and how likely the label as it is"
     probs,y = probs.as_subclass(Tensor).float(),y.as_subclass(Tensor)
@@ -36,8 +36,8 @@ def label_gap(
     return best, torch.maximum(probs, 1-probs), torch.where(y>.5, probs, 1-probs)
 
 def correct_labels(
-    probs:Tensor, # Probabilities `[n,c]`: each row adds to 1; with several labels a picture each value is one label's own
-    y:Tensor, # Class indices `[n]`; or 0 and 1 for each of several labels a picture `[n,c]`
+    probs:Tensor, # Probabilities `[n,c]`: each row adds to 1; with several labels per picture each value is one label's own
+    y:Tensor, # Class indices `[n]`; or 0 and 1 for each of several labels per picture `[n,c]`
     theta:float, # Threshold, above 0 to 1
     rule:str='gap', # 'gap': p_max − p_y > theta; 'ratio': p_y / p_max < theta
 )->Tensor: # A new tensor like `y`
@@ -57,7 +57,7 @@ class ProgressiveLabelCorrection(_FitCallback):
     _state = ('given','current','times','moment','gap','p_given','p_current','free')
     def __init__(self,
         theta:float|tuple|Callable=(.7,.3), # Threshold, above 0 to 1: a number, (first, last) of a line, or a function of the fraction done after the warm-up; the default is the lowest tried that did no harm to labels 9% wrong, see What it brings
-        warmup:float|int=.5, # No correction before this: a fraction of the fit, 0 to below 1, that if above 0 lasts beyond the very first epoch; or whole epochs (an int), counted over all fits
+        warmup:float|int=.5, # No correction before this: a float is a fraction of each fit, 0 to below 1, and if above 0 nothing is corrected after the very first epoch either; an int is whole epochs, counted over all fits
         when:str='epoch', # 'epoch': after an epoch, from the mean of its predictions in the last `window` epochs, as the authors' code does; 'pass': from the mean of as many clean passes without augmentation, each made after an epoch; 'batch': at once, from the running batch, which runs away where many labels are wrong
         rule:str='gap', # 'gap': p_max − p_y > θ; 'ratio': p_y / p_max < θ, as in the authors' code; see `correct_labels`
         theta_rule:str='line', # 'line': θ goes from first to last; 'paper': by `step`, after each epoch in which fewer than `least` of the labels were corrected
@@ -119,7 +119,7 @@ _skipped = ("an item was left out of a batch (SkipItemException), so it is not c
 def _targets(ds):
     "The labels of a dataset `[n]` or `[n,c]`, without reading its pictures if it is fastai's"
     ys = ds.tls[ds.n_inp:] if hasattr(ds, 'tls') else None
-    if ys is not None and len(ys)!=1: raise ValueError(f"label correction needs one target a picture, but there are {len(ys)}")
+    if ys is not None and len(ys)!=1: raise ValueError(f"label correction needs one target per picture, but there are {len(ys)}")
     try: return torch.stack([torch.as_tensor(y).as_subclass(Tensor) for y in (ys[0] if ys else (ds[i][-1] for i in range(len(ds))))])
     except SkipItemException: raise ValueError(_skipped)
 
@@ -135,7 +135,7 @@ def _setup(self:ProgressiveLabelCorrection):
     binary = isinstance(f, nn.BCEWithLogitsLoss) or getattr(self.loss_func, 'func', None) is nn.BCEWithLogitsLoss
     if y.is_floating_point() and not (y.ndim==2 and binary and ((y==0)|(y==1)).all()):
         raise ValueError(f"label correction changes classes, but the targets are {'soft: rows of shares that already say how sure a label is' if y.ndim==2 else 'numbers to regress'}: "
-            "use class indices, or 0 and 1 with BCEWithLogitsLossFlat() for several labels a picture")
+            "use class indices, or 0 and 1 with BCEWithLogitsLossFlat() for several labels per picture")
     keys = _identities(ds, self.id_col)
     first = {}
     for i,k in enumerate(keys): first.setdefault(k, i)
@@ -146,6 +146,8 @@ def _setup(self:ProgressiveLabelCorrection):
     if torn.any():
         raise ValueError(f"row {keys[torn.nonzero()[0].item()]!r} comes with two different labels: rows that share an identity must be copies; pass id_col=, "
             "or use df.reset_index(drop=True) before the DataBlock")
+    if y.ndim==1 and (y<0).any(): raise ValueError(f"row {keys[(y<0).nonzero()[0].item()]!r} has the label {y.min().item()}: rows whose label the loss ignores "
+        "have none to correct; take them out of the training set")
     vocab = getattr(self.dls, 'vocab', None)
     if vocab is not None and len(vocab)==2 and not isinstance(vocab[0], str) and is_listy(vocab[0]): vocab = vocab[-1]
     return list(place), row, first, given, None if vocab is None else [str(o) for o in vocab]
@@ -235,8 +237,10 @@ def relabel(self:ProgressiveLabelCorrection):
     "Put current labels into the running batch, once; with a mix correct them first, from a clean forward"
     if not self.training or self.at==(self.learn.epoch, self.learn.iter): return
     self.at = self.learn.epoch,self.learn.iter
-    if self.drawn is None: self.drawn = torch.tensor(list(self.learn.dl._DataLoader__idxs)).to(self.row.device, non_blocking=True)
     n,bs = len(self.yb[0]),self.learn.dl.bs
+    if self.drawn is None:
+        self.drawn = torch.tensor(list(self.learn.dl._DataLoader__idxs)).to(self.row.device, non_blocking=True)
+        self.expected = len(self.drawn)//bs*bs if self.learn.dl.drop_last else len(self.drawn)
     items = self.drawn[self.learn.iter*bs:(self.learn.iter+1)*bs]
     if len(items)!=n: self._undo_epoch()
     self.rows,self.count = self.row[items],self.count+n
@@ -354,9 +358,8 @@ def after_cancel_batch(self:ProgressiveLabelCorrection):
 def after_train(self:ProgressiveLabelCorrection):
     "Check that no item was skipped, correct by epoch if asked to, exchange corrections, write history"
     if not self.on or self.at is None: return
-    n,bs = len(self.drawn),self.learn.dl.bs
-    if self.count!=(n//bs*bs if self.learn.dl.drop_last else n) and not self.cut or self.bad: self._undo_epoch()
-    t = min(1., (self.learn.epoch+1)/self.n_epoch)
+    if self.count!=self.expected and not self.cut or self.bad: self._undo_epoch()
+    t = min(1., (self.at[0]+1)/self.n_epoch) # `learn.epoch` may be that of a validation in between
     if self.when!='batch':
         if self.when=='pass': self.past = [*self.past, self._pass()][-self.window:]
         else: self.past[-1] = self._gather_mean(self.past[-1])
@@ -445,7 +448,7 @@ def _need(self:ProgressiveLabelCorrection):
 
 @patch
 def _names(self:ProgressiveLabelCorrection, y):
-    "Class names of labels; tuples of them with several labels a picture"
+    "Class names of labels; tuples of them with several labels per picture"
     if y.ndim==1: return [self.vocab[int(o)] if self.vocab else int(o) for o in y]
     return [tuple(self.vocab[j] if self.vocab else j for j,v in enumerate(o) if v>.5) for o in y.tolist()]
 
@@ -466,7 +469,7 @@ def changed(self:ProgressiveLabelCorrection)->pd.DataFrame: # The rows of `label
 
 @patch(as_prop=True)
 def history(self:ProgressiveLabelCorrection)->pd.DataFrame: # Columns epoch, theta, candidates, corrected, share
-    "A row an epoch, or `every` so many iterations: θ, samples predicted otherwise than labelled, labels corrected, share of rows that differ from the given label"
+    "A row per epoch, or `every` so many iterations: θ, samples predicted otherwise than labelled, labels corrected, share of rows that differ from the given label"
     return pd.DataFrame(self.log, columns=['epoch','theta','candidates','corrected','share'])
 
 @patch
@@ -526,7 +529,7 @@ def undo(self:ProgressiveLabelCorrection,
 def to_csv(self:ProgressiveLabelCorrection,
     path:str|Path, # File to write
 ):
-    "Write `labels`, a row a picture"
+    "Write `labels`, a row per picture"
     self.labels.to_csv(path)
 
 @patch

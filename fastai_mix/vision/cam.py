@@ -80,7 +80,11 @@ def _logits(out, model):
     if isinstance(out, (tuple,list)): out = out[0]
     if isinstance(out, Tensor) and out.ndim==2: return out
     raise ValueError(f"class activation needs logits [n,c], but {type(model).__name__} returns "
-        f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}: use a classifier with one row a picture")
+        f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}: use a classifier with one row per picture")
+
+def _cast(x, model):
+    "`x` in the precision of `model`, which may be half without autocast"
+    return x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
 
 def clean_logits(
     model:nn.Module, # A classifier
@@ -89,7 +93,7 @@ def clean_logits(
 )->Tensor: # Its logits `[n,c]`
     "Logits of a forward in eval mode, without gradients; statistics, flags and hooks stay as they were"
     model = unwrap_model(model)
-    with eval_mode(model), torch.no_grad(): return _logits(_eager(model, x, *more), model)
+    with eval_mode(model), torch.no_grad(): return _logits(_eager(model, _cast(x, model), *more), model)
 
 def _no_features(model, shape):
     cfg = next((c for m in model.modules() if isinstance(c := getattr(m, 'default_cfg', None), dict)), {})
@@ -102,7 +106,7 @@ def find_layer(
     x:Tensor, # A batch of pictures `[n,c,H,W]`; the first two are used
     *more, # The model's other inputs, if it has several
 )->dict: # `layer`: the module; `side`: None for its output or the number of its input; `call`: which of its calls; `prefix`: tokens before the patches
-    "Where `model` has its last features with a place that its logits depend on; ValueError if there are none"
+    "Where `model` has its last spatial features that its logits depend on; ValueError if there are none"
     model,x = unwrap_model(model),x[:2].detach().as_subclass(Tensor)
     prefix = next((p for m in model.modules() if isinstance(p := getattr(m, 'num_prefix_tokens', None), int)), None)
     calls,layouts,tokens,last = [],{},set(),None
@@ -164,14 +168,14 @@ class CleanPass:
     ): self.features,self.logits,self.layout,self.model = features,logits,layout,model
 
     def cam(self,
-        y:Tensor, # Class indices `[n]`, or a row of class weights a sample `[n,c]` (multi-label, soft targets)
+        y:Tensor, # Class indices `[n]`, or a row of class weights per sample `[n,c]` (multi-label, soft targets)
     )->Tensor: # Class activations `[n,h,w]`, float32
         "Class activation of each sample for its own `y`; of the first samples if there are fewer `y` than samples"
         y = y.as_subclass(Tensor)
         with torch.enable_grad():
             z = self.logits[:len(y)].float()
-            if y.ndim==1 and z.shape[1]==1: score = (z[:,0]*(2*y-1)).sum() # one logit for two classes
-            else: score = (z*y.view_as(z)).sum() if y.is_floating_point() or y.ndim>1 else z.gather(1, y[:,None]).sum()
+            if y.ndim==1 and z.shape[1]==1: score = (z[:,0]*(2*y.float()-1)).sum() # one logit for two classes
+            else: score = (z*y.view_as(z)).sum() if y.is_floating_point() or y.ndim>1 else z.gather(1, y.long().clamp(min=0)[:,None]).sum() # below 0: labels that the loss ignores
             with eval_mode(self.model): grad, = torch.autograd.grad(score, self.features, retain_graph=True) # gradient checkpointing runs parts of the forward once more
         return _fold(grad.float()*self.features.detach().float(), self.layout)[:len(y)]
 
@@ -212,8 +216,8 @@ class ClassActivation:
     def _find(self, x, more):
         "Take the layer for pictures of the size of `x`: what is a map at full size may be a single place on small ones"
         if self.found is None: return
-        size,dtype = tuple(x.shape[-2:]),next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
-        if size not in self.found: self.found[size] = find_layer(self.model, x.to(dtype), *more)
+        size = tuple(x.shape[-2:])
+        if size not in self.found: self.found[size] = find_layer(self.model, _cast(x, self.model), *more)
         if self.layer is not self.found[size]['layer']: vars(self).pop('head', None)
         vars(self).update(self.found[size])
 
@@ -230,9 +234,7 @@ class ClassActivation:
         *more, # The model's other inputs, if it has several
     )->CleanPass: # Its features, logits and `cam`
         "One forward in eval mode, without gradients before the layer; statistics, flags and hooks stay as they were"
-        x = x.detach().as_subclass(Tensor)
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
-        x = x.to(dtype) # a model of half precision without autocast
+        x = _cast(x.detach().as_subclass(Tensor), self.model)
         self._find(x, more)
         if self.fast is None: self.fast = self._channels_last(x, more)
         if self.fast: x = x.contiguous(memory_format=torch.channels_last)
@@ -308,7 +310,7 @@ class ClassActivation:
 
     def __call__(self,
         x:Tensor, # Pictures `[n,c,H,W]`
-        y:Tensor, # Class indices `[n]`, or a row of class weights a sample `[n,c]`
+        y:Tensor, # Class indices `[n]`, or a row of class weights per sample `[n,c]`
     )->tuple: # Class activation `[n,h,w]`, logits `[n,c]` of the clean forward
         "Class activation of each picture for its own `y`, and the logits that came with it"
         clean = self.forward(x)
