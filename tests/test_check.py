@@ -152,6 +152,8 @@ def test_order_of_several_labels_is_no_conflict(pictures):
     t = pictures.iloc[[6,7]].assign(label=['x y','y x'])
     assert look(t, label_col='label', label_delim=' ').fault.tolist()==['duplicate']
     assert look(t, label_col='label').fault.tolist()==['duplicate']+['conflicting labels']*2
+    t['label'] = pd.Series(['a',None], t.index[:2]).reindex(t.index) # to have no label contradicts nothing
+    assert look(t, label_col='label').fault.tolist()==['duplicate']
 
 def test_pictures_of_16_bits_are_compared_by_all_of_them(tmp_path):
     for i in range(2): Image.fromarray(np.asarray(noise(i).convert('L')).astype(np.uint16)*100+2000).save(tmp_path/f'{i}.png')

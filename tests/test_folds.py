@@ -123,6 +123,8 @@ def test_group_and_identity_may_be_one():
     with pytest.raises(ValueError, match="0 and 19 more identities of 'id' stand for several rows.*group_col='id'"): add_folds(df, 'label', 2, id_col='id')
     res = add_folds(df, 'label', 2, id_col='id', group_col='id')
     assert (res.groupby('id').fold.nunique()==1).all()
+    train,valid = FoldSplitter(0)(res)
+    assert sorted(train+valid)==list(range(40))
 
 def test_strange_labels_and_indexes():
     y = pd.cut(np.arange(30), 3)
@@ -315,6 +317,19 @@ def test_several_labels_in_a_block(pictures):
         dls = block(path, splitter, blocks=(ImageBlock, MultiCategoryBlock), get_y=ColReader('tags', label_delim=' ')).dataloaders(df, **opts)
         n = dls.train.items.label.value_counts()
         assert (n['a'],n['b'],n['c'])==(12,6,8)
+
+def test_columns_of_0_and_1_in_a_block_are_classes(pictures):
+    path,df = pictures
+    df = df.assign(x=(df.label=='a').astype(int), y=(df.label!='a').astype(int)) # and nothing that add_folds was told
+    df.attrs = {}
+    got = []
+    for label_col in (None, ['x','y']):
+        both = MultiCategoryBlock(encoded=True, vocab=['x','y'])
+        dls = block(path, FoldSplitter(0, oversample='balance', label_col=label_col), blocks=(ImageBlock, both), get_y=ColReader(['x','y'])).dataloaders(df, **opts)
+        got.append(dls.train.items.x.value_counts().to_dict())
+    assert got[0]==got[1] and got[0][0]==got[0][1]
+    with pytest.raises(ValueError, match='names a label twice: for columns of 0 and 1 give FoldSplitter label_col'):
+        block(path, FoldSplitter(0, oversample='balance'), blocks=(ImageBlock, both), get_y=lambda o: [0,1,0]).dataloaders(df, **opts)
 
 def test_leaks_are_found_through_the_block(pictures):
     path,df = pictures

@@ -44,7 +44,7 @@ def check_filled(
         f"the first at row {', '.join(map(str, df.index[empty][:5]))}: fill them in or drop the rows")
 
 def check_labels(
-    df:pd.DataFrame, # A table, a row a picture
+    df:pd.DataFrame, # A table, a row per picture
     label_col:str, # Its column of labels
 ):
     "ValueError if a label is missing or there is only one class"
@@ -55,15 +55,15 @@ def check_labels(
 
 # %% ../../nbs/02_data.check.ipynb #c1ce33f0
 def label_table(
-    df:pd.DataFrame, # A table, a row a picture
-    label_col:str|list, # Column of labels, or columns of 0 and 1, one a class
+    df:pd.DataFrame, # A table, a row per picture
+    label_col:str|list, # Column of labels, or columns of 0 and 1, one per class
     label_delim:str=None, # What separates several labels in a cell
-)->pd.DataFrame: # Of bools: a row a picture, a column a class, sorted as fastai sorts its vocab
+)->pd.DataFrame: # Of bools: a row per picture, a column per class, sorted as fastai sorts its vocab
     "Which picture has which label; ValueError if that cannot be told"
     if not isinstance(label_col, str) and is_listy(label_col):
         check_columns(df, *label_col)
         for c in label_col:
-            bad = [v for v in df[c] if v not in (0,1)]
+            bad = [v for v,k in zip(df[c], df[c].isna()) if k or v not in (0,1)]
             if bad: raise ValueError(f"{c!r} holds {bad[0]!r}: expected 0 or 1 in a column of one class")
         return df[list(label_col)].astype(bool)
     check_filled(df, label_col)
@@ -80,7 +80,7 @@ image_faults = ['missing', 'empty', 'not an image', 'truncated', 'huge', 'mode',
 unusable_faults = image_faults[:5]
 
 # %% ../../nbs/02_data.check.ipynb #7f56f558
-_modes = {'CMYK': 'CMYK', 'P': 'palette', 'PA': 'palette', 'RGBA': 'transparency', 'LA': 'transparency', '1': '1 bit a pixel',
+_modes = {'CMYK': 'CMYK', 'P': 'palette', 'PA': 'palette', 'RGBA': 'transparency', 'LA': 'transparency', '1': '1 bit per pixel',
           'I': '16 bits or more', 'F': '16 bits or more'}
 
 def _oddity(im):
@@ -153,7 +153,7 @@ def _strict():
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = was
 
 def picture_paths(
-    df:pd.DataFrame, # A table, a row a picture
+    df:pd.DataFrame, # A table, a row per picture
     get_x:str|Callable, # Column of paths, or what `DataBlock` takes as `get_x`, such as `ColReader('id', pref=path, suff='.jpg')`
 )->list: # A `Path` for each row
     "Where the pictures of a table are"
@@ -171,14 +171,14 @@ def _twins(found, names, near, labels):
         if first.setdefault(digest, i)!=i: yield i,'duplicate',f'same bytes as {names[first[digest]]}',first[digest]
     for g in groups.values() if labels is not None else ():
         for i in g:
-            other = next((j for j in g if labels[j]!=labels[i]), None)
+            other = next((j for j in g if None not in (labels[i],labels[j]) and labels[j]!=labels[i]), None)
             if other is not None: yield i,'conflicting labels',f'{labels[i]!r} here, {labels[other]!r} at {names[other]}',other
     rows = [i for digest,i in first.items() if found[i][2] is not None]
     if near is None or len(rows)<2: return
     for i,j,d in zip(rows, *_nearest(*[[found[i][2] for i in rows]]*2, before=True)):
         if d>near: continue
         j = rows[j]
-        other = f', which is {labels[j]!r} and this {labels[i]!r}' if labels is not None and labels[i]!=labels[j] else ''
+        other = f', which is {labels[j]!r} and this {labels[i]!r}' if labels is not None and None not in (labels[i],labels[j]) and labels[i]!=labels[j] else ''
         yield i,'near duplicate',f'{d:.0f} of 256 bits from {names[j]}{other}',j
 
 # %% ../../nbs/02_data.check.ipynb #50ac3d1d
@@ -186,12 +186,12 @@ def _label_names(df, label_col, label_delim):
     "The label, or labels, of each row as a string"
     if isinstance(label_col, str) and not label_delim:
         check_columns(df, label_col)
-        return df[label_col].astype(str).tolist()
+        return [None if k else str(o) for o,k in zip(df[label_col], df[label_col].isna())]
     table = label_table(df, label_col, label_delim)
     return [' '.join(map(str, table.columns[o])) for o in table.to_numpy()]
 
 def check_images(
-    df:pd.DataFrame, # A table, a row a picture; or paths
+    df:pd.DataFrame, # A table, a row per picture; or paths
     get_x:str|Callable='path', # Column of paths, or what `DataBlock` takes as `get_x`
     label_col:str|list=None, # Column of labels, or columns of 0 and 1; None: no look for conflicts
     label_delim:str=None, # What separates several labels in a cell
@@ -323,7 +323,7 @@ def _check_pictures(train, valid, near):
 
 # %% ../../nbs/02_data.check.ipynb #8ddf127a
 def picture_groups(
-    df:pd.DataFrame, # A table, a row a picture
+    df:pd.DataFrame, # A table, a row per picture
     get_x:str|Callable='path', # Column of paths, or what `DataBlock` takes as `get_x`
     group_col:str=None, # Column of groups to keep together as well
     near:int=32, # Near duplicates differ in up to this many of the perceptual hash's 256 bits; None: equal bytes only

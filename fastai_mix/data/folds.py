@@ -55,7 +55,7 @@ def _common(has, classes, n_splits, what, rare):
     return keep
 
 def add_folds(
-    df:pd.DataFrame, # A table, a row a picture; left as it is
+    df:pd.DataFrame, # A table, a row per picture; left as it is
     label_col:str|list, # Column of labels, or columns of 0 and 1: each fold gets the same share of every class; None: whatever comes
     n_splits:int=5, # Number of folds, 2 or more
     group_col:str=None, # Column of groups (patient, tree) that must not be split over folds
@@ -89,6 +89,7 @@ def add_folds(
     empty = set(range(n_splits))-set(fold)
     if empty: raise ValueError(f"fold {min(empty)} came out empty, as {keep.sum()} {what} are few: use n_splits={n_splits-len(empty)}")
     res = df.assign(**{col: fold[np.argsort(order)]})
+    if id_col and not df[id_col].is_unique: id_col = None # its rows are together by their group
     res.attrs['add_folds'] = dict(label_col=label_col, label_delim=label_delim, id_col=id_col, group_col=group_col)
     return res
 
@@ -195,7 +196,11 @@ def _labels_of(block, df, o):
     if o.label_col is not None: return label_table(df, o.label_col, o.label_delim)
     get_y = getattr(block, 'get_y', None)
     if not callable(get_y): _need_labels(None, 'FoldSplitter')
-    return label_table(pd.DataFrame({'label': pd.Series([get_y(df.iloc[i]) for i in range(len(df))], df.index, dtype=object)}), 'label')
+    if isinstance(get_y, ColReader) and len(get_y.cols)>1: return label_table(df, list(get_y.cols))
+    ys = [get_y(df.iloc[i]) for i in range(len(df))]
+    twice = next((y for y in ys if is_listy(y) and set(y)<={0,1} and len(set(y))<len(y)), None)
+    if twice is not None: raise ValueError(f"get_y gives {list(twice)}, which names a label twice: for columns of 0 and 1 give FoldSplitter label_col, their names")
+    return label_table(pd.DataFrame({'label': pd.Series(ys, df.index, dtype=object)}), 'label')
 
 def _reads_path(get_x, df):
     "Does `get_x` give the path of a picture?"
