@@ -8,10 +8,11 @@ Docs: https://fastai-mix.github.io/fastai_mix/cli.html.md"""
 __all__ = ['read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner', 'main']
 
 # %% ../nbs/40_cli.ipynb #f0c84bc8
-import json,os,platform,sys
+import hashlib,json,os,platform,sys
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version
+from tempfile import TemporaryDirectory
 
 import timm
 from fastai.vision.all import *
@@ -70,15 +71,18 @@ def read_data(
 )->pd.DataFrame: # Columns id, path, label, and split if there is `split_col`
     "One table for all pictures; ValueError for what is missing"
     if data is None:
+        if split_col: raise ValueError("--split-col names a column of a CSV: give it with --data")
         path = leaf_data()
         return read_data(path/'train.csv', label_col='labels')
     data = Path(data)
     if data.is_dir():
         df = _folder_table(data)
         df['label'] = [f.relative_to(data).parts[0] if f.parent!=data else None for f in df.path]
-        if not len(df): raise ValueError(f"no pictures in {data}: expected one folder of pictures a class, or give a CSV")
+        if not len(df): raise ValueError(f"no pictures in {data}: expected one folder of pictures per class, or give a CSV")
         if df.label.isna().all(): raise ValueError(f"the pictures in {data} are in no class folder: expected {data}/CLASS/picture.jpg, or give a CSV")
         if split_col: raise ValueError("--split-col names a column of a CSV, but --data is a folder: give the CSV")
+        if 'train' in set(df.label)<={'train','valid','validation','val','test'}: raise ValueError(f"the folders in {data} are {', '.join(sorted(set(df.label)))} "
+            f"and no classes: give --data {data/'train'}, or a CSV with --split-col")
     elif data.is_file(): df = _csv_table(data, images, image_col, label=label_col, **({'split':split_col} if split_col else {}))
     else: raise ValueError(f"no such file or folder: {data}; --data takes a folder of class folders or a CSV")
     check_labels(df, 'label')
@@ -262,7 +266,10 @@ def _find_lr(o, learn):
     if o.lr is not None: return o.lr
     # on clean batches: whether a batch is mixed changes its loss more than a step of the search does
     mixes = [cb for cb in learn.cbs if isinstance(cb, BatchCallback)]
-    with learn.no_bar(), learn.removed_cbs(mixes): lr = learn.lr_find(num_it=80, show_plot=False).valley
+    with TemporaryDirectory(dir=o.out, prefix='.') as tmp, learn.no_bar(), learn.removed_cbs(mixes):
+        learn.model_dir = Path(tmp).absolute() # the search keeps the weights there, and the current folder may not be ours
+        lr = learn.lr_find(num_it=80, show_plot=False).valley
+    learn.model_dir = 'models'
     print(f'learning rate found: {lr:.2g}\n')
     return lr
 
@@ -309,17 +316,21 @@ _fixed = 'mix','alpha','p','arch','pretrained','weights','size','bs','epochs','f
 def _cross_val(o, df, learn):
     "Begin a cross-validation in the folder of the run, or go on with the one there; ValueError if that is another"
     file = o.out/'config.json'
+    sizes = '\n'.join(sorted(f'{i} {p.stat().st_size}' for i,p in zip(df.id, df.path))) # no paths: the folder may have been moved
+    was = pictures = hashlib.sha256(sizes.encode()).hexdigest()
     with FileLock(o.out/'.lock'):
         if file.exists():
-            was = json.loads(file.read_text())
-            differ = [f'--{k} {was[k]} there, {o[k]} here' for k in _fixed if was[k]!=o[k]]
-            if o.lr not in (None, was['lr']): differ.append(f"--lr {was['lr']:.3g} there, {o.lr:.3g} here")
+            then = json.loads(file.read_text())
+            differ = [f'--{k} {then[k]} there, {o[k]} here' for k in _fixed if then[k]!=o[k]]
+            if o.lr not in (None, then['lr']): differ.append(f"--lr {then['lr']:.3g} there, {o.lr:.3g} here")
             if differ: raise ValueError(f"--out {o.out} is another run: {'; '.join(differ)}. Give another folder, or what it was begun with")
-            o.lr = was['lr']
+            o.lr,was = then['lr'],then.get('pictures', pictures)
         else:
             o.lr = _find_lr(o, learn)
-            _write_config(o)
-    return CrossVal(df, partial(_make_dls, o), partial(_make_learner, o), o.out/'folds', id_col='id', seed=o.seed)
+            _write_config(o, pictures=pictures)
+    cv = CrossVal(df, partial(_make_dls, o), partial(_make_learner, o), o.out/'folds', id_col='id', seed=o.seed)
+    if was!=pictures: raise ValueError(f"--out {o.out} is another run: other pictures have the same names. Give another folder")
+    return cv
 
 def _all_folds(o, df, cv):
     "Train what is not done; if nothing is left, report and write; returns the `Ensemble` of all folds' networks, or None"
@@ -328,7 +339,7 @@ def _all_folds(o, df, cv):
     oof,vocab = cv.oof,[str(o) for o in cv.vocab]
     s,report = Scores(oof, df.label.map(vocab.index), vocab),cv.report()
     print(f'\n{report}')
-    write_atomic(o.out/'report.txt', lambda f: f.write_text(report))
+    write_atomic(o.out/'report.txt', lambda f: f.write_text(report, encoding='utf-8'))
     _write_csv(o.out/'oof.csv', _beside(df[['id','label','fold']], oof))
     _write_csv(o.out/'history.csv', cv.history)
     if o.plc: _write_csv(o.out/'labels.csv', cv.labels)
@@ -350,7 +361,7 @@ def main(
     image_col:str='image_id', # The CSV's column of pictures
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
-    mix:str='snapmix', # snapmix, cutmix, mixup, resizemix, gridmask; several with commas: one a batch; or none for a baseline
+    mix:str='snapmix', # snapmix, cutmix, mixup, resizemix, gridmask; several with commas: one per batch; or none for a baseline
     alpha:float=5., # SnapMix: α of Beta(α,α)
     p:float=.5, # Chance that a batch is mixed; 1, as published, needs a long training
     arch:str='resnet18', # Name of a timm model
@@ -362,11 +373,11 @@ def main(
     lr:float=None, # Learning rate (default: found by `lr_find`)
     fold:int=None, # Fold to validate on, of `folds` (default: 0)
     folds:int=None, # Number of stratified folds (default: 5); without `fold`, all are trained, one network each
-    oversample:str=None, # Repeat rows to train on: class=3, several with commas; balance; sqrt; or a number of rows a class
+    oversample:str=None, # Repeat rows to train on: class=3, several with commas; balance; sqrt; or a number of rows per class
     plc:bool=False, # Correct labels while training (ProgressiveLabelCorrection)
     test:str=None, # Pictures to predict: a folder, or a CSV with `image_col`
     tta:str='none', # Views to average over, of test pictures and of those one fold validates on: none, flips or d4
-    sample:str=None, # Sample submission, to be filled for the test pictures: identities, and a column a class or one of labels
+    sample:str=None, # Sample submission, to be filled for the test pictures: identities, and a column per class or one of labels
     seed:int=0, # Seed of folds, weights and training
     out:str='fastai-mix-run', # Folder for weights, predictions, history and pictures; all folds go on where they were
 ):
@@ -381,5 +392,6 @@ def main(
         sys.exit(2)
     ensemble = _all_folds(o, df, cv) if cv else _one_fold(o, df, learn)
     if not ensemble: return
+    ensemble.export(o.out/'ensemble')
     if o.test: _predict_test(o, ensemble, test_df)
     print(f'written to {o.out}: ' + ', '.join(sorted(p.name for p in o.out.iterdir() if not p.name.startswith('.'))))

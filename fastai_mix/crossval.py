@@ -1,4 +1,4 @@
-"""Every row predicted by a model that has not seen it; killed and gone on with; on as many processes as there are
+"""Every row predicted by a model that has not seen it; resumable after a kill, on any number of processes
 
 Docs: https://fastai-mix.github.io/fastai_mix/crossval.html.md"""
 
@@ -43,7 +43,7 @@ def score_table(
     probs, # Probabilities `[n,c]`
     y, # Class indices `[n]`
     fold, # The fold of each row `[n]`
-)->pd.DataFrame: # A row a fold, then pooled, mean and std (over folds, of a sample)
+)->pd.DataFrame: # A row per fold, then pooled, mean and std (over folds, of a sample)
     "Scores of each fold, of all rows, and their spread"
     probs,y,fold = np.asarray(probs),np.asarray(y),np.asarray(fold)
     each = pd.DataFrame({k: score_probs(probs[fold==k], y[fold==k]) for k in sorted(set(fold))}).T
@@ -68,13 +68,13 @@ def _table_differs(was, now):
     return '; '.join(parts)
 
 class CrossVal:
-    "Train one model a fold, and predict every row by the one that has not seen it"
+    "Train one model per fold, and predict every row by the one that has not seen it"
     def __init__(self,
-        df:pd.DataFrame, # A table, a row a picture, with columns of labels and folds, see `add_folds`; fold -1 is for training only
+        df:pd.DataFrame, # A table, a row per picture, with columns of labels and folds, see `add_folds`; fold -1 is for training only
         get_dls:Callable|DataBlock, # `get_dls(df, fold)`: DataLoaders that validate on the rows of a fold; or a DataBlock for `df`
         get_learner:Callable|str, # `get_learner(dls)`: a new Learner, with callbacks of its own; or the name of a network for `vision_learner`
         path:str|Path, # Folder of this run; the same one to go on with it
-        label_col:str='label', # Column of labels, one a row
+        label_col:str='label', # Column of labels, one per row
         fold_col:str='fold', # Column of folds
         id_col:str=None, # Column of unique names of rows; None: what `add_folds` was told, or the index
         seed:int=0, # Fold k is trained from the random seed `seed`+k
@@ -118,7 +118,7 @@ class CrossVal:
                 if was['digest']!=now['digest']: differ.append(_table_differs(pd.read_csv(self.path/'table.csv', dtype={'id':str, 'label':str}, keep_default_na=False), table))
                 if differ: raise ValueError(f"{self.path} is another run: {'; '.join(differ)}. Give another folder, or the table it was begun with")
             else:
-                write_atomic(self.path/'table.csv', lambda f: f.write_text(rows))
+                write_atomic(self.path/'table.csv', lambda f: f.write_text(rows, encoding='utf-8'))
                 _write_json(file, dict(now, python=platform.python_version(), versions={k:version(k) for k in _versions}))
 
     def _dir(self, k): return self.path/f'fold_{k}'
@@ -296,7 +296,7 @@ def vocab(self:CrossVal)->list: # As they are in the column of labels
     return [label.get(o, o) for o in vocabs[0]]
 
 @patch(as_prop=True)
-def oof(self:CrossVal)->pd.DataFrame: # A row a row of `df`, in its order and with its index; a column a class; NaN for fold -1
+def oof(self:CrossVal)->pd.DataFrame: # A row a row of `df`, in its order and with its index; a column per class; NaN for fold -1
     "Out-of-fold probabilities"
     names = {'id':str, 'label':str}
     all = pd.concat(self._read('oof.csv', dtype=names, float_precision='round_trip', keep_default_na=False)).set_index('id')
@@ -311,13 +311,13 @@ def _targets(self:CrossVal):
     return rows,probs,probs.columns.get_indexer(self.df[self.label_col][rows])
 
 @patch(as_prop=True)
-def scores(self:CrossVal)->pd.DataFrame: # A row a fold, then pooled, mean and std
+def scores(self:CrossVal)->pd.DataFrame: # A row per fold, then pooled, mean and std
     "Accuracy, macro-F1, log-loss and AUC of the out-of-fold probabilities"
     rows,probs,y = self._targets()
     return score_table(probs, y, self.df[self.fold_col][rows])
 
 @patch(as_prop=True)
-def history(self:CrossVal)->pd.DataFrame: # A row an epoch
+def history(self:CrossVal)->pd.DataFrame: # A row per epoch
     "Losses and metrics of all epochs and folds"
     return pd.concat(self._read('history.csv'), ignore_index=True)
 
@@ -332,7 +332,7 @@ def labels(self:CrossVal)->pd.DataFrame: # The table of a label-correcting callb
     return res.assign(**{k: [v.get(o, o) for o in res[k]] for k,v in own.items() if k in res})
 
 @patch(as_prop=True)
-def timings(self:CrossVal)->pd.DataFrame: # A row a fold
+def timings(self:CrossVal)->pd.DataFrame: # A row per fold
     "Seconds of training, resumed parts included, and of prediction"
     return pd.DataFrame([{k:self._info(j)[k] for k in ('fold','train_seconds','predict_seconds')} for j in self.folds if self.done(j)]).set_index('fold')
 
@@ -383,7 +383,7 @@ class Ensemble:
         how:str='mean', # See `blend`
         weights=None, # Share of each network, in the order of the groups; None: equal
         id_col:str=None, # Column of identities, where a table has one
-        oof:pd.DataFrame=None, # Out-of-fold probabilities of the ensemble, a row a row of the training table
+        oof:pd.DataFrame=None, # Out-of-fold probabilities of the ensemble, a row per row of the training table
     ):
         if how not in _hows: raise ValueError(f"how={how!r}: expected {', '.join(map(repr, _hows))}")
         store_attr()
@@ -395,7 +395,7 @@ class Ensemble:
         items, # Table with the columns the block reads (`path`, if the ensemble was loaded), or list of files, or `DataLoader`
         views:list=None, # Views of each picture to average over, such as `d4`; None: as it is
         merge:str='mean', # How views are merged: 'mean', 'gmean' or 'max'
-    )->pd.DataFrame: # A row an item, in order, a column a class
+    )->pd.DataFrame: # A row an item, in order, a column per class
         "Probabilities"
         probs = []
         for learn,nets,get_dl in self.groups:
@@ -453,14 +453,14 @@ def predict(self:CrossVal,
     test_df, # Table with the columns the block reads, or list of files, or `DataLoader`
     views:list=None, # Views of each picture to average over, such as `d4`; None: as it is
     how:str='mean', # How the folds' networks are blended, see `blend`
-)->pd.DataFrame: # A row an item, in order, a column a class
+)->pd.DataFrame: # A row an item, in order, a column per class
     "Probabilities, by the mean of all folds' networks"
     return self.ensemble(how=how).predict(test_df, views)
 
 # %% ../nbs/31_crossval.ipynb #c4e18818
 def fill_sample(
     sample:str|Path|pd.DataFrame, # CSV, or table: identities in its first column
-    probs:pd.DataFrame, # A row a picture, with its identity as the index; a column a class
+    probs:pd.DataFrame, # A row per picture, with its identity as the index; a column per class
     prob_of=None, # If the sample has one column besides the first: the class whose probability goes there; None: the likeliest label
 )->pd.DataFrame: # Columns and rows as in the sample
     "Probabilities, or labels, in the form of a sample; ValueError if it asks for others"
@@ -468,13 +468,13 @@ def fill_sample(
     id_col,*cols = sample.columns
     if not cols: raise ValueError(f"the sample has only the column {id_col!r}: expected one for each class, or one for the label")
     names,rows,ids = {str(o):o for o in probs},sample[id_col].astype(str),probs.index.astype(str)
-    unknown = [c for c in cols if c not in names]
+    unknown = [c for c in cols if str(c) not in names]
     if len(cols)>1 and unknown: raise ValueError(f"the sample's columns {_first(unknown)} are no classes: the ensemble knows {_first(names)}")
     if prob_of is not None and (len(cols)>1 or prob_of not in probs): raise ValueError(f"prob_of={prob_of!r}: expected one of {_first(probs)}, for a sample with one column besides {id_col!r}")
     lack,twice = rows[~rows.isin(ids)],ids[ids.duplicated()]
     if len(lack) or len(twice): raise ValueError(f"the table to predict has {len(lack)} rows of the sample not ({_first(lack)}) and {len(twice)} twice ({_first(twice)})")
     probs = probs.set_axis(ids).loc[rows]
-    if len(cols)>1: out = {c: probs[names[c]].values for c in cols}
+    if len(cols)>1: out = {c: probs[names[str(c)]].values for c in cols}
     else: out = {cols[0]: probs.idxmax(axis=1).values if prob_of is None else probs[prob_of].values}
     return pd.DataFrame({id_col: sample[id_col].values, **out})
 

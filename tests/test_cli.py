@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from fastai_mix import cli
 from fastai_mix.cli import main, read_data, read_oversample
-from fastai_mix.crossval import CrossVal
+from fastai_mix.crossval import CrossVal, load_ensemble
 from fastai_mix.data.leaves import leaf_data
 
 @pytest.fixture(scope='module')
@@ -29,13 +29,13 @@ def table(leaves, tmp_path):
         return dict(data=str(tmp_path/'t.csv'), images=str(leaves/'images'), size=32, bs=8, epochs=1, lr=1e-3, out=str(tmp_path/'run'))
     return write
 
-def test_csv_with_split_from_weights(table, tmp_path, capsys):
+def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     torch.manual_seed(0)
     body = timm.create_model('resnet10t').state_dict()
     save_file(body, tmp_path/'w.safetensors')
     main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
     run = tmp_path/'run'
-    assert sorted(o.name for o in run.iterdir()) == ['config.json','confusion.png','history.csv','mix.png','model.safetensors','predictions.csv']
+    assert sorted(o.name for o in run.iterdir()) == ['config.json','confusion.png','ensemble','history.csv','mix.png','model.safetensors','predictions.csv']
     preds,config,history = pd.read_csv(run/'predictions.csv'),json.loads((run/'config.json').read_text()),pd.read_csv(run/'history.csv')
     df = pd.read_csv(tmp_path/'t.csv')
     assert preds.id.tolist()==df.image_id[40:].tolist() and preds.label.tolist()==df.label[40:].tolist()
@@ -43,6 +43,8 @@ def test_csv_with_split_from_weights(table, tmp_path, capsys):
     assert ((probs.sum(axis=1)-1).abs()<1e-5).all()
     assert abs((probs.idxmax(axis=1)==preds.label).mean()-config['accuracy'])<1e-9
     assert history.fit.tolist()==[0,1] and abs(history.accuracy.iloc[-1]-config['accuracy'])<1e-6
+    again = load_ensemble(run/'ensemble').predict([leaves/'images'/f'{o}.jpg' for o in preds.id[:4]])
+    assert np.allclose(again, probs[:4], atol=1e-4)
     kept = load_file(run/'model.safetensors')
     assert torch.isfinite(kept['0.model.conv1.0.weight']).all()
     assert min(Image.open(run/'mix.png').size)>100
@@ -77,6 +79,21 @@ def test_folder_of_classes(leaves, tmp_path):
     main(data=str(tmp_path/'d'), size=32, bs=8, epochs=1, folds=3, fold=2, arch='resnet10t', out=str(tmp_path/'run'))
     preds = pd.read_csv(tmp_path/'run'/'predictions.csv')
     assert (preds.id.str.split('/').str[0]==preds.label).all()
+
+def test_folders_of_a_split_are_no_classes(leaves, tmp_path):
+    for k in ('train','valid'):
+        (tmp_path/'d'/k/'rust').mkdir(parents=True)
+        shutil.copy(leaves/'images'/'Train_0.jpg', tmp_path/'d'/k/'rust')
+    with pytest.raises(ValueError, match='are train, valid and no classes: give --data .*train'): read_data(tmp_path/'d')
+
+def test_the_search_for_a_rate_writes_nothing_elsewhere(table, tmp_path, monkeypatch):
+    (tmp_path/'here').mkdir()
+    (tmp_path/'here'/'models').write_text('a file where fastai would have its folder')
+    monkeypatch.chdir(tmp_path/'here')
+    monkeypatch.setattr(cli, '_fit', lambda o, learn: None)
+    args = dict(table(), lr=None, arch='resnet10t', mix='none', fold=0, folds=3)
+    main(**args)
+    assert [o.name for o in (tmp_path/'here').iterdir()]==['models'] and not [o for o in (tmp_path/'run').iterdir() if o.name[0]=='.']
 
 def without(col): return lambda t: t.drop(columns=col)
 def setting(col, v, rows=slice(0,3)):
@@ -114,6 +131,7 @@ wrong = {
     'epochs':             (dict(epochs=0), None, '--epochs 0'),
     'no weights':         (dict(weights='/none.safetensors'), None, 'no such file'),
     'split column':       (dict(split_col='part'), None, "no column 'part'"),
+    'split of no table':  (dict(data=None, split_col='split'), None, 'give it with --data'),
     'split values':       (dict(split_col='label'), None, "must say 'train' and 'test'"),
     'class only in test': (dict(split_col='split'), setting('label', 'new', slice(50,52)), 'never in train'),
 }
@@ -161,10 +179,10 @@ def test_folder(leaves, tmp_path):
 
 def stamps(folder): return {f: f.stat().st_mtime_ns for f in folder.rglob('*') if f.name in ('model.safetensors','fold.json','oof.csv')}
 
-def test_all_folds_to_a_submission(table, test_folder, tmp_path, capsys):
+def test_all_folds_to_a_submission(leaves, table, test_folder, tmp_path, capsys):
     run,args = tmp_path/'run',dict(table(), folds=3, arch='resnet10t', mix='snapmix,gridmask', oversample='rust=2', plc=True, tta='d4', **test_folder())
     main(**args)
-    assert sorted(o.name for o in run.iterdir() if o.name[0]!='.') == ['config.json','confusion.png','folds','history.csv','labels.csv','mix.png','oof.csv',
+    assert sorted(o.name for o in run.iterdir() if o.name[0]!='.') == ['config.json','confusion.png','ensemble','folds','history.csv','labels.csv','mix.png','oof.csv',
         'report.txt','submission.csv','test_predictions.csv']
     df,oof,preds,sub,labels = (pd.read_csv(o) for o in (tmp_path/'t.csv', run/'oof.csv', run/'test_predictions.csv', run/'submission.csv', run/'labels.csv'))
     assert oof.id.tolist()==df.image_id.tolist() and oof.label.tolist()==df.label.tolist()
@@ -185,6 +203,13 @@ def test_all_folds_to_a_submission(table, test_folder, tmp_path, capsys):
                           (dict(fold=0), 'holds a run of all folds'), (dict(folds=4), '--folds 3 there, 4 here')):
         with pytest.raises(SystemExit): main(**{**args, **other})
         assert message in capsys.readouterr().err
+    again = load_ensemble(run/'ensemble').predict([tmp_path/'test'/f'Train_{i}.jpg' for i in range(5)])
+    assert np.allclose(again, plain.loc[[f'Train_{i}.jpg' for i in range(5)]], atol=1e-4)
+    shutil.copytree(leaves/'images', tmp_path/'moved')
+    main(**{**args, 'images': str(tmp_path/'moved')}) # the same pictures elsewhere
+    Image.new('RGB', (80,80)).save(tmp_path/'moved'/'Train_0.jpg')
+    with pytest.raises(SystemExit): main(**{**args, 'images': str(tmp_path/'moved')})
+    assert 'other pictures have the same names' in capsys.readouterr().err
     with pytest.raises(SystemExit): main(**{**args, **table(lambda t: t.iloc[::-1])})
     assert 'have another fold' in capsys.readouterr().err
     assert stamps(run/'folds')==trained

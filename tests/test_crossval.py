@@ -1,6 +1,9 @@
 "Every row once, by the model that has not seen it; what is refused; ensembles and submissions."
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 
@@ -16,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from fastai_mix import crossval
-from fastai_mix.crossval import CrossVal, Ensemble, blend, fit_weights, load_ensemble, score_probs, score_table
+from fastai_mix.crossval import CrossVal, Ensemble, blend, fill_sample, fit_weights, load_ensemble, score_probs, score_table
 from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
 from fastai_mix.vision.learner import timm_learner
@@ -302,6 +305,17 @@ def test_ensemble_of_what_all_have_validated(df, get_dls, tmp_path):
         assert np.allclose([sum(ens.weights[:3]),sum(ens.weights[3:])], fit_weights([o.oof.values[6:].astype(float) for o in (one_,two)], y))
     assert b.predict(df.iloc[:3]).shape==(3,4)
 
+def test_names_of_any_script_where_files_are_ascii_by_default(tmp_path):
+    code = r'''
+import sys, pandas as pd
+from fastai_mix.crossval import CrossVal
+df = pd.DataFrame({'id': [f'bl\u00e4tt_{i}' for i in range(9)], 'label': ['K\u00e4fer','\u7532\u866b','c']*3, 'fold': [0,1,2]*3})
+for _ in range(2): cv = CrossVal(df, min, min, sys.argv[1], label_col='label', id_col='id')
+'''
+    env = dict(os.environ, LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+    subprocess.run([sys.executable, '-c', code, str(tmp_path/'run')], check=True, env=env)
+    assert 'Käfer' in (tmp_path/'run'/'table.csv').read_text(encoding='utf-8')
+
 def test_a_network_that_diverged_is_not_done(df, get_dls, tmp_path):
     class Boom(Callback):
         def after_fit(self):
@@ -324,6 +338,8 @@ def test_submission(cv, df, tmp_path):
     assert list(back)==list(sample) and back.image_id.tolist()==sample.image_id.tolist()
     for c in preds: assert np.allclose(back[c], preds[c][::-1])
     assert np.allclose(cv.submission(sample, file=None).scab, sub.scab) # the sample's names are enough to find the pictures
+    numbers = pd.DataFrame({'id': [1,0], 0: 0., 1: 0.})
+    assert fill_sample(numbers, pd.DataFrame([[.2,.8],[.4,.6]], [0,1], ['0','1'])).to_numpy().tolist()==[[1,.4,.6],[0,.2,.8]]
     one_col = sample[['image_id']].assign(label='')
     assert cv.submission(one_col, test, file=None).label.tolist()==preds.idxmax(axis=1).tolist()[::-1]
     assert np.allclose(cv.submission(one_col, test, file=None, prob_of='rust').label, preds.rust[::-1])
