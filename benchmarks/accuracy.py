@@ -7,7 +7,7 @@
 A cell is a data set, a model, a regime, a mix and a seed. When it ends it appends a line to `--results`; what has a line is not
 run again, and several processes may share the file. Every mix of a seed has the same split, the same drawn training pictures, the
 same initial weights, order of pictures, crops and flips. The weights scored are the last ones, on the test part, once.
-`echo` loads bs/2 pictures a step and trains on them and on their mixed versions: as many a step as the others.
+`echo` loads bs/2 pictures per step and trains on them and on their mixed versions: as many a step as the others.
 `seconds` are those of training, `cpu_seconds` the processor's, which other work on the machine moves less.
 `rest_*` are the same figures on those pictures of the training part that `--per-class` or `--share` left out.
 The ablations change one thing of snapmix-.5 each, except where their names say another p or echo."""
@@ -32,7 +32,7 @@ from fastai_mix.callback.snapmix import SnapMix, snapmix
 from cells import Batches, Results, bare_learner, decode, figures, pick_seeds, plan, predict, read_table, record, run_cells
 
 class AreaMix(SnapMix):
-    "SnapMix's boxes with labels weighed by area: a map that is the same everywhere"
+    "SnapMix's boxes with labels weighted by area: a map that is the same everywhere"
     def watch(self, x): pass
     def mix(self, x, y, partner):
         self.box,self.src_box = self.make_params(x)
@@ -140,7 +140,7 @@ def compare(a, b):
     return dict(n=n, diff=mean, se=se, low=mean-half, high=mean+half, p=p, beyond=abs(mean)>half) # more than two standard errors at any n
 
 def tables(lines):
-    "One dict a set of settings, with a row a mix"
+    "One dict a set of settings, with a row per mix"
     df,res = pd.DataFrame(lines),[]
     df = df[df.part=='test']
     for key,d in df.groupby(settings, sort=False):

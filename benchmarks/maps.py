@@ -21,7 +21,7 @@ from accuracy import Data, fit, make_learner
 from cells import normalize, record
 
 def look(model, x, y, size, cfg, bs=64):
-    "A row a picture: mass and area of a box of SnapMix, hits whole and with a quarter greyed; and the maps' number of places"
+    "A row per picture: mass and area of a box of SnapMix, hits whole and with a quarter greyed; and the maps' number of places"
     act,a,side = ClassActivation(model),(x.shape[-1]-size)//2,size//2
     starts = torch.arange(0, size-side+1, side//4)
     quarters = torch.tensor([[t, l, t+side, l+side] for t in starts for l in starts])

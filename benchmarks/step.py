@@ -5,7 +5,7 @@
 
 Every method has a Learner and a copy of the model of its own. One round runs one step of each, in turn and from another beginning
 each time, so that whatever else the machine does falls on all; a ratio is the median over rounds of method / plain of the same round, the spread its quartiles.
-`echo` gets batches of bs/2 and trains on as many pictures a step as the others. `own` is the part of a step that a
+`echo` gets batches of bs/2 and trains on as many pictures per step as the others. `own` is the part of a step that a
 callback spends outside the clean forward. With `--memory` it measures no time but the peak memory of three steps of each method, above what the
 imports take: the median of three processes (on Linux; on a GPU, what torch allocated)."""
 import copy,platform,subprocess,sys,time,warnings
@@ -34,7 +34,7 @@ class Soft(Callback):
         self.learn.xb,self.learn.yb = (x,),(y,)
 
 class Published(Callback):
-    "SnapMix as its authors run it: a forward in training mode at full size, one pair of boxes a batch; written from the paper"
+    "SnapMix as its authors run it: a forward in training mode at full size, one pair of boxes per batch; written from the paper"
     run_valid = False
     def before_batch(self):
         x,y,m = self.learn.xb[0],self.learn.yb[0],self.learn.model

@@ -116,7 +116,7 @@ class History(Callback):
         if self.on: self.rows.append(dict(fit=self.nth, **dict(zip(self.recorder.metric_names, self.recorder.log))))
 
     @property
-    def df(self)->pd.DataFrame: # A row an epoch: fit, epoch, losses, metrics
+    def df(self)->pd.DataFrame: # A row per epoch: fit, epoch, losses, metrics
         "All epochs so far"
         return pd.DataFrame(self.rows).drop(columns='time', errors='ignore')
 
@@ -141,7 +141,7 @@ class Scores:
         self.probs,self.targs = np.asarray(probs),np.asarray(targs)
         if self.targs.ndim>1:
             if not np.allclose(self.targs.sum(1), 1, atol=.01): raise ValueError("targets are rows that do not add to 1: expected class "
-                "indices or shares of the classes (several labels a picture have no confusion matrix)")
+                "indices or shares of the classes (several labels per picture have no confusion matrix)")
             self.targs = self.targs.argmax(1)
         self.preds = self.probs.argmax(1)
 

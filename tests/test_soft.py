@@ -99,7 +99,7 @@ bad = {
     'unknown label': (lambda d,o: (d.replace({'label': {'c': 'd'}}), o), "no column for the label 'd' of 'label': it has 'a', 'b', 'c'"),
     'class lacks': (lambda d,o: (d, o[['a','b']]), "no column for the label 'c'"),
     'sum': (lambda d,o: (d, o*.9), "expected numbers from 0 up that add to 1"),
-    'further number': (lambda d,o: (d, o.assign(fold=1)), "with a column a class and no others"),
+    'further number': (lambda d,o: (d, o.assign(fold=1)), "with a column per class and no others"),
     'logits': (lambda d,o: (d, o.assign(a=-1., b=1., c=1.)), "row 0 in `oof` are -1, 1, 1"),
     'text': (lambda d,o: (d, o.assign(id=d.id)), r"`oof` has 'id': .*or id_col='id'"),
     'double column': (lambda d,o: (d, pd.concat([o, o.a], axis=1)), "`oof` has 'a'"),

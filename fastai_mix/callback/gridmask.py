@@ -42,7 +42,7 @@ def grid_mask(
     invert:bool=False, # Hide what is outside the strips instead of the strips? The published code's mode 1
     pattern:str='grid', # 'grid': strips of rows and columns; 'checker': where strips of one kind only are
 )->Tensor: # `[n,H,W]` bool on `d`'s device: True keeps a pixel, False hides it
-    "GridMask's masks, arXiv 2001.04086, a mask a sample"
+    "GridMask's masks, arXiv 2001.04086, a mask per sample"
     row,col = _turn(size, angle)
     d = d.long()[:,None,None]
     l = (d.to(torch.float32 if d.device.type=='mps' else torch.float64)*ratio).ceil().long()
@@ -77,7 +77,7 @@ class GridPattern:
     def make_params(self,
         x:Tensor, # Pictures `[n,c,H,W]`
     )->dict: # `d` `[n]`, `offset` `[n,2]` and `angle` `[n]` for `grid_mask`, int64 on `x`'s device
-        "Draw a period, two offsets and an angle a sample"
+        "Draw a period, two offsets and an angle per sample"
         n,side = len(x),min(x.shape[-2:])
         low,high = (max(2, round(o if o>=2 else o*side)) for o in self.d)
         d = torch.randint(low, max(high, low+1), (n,), device=x.device)

@@ -33,12 +33,12 @@ def snapmix(
 
 # %% ../../nbs/21_callback.snapmix.ipynb #a50a7ca4
 class SnapMix(MixCallback):
-    "Mix by cutting and pasting, labels weighed by class activation, arXiv 2012.04846"
+    "Mix by cutting and pasting, labels weighted by class activation, arXiv 2012.04846"
     def __init__(self,
-        alpha:float=5., # Parameter of Beta(α,α) for λ, above 0; 5 as in the published code
+        alpha:float=5., # Parameter of Beta(α,α) for λ, above 0; 5 as in the command the authors publish
         p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done; 1 as in the published code
         same_label:str='sum', # Pairs with equal labels count 'sum': w+w2, or as 'published': twice that, as in the authors' code
-        map_scale:float=1., # Side of the pictures the maps are taken from, as a share of the batch's, above 0 to 1; below 1 they are little better than area
+        map_scale:float=1., # Side of the pictures the maps are taken from, as a share of the batch's, above 0 to 1; below 1 they were no closer to full-size maps than the area is
         layer:nn.Module|str=None, # Layer whose output has places, or its name in the model; None: found, see `find_layer`
         box:Callable|Distribution=None, # Draws λ, the share outside a box: a function of n giving `[n]`, or a Distribution; None: Beta(α,α)
         partner:str='any', # 'any': anybody of the batch, the sample itself included; 'other': never itself
@@ -85,7 +85,7 @@ def watch(self:SnapMix, x): self.seen = self.activation.watch(x, *self._more(x))
 def make_params(self:SnapMix,
     x:Tensor, # Pictures `[n,c,H,W]`
 )->tuple: # Boxes to paste into and boxes to cut from, each `[n,4]`
-    "Draw two independent boxes a sample"
+    "Draw two independent boxes per sample"
     def draw():
         if self.sizes is None: lam = draw_beta(self.alpha, len(x), x.device)
         elif isinstance(self.sizes, Distribution): lam = self.sizes.sample((len(x),))

@@ -30,7 +30,7 @@ def _resampled(df, who, how, fold, col, label_col, label_delim, seed):
     return df.iloc[np.sort(np.concatenate([train, np.flatnonzero(held)]))]
 
 def oversample(
-    df:pd.DataFrame, # A table, a row a picture
+    df:pd.DataFrame, # A table, a row per picture
     how:dict|str|int, # Multiples by class, 'balance', 'sqrt' or a number of rows every class should have at least; see `draw_rows`
     fold:int=None, # The fold to validate on, which stays as it is; None: the table has no folds and is all for training
     col:str='fold', # Column of folds
@@ -42,7 +42,7 @@ def oversample(
     return _resampled(df, 'oversample', how, fold, col, label_col, label_delim, seed)
 
 def undersample(
-    df:pd.DataFrame, # A table, a row a picture
+    df:pd.DataFrame, # A table, a row per picture
     how:dict|str|int, # Shares by class, 'balance', 'sqrt' or a number of rows every class should have at most; see `draw_rows`
     fold:int=None, # The fold to validate on, which stays as it is; None: the table has no folds and is all for training
     col:str='fold', # Column of folds
@@ -59,7 +59,7 @@ def class_weights(
     scheme:str='inverse', # 'inverse': 1/n; 'sqrt': 1/√n; 'effective': 1 over the effective number of samples
     beta:float=.999, # β of 'effective', 0 to below 1; the paper tries .9, .99, .999 and .9999
     vocab:list=None, # Classes in the order to return, such as `dls.vocab`; None: sorted
-)->pd.Series: # A weight for each class, 1 in the mean over the labels
+)->pd.Series: # A weight for each class, whose mean over the labels is 1
     "Weights that make up for the numbers of each class"
     if scheme not in ('inverse','sqrt','effective'): raise ValueError(f"scheme={scheme!r}: expected 'inverse', 'sqrt' or 'effective'")
     if not 0<=beta<1: raise ValueError(f"beta={beta}: expected 0 to below 1")

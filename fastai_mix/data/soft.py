@@ -33,7 +33,7 @@ def _oof_probs(df, oof, label_col, id_col):
             oof = oof.set_index(id_col)
     classes,y,what = oof.columns,df[label_col],repr(id_col) if id_col else 'the index'
     text = [c for c in classes if not pd.api.types.is_numeric_dtype(oof[c])] if classes.is_unique else list(classes[classes.duplicated()])
-    if text: raise ValueError(f"`oof` has {_first(map(repr, text))}: expected one column of probabilities a class and no others, "
+    if text: raise ValueError(f"`oof` has {_first(map(repr, text))}: expected one column of probabilities per class and no others, "
         "pass `oof[classes]`" + (f" or id_col={text[0]!r}" if id_col is None and text[0] in df and text[0]!=label_col else ""))
     unknown = y[~y.isin(classes)].unique()
     if len(unknown): raise ValueError(f"`oof` has no column for the label {_first(map(repr, unknown))} of {label_col!r}: "
@@ -49,19 +49,19 @@ def _oof_probs(df, oof, label_col, id_col):
     p = found.to_numpy(float)
     off = ~((p>=0).all(1) & (abs(p.sum(1)-1)<.01))
     if off.any(): raise ValueError(f"the probabilities of row {ids[off][0]} in `oof` are {', '.join(f'{v:.4g}' for v in p[off][0])}: "
-        "expected numbers from 0 up that add to 1, with a column a class and no others")
+        "expected numbers from 0 up that add to 1, with a column per class and no others")
     return p/p.sum(1, keepdims=True), classes.get_indexer(y)
 
 def soft_labels(
-    df:pd.DataFrame, # A table, a row a picture; left as it is
-    oof:pd.DataFrame, # Out-of-fold probabilities, a column a class, a row for at least every row of `df`
+    df:pd.DataFrame, # A table, a row per picture; left as it is
+    oof:pd.DataFrame, # Out-of-fold probabilities, a column per class, a row for at least every row of `df`
     label_col:str, # Column of `df` with the given labels
     a:float=.5, # Share of the given label, 0 to 1; the prediction has the rest
     where:str='disagree', # Rows to soften: those where the predicted class is not the given one ('disagree'), or 'all'
     hard:bool=True, # Take the predicted class as a certainty? If not, its probabilities are taken as they are
     id_col:str=None, # Column of both tables that says which row is which; None: their index
     prefix:str='', # What the new columns' names begin with; the name of the class follows
-)->pd.DataFrame: # A copy of `df` with a column of shares a class, in the order of `oof`
+)->pd.DataFrame: # A copy of `df` with a column of shares per class, in the order of `oof`
     "Shares of the classes: `a` times the given label and 1-`a` times the out-of-fold prediction"
     if not isinstance(a, Number) or not 0<=a<=1: raise ValueError(f"a={a!r}: expected the share of the given label, a number from 0 to 1")
     if where not in ('disagree','all'): raise ValueError(f"where={where!r}: expected 'disagree' or 'all'")
@@ -91,7 +91,7 @@ class SoftCrossEntropyLossFlat(BaseLoss):
     def __call__(self,
         inp:Tensor, # Logits
         targ:Tensor, # Shares of the classes, of the same shape
-    )->TensorBase: # The loss, or one a sample if `reduction` is 'none'
+    )->TensorBase: # The loss, or one per sample if `reduction` is 'none'
         if targ.shape!=inp.shape: raise ValueError(f"targets are {list(targ.shape)} for predictions of {list(inp.shape)}: expected a share "
             "for every class, as SoftCategoryBlock gives; for class indices use CrossEntropyLossFlat()")
         inp,targ = (o.flatten(0, -2) for o in map(self._contiguous, (inp,targ)))

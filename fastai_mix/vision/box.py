@@ -17,7 +17,7 @@ def rand_box(
     lam:Tensor, # Per sample, the share of the picture that is to stay *outside* the box, 0 to 1: `[n]`
     size:tuple, # Height and width of the picture in pixels
 )->Tensor: # Boxes `[n,4]`: top, left, bottom, right; half-open, int64, on `lam`'s device
-    "A box a sample with sides of √(1-`lam`) of the picture's and a uniform centre, clipped to the picture"
+    "A box per sample with sides of √(1-`lam`) of the picture's and a uniform centre, clipped to the picture"
     frac = (1-lam.float()).clamp(0,1).sqrt()
     def span(n):
         cut = (frac*n).round()
