@@ -26,6 +26,7 @@ from fastcore.script import call_parse, store_true
 from torch import nn
 
 from fastai_mix.vision.cam import ClassActivation, semantic_mass
+from cells import record
 
 small = dict(depth=4, embed_dim=192, num_heads=3)
 # family: member, with what makes it smaller where the family has no small one
@@ -202,7 +203,7 @@ def main(
     if localise:
         res = localisation(data, n, seed)
         print(pd.Series(res).to_string())
-        new = {f"localise, {res['data']}": res}
+        new = {f"localise, {res['data']}": dict(res, record=record())}
     else:
         wanted = set(filter(None, families.split(',')))
         rows = []
@@ -212,8 +213,7 @@ def main(
                 rows.append(look(family, lib, arch, kw, head, seed))
                 print('{family:24} {arch:32} {head:7} {how:20} {map!s:7} {places!s:5} {layer!s:30} {error!s:.99}'
                     .format(**rows[-1]), flush=True)
-        res = new = dict(check='backbones', torch=torch.__version__, timm=timm.__version__, torchvision=torchvision.__version__,
-            seed=seed, rows=rows)
+        res = new = dict(check='backbones', timm=timm.__version__, torchvision=torchvision.__version__, seed=seed, record=record(), rows=rows)
         print(pd.DataFrame(rows).groupby(['library','head','how']).size().to_string(), f'\n{time.process_time():.0f} s of processor time')
     if out:
         old = loads(Path(out).read_text()) if Path(out).exists() else {}

@@ -21,6 +21,7 @@ from fastai_mix.callback.mix import draw_beta
 from fastai_mix.cli import fold_data, read_data
 from fastai_mix.vision.box import box_area, rand_box
 from fastai_mix.vision.cam import ClassActivation, semantic_mass
+from cells import record
 
 @call_parse
 def main(
@@ -63,4 +64,4 @@ def main(
         corr = None if k=='area' else float(np.corrcoef(beyond, mass[k]-mass['area'])[0,1])
         rows.append(dict(map=k, mean=float(d.mean()), p95=float(np.quantile(d, .95)), corr=corr))
         print(f"{k:10s} mean |Δw| {d.mean():.3f}   95% {np.quantile(d, .95):.3f}   correlation {'-' if corr is None else f'{corr:.2f}'}")
-    if json: print(dumps(dict(n=len(beyond), arch=o['arch'], size=o['size'], bs=bs, seed=seed, torch=torch.__version__, rows=rows)))
+    if json: print(dumps(dict(n=len(beyond), arch=o['arch'], size=o['size'], bs=bs, seed=seed, run=o, record=record(), rows=rows)))

@@ -3,8 +3,9 @@
     python benchmarks/maps.py --data clothing.zip --weights lite0.safetensors --per-class 40 [--size 96 --seeds 3 --picture maps.png --json]
 
 Trains plain cells of accuracy.py and takes pictures they were not trained on. `w` is the mass of the map in SnapMix's boxes, against the share
-of the area. Then a quarter of each picture is greyed: where its map has most, where it has least, and anywhere. A map that shows
-what the network goes by makes the first cost more accuracy than the second."""
+of the area. Then a quarter of each picture is greyed: where its map has most, where it has least, anywhere, and where the map of another
+picture has most. What the first costs beyond the last is what a map knows of its own picture; what the last costs beyond anywhere is
+that objects are where photographs have them."""
 import warnings
 from json import dumps
 from pathlib import Path
@@ -32,7 +33,7 @@ def look(model, x, y, size, cfg, bs=64):
         cam,logits = act(xb, yb)
         box = rand_box(draw_beta(5., len(xb)), (size,size))
         held = torch.stack([semantic_mass(cam, q.expand(len(xb), 4), (size,size)) for q in quarters], 1)
-        which = {'most': held.argmax(1), 'least': held.argmin(1), 'anywhere': torch.randint(len(quarters), (len(xb),), generator=g)}
+        which = {'most': held.argmax(1), 'least': held.argmin(1), 'other': held.argmax(1).roll(1), 'anywhere': torch.randint(len(quarters), (len(xb),), generator=g)}
         row = {'mass': semantic_mass(cam, box, (size,size)), 'area': box_area(box)/size**2, 'whole': logits.argmax(1)==yb}
         for k,i in which.items():
             with torch.no_grad(): out = model(torch.where(box_mask(quarters[i], (size,size))[:,None], 0, xb)) # 0 is the mean colour
@@ -85,13 +86,14 @@ def main(
         cfg = learn.model.default_cfg
         o,places = look(learn.model, pictures.x[new], pictures.y[new], size, cfg)
         d = abs(o['mass']-o['area'])
-        rows.append(dict(seed=seed, n=len(new), mean=d.mean(), p95=np.quantile(d, .95), **{k: o[k].mean() for k in ('whole','most','least','anywhere')}))
+        rows.append(dict(seed=seed, n=len(new), mean=d.mean(), p95=np.quantile(d, .95), **{k: o[k].mean() for k in ('whole','most','least','other','anywhere')}))
         print(f"seed {seed}: {places[0]}×{places[1]} places, " + ', '.join(f'{k} {v:.3f}' for k,v in rows[-1].items() if isinstance(v, float)), flush=True)
         if picture and not seed:
             first = [new[pictures.y[new]==k][0] for k in range(min(8, len(pictures.vocab)))]
             draw(learn.model, pictures.x[first], pictures.y[first], pictures.vocab, size, cfg, picture)
-    keys = 'mean','p95','whole','most','least','anywhere'
+    for o in rows: o['own'] = o['other']-o['most']
+    keys = 'mean','p95','whole','most','least','other','anywhere','own'
     res = {k: dict(mean=float(np.mean([o[k] for o in rows])), se=float(stats.sem([o[k] for o in rows])) if len(rows)>1 else None) for k in keys}
     print(f"{data}, {arch}, {size} px, {seeds} trainings: |w - area| {res['mean']['mean']:.3f}, 95% below {res['p95']['mean']:.3f}; "
-        f"accuracy whole {res['whole']['mean']:.3f}, a quarter greyed: " + ', '.join(f"{k} {res[k]['mean']:.3f}" for k in ('most','least','anywhere')))
+        f"accuracy whole {res['whole']['mean']:.3f}, a quarter greyed: " + ', '.join(f"{k} {res[k]['mean']:.3f}" for k in ('most','other','anywhere','least')))
     if json: print(dumps(dict(data=Path(data).stem, arch=arch, size=size, images=images, n=rows[0]['n'], seeds=seeds, places=places, record=record(), **res)))

@@ -8,7 +8,7 @@ each time, so that whatever else the machine does falls on all; a ratio is the m
 `echo` gets batches of bs/2 and trains on as many pictures per step as the others. `own` is the part of a step that a
 callback spends outside the clean forward. With `--memory` it measures no time but the peak memory of three steps of each method, above what the
 imports take: the median of three processes (on Linux; on a GPU, what torch allocated)."""
-import copy,platform,subprocess,sys,time,warnings
+import copy,subprocess,sys,time,warnings
 from json import dumps
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.mix import BatchCallback, CutMix, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix
+from cells import record
 
 class Soft(Callback):
     "Mixing by a function of a batch that returns pictures and rows of class shares"
@@ -167,8 +168,7 @@ def main(
         print(used()-before)
         return
     todo = {k:v for k,v in todo.items() if k=='plain' or methods_like in k}
-    facts = dict(arch=arch, size=size, bs=bs, seed=seed, device=device, threads=torch.get_num_threads(), torch=torch.__version__,
-        python=platform.python_version(), machine=platform.machine())
+    facts = dict(arch=arch, size=size, bs=bs, seed=seed, device=device, threads=torch.get_num_threads(), record=record())
     args = ['--arch',arch,'--size',str(size),'--bs',str(bs),'--classes',str(classes)]
     if memory:
         print(f"{arch}, {bs} pictures of {size}×{size}, {device}, torch {torch.__version__}\n{'method':22s} {'MB':>6s} {'least-most':>13s} {'ratio':>6s}")
