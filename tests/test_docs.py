@@ -3,17 +3,19 @@ import inspect
 from importlib import import_module
 
 import pytest
+from fastai.learner import Learner
 from fastcore.docments import docments
 from fastcore.nbio import read_nb
 from nbdev.doclinks import nbglob
 from fastai_mix import _modidx
 
 def public():
-    "Functions and classes of the modules' `__all__`, and methods of theirs that no base class has"
+    "Functions and classes of the modules' `__all__`, methods of theirs that no base class has, and those added to `Learner`"
     for mod,syms in _modidx.d['syms'].items():
         m = import_module(mod)
         for full in syms:
             name,*rest = full[len(mod)+1:].split('.')
+            if name=='Learner' and rest and not rest[0].startswith('_'): yield full,getattr(Learner, rest[0])
             if name not in m.__all__ or any(o.startswith('_') for o in rest): continue
             o = getattr(m, name)
             if type(o).__name__=='Function': continue # added to a function of fastai

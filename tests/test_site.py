@@ -3,9 +3,11 @@ import json,os,re,shutil,subprocess,sys,threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+import fastai.learner
 import pytest
 
 bs4 = pytest.importorskip('bs4')
@@ -53,8 +55,9 @@ def test_every_public_name_has_its_table(pages):
     missing = []
     for mod,syms in _modidx.d['syms'].items():
         m = import_module(mod)
-        for name in m.__all__:
-            o,(url,_) = getattr(m, name),syms.get(f'{mod}.{name}', (None,None))
+        added = [k.removeprefix(f'{mod}.') for k in syms if k.startswith(f'{mod}.Learner.') and not k.startswith(f'{mod}.Learner._')]
+        for name in [*m.__all__, *added]:
+            o,(url,_) = attrgetter(name)(m if name in m.__all__ else fastai.learner),syms.get(f'{mod}.{name}', (None,None))
             if url is None or not callable(o) or type(o).__name__=='Function': continue # constants, and what is added to fastai's own functions
             soup,anchor = pages[url.split('#')[0]],url.split('#')[1]
             head = soup.find(id=name) or soup.find(id=anchor)
