@@ -72,6 +72,13 @@ def test_every_public_name_has_its_table(pages):
             if params-rows: missing.append(f'{url}: {params-rows}')
     assert not missing, missing
 
+def test_pages_that_docstrings_name_are_there_as_markdown(site):
+    from fastai_mix import _modidx
+    docs = {m: re.search(r'Docs: https://[^/]+/fastai_mix/(\S+)', import_module(m).__doc__)[1] for m in _modidx.d['syms'] if import_module(m).__all__}
+    assert len(docs)>15 and not [o for o in docs.values() if not (site/o).is_file()]
+    text = (site/'callback.snapmix.html.md').read_text(encoding='utf-8')
+    assert text.startswith('# SnapMix') and '| `alpha` |' in text and '```python' in text and '<div' not in text
+
 def test_pictures_have_words(pages):
     assert not [f'{k}: {o}' for k,v in pages.items() for o in v.select('img') if not o.get('alt')]
     assert sum(len(v.select('main img')) for v in pages.values())>40

@@ -2,7 +2,7 @@
 
 nbdev prepares the notebooks (`nbs` to `_proc`), exactly as `nbdev-docs` would for Quarto; smalldocs, which reads the same project
 files, makes the pages; and what it leaves out is added here: KaTeX from the site itself, pictures in files of their own, labels for
-readers of screens. Nothing is downloaded."""
+readers of screens, each page as Markdown too. Nothing is downloaded."""
 import base64,hashlib,io,json,os,re,sys
 from pathlib import Path
 from shutil import copy2, copytree, rmtree
@@ -17,6 +17,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
+from markdownify import markdownify
 from PIL import Image
 from smalldocs import site as smalldocs
 from smalldocs import layout
@@ -92,6 +93,14 @@ def mend(page, site, home, known, faults):
         if name.lower()==frag and name!=frag and '://' not in path and a.code: a['href'] = f'{path}#{name}'
     page.write_text(str(soup).replace(layout.KATEX, f'{up}site_libs/katex').replace('katex/contrib/', 'katex/'), encoding='utf-8')
 
+def as_markdown(page):
+    "Write a page once more as Markdown beside it, where module docstrings and llms.txt look for it"
+    main = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser').select_one('main')
+    for o in main.select('nav, .quarto-page-breadcrumbs, .anchorjs-link, style, script'): o.decompose()
+    def language(pre): return 'python' if 'python' in ' '.join([*pre.get('class', []), *(pre.code.get('class', []) if pre.code else [])]).lower() else ''
+    text = markdownify(str(main), heading_style='ATX', bullets='-', escape_underscores=False, escape_asterisks=False, code_language_callback=language)
+    page.with_name(f'{page.name}.md').write_text(re.sub(r'\n{3,}', '\n\n', text).strip()+'\n', encoding='utf-8')
+
 def fonts_of_the_reader(site):
     "Take the web fonts out of the themes, which then use the fonts that are there"
     for css in (site/'site_libs'/'themes').rglob('*.css'):
@@ -110,14 +119,14 @@ def search_from_a_folder(site):
     index.unlink()
 
 def llms(cfg, site):
-    "Write llms.txt: every page with a line on it"
+    "Write llms.txt: every page, as Markdown, with a line on it"
     out = [f"# {cfg.lib_name}\n", f"> {cfg.description}\n"]
     nav = BeautifulSoup((site/'index.html').read_text(encoding='utf-8'), 'html.parser').select('#quarto-sidebar a[href$=".html"]')
     base = f'{cfg.doc_host}{cfg.doc_baseurl}/'
     for href in dict.fromkeys(a['href'].removeprefix('./') for a in nav):
         soup = BeautifulSoup((site/href).read_text(encoding='utf-8'), 'html.parser')
         what = soup.select_one('meta[name=description]')
-        out.append(f"- [{soup.select_one('h1').get_text(strip=True)}]({base}{href})" + (f": {what['content']}" if what else ''))
+        out.append(f"- [{soup.select_one('h1').get_text(strip=True)}]({base}{href}.md)" + (f": {what['content']}" if what else ''))
     (site/'llms.txt').write_text('\n'.join(out)+'\n', encoding='utf-8')
 
 def build(out):
@@ -131,6 +140,7 @@ def build(out):
         copytree(tools/'katex', site/'site_libs'/'katex', dirs_exist_ok=True)
         known,faults = {},[o for o in made.warnings if not re.search('format-links|commonmark|output-file', o)]
         for page in sorted(site.rglob('*.html')): mend(page, site, f'{cfg.doc_host}{cfg.doc_baseurl}/', known, faults)
+        for page in sorted(site.rglob('*.html')): as_markdown(page)
         fonts_of_the_reader(site)
         search_from_a_folder(site)
         llms(cfg, site)
