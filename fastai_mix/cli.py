@@ -28,11 +28,12 @@ from .callback.plc import *
 from .callback.snapmix import *
 from .checkpoint import write_atomic
 from .crossval import *
+from .crossval import _write_csv
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
 from .interpret import *
-from .vision.cam import find_layer
+from .vision.cam import clean_logits, find_layer
 from .vision.tta import *
 
 # %% ../nbs/40_cli.ipynb #712891a3
@@ -236,6 +237,7 @@ def _prepare(o):
             ", since a mix needs a partner for each picture" if name=='bs' else ""))
     if o.lr is not None and not o.lr>0: raise ValueError(f"--lr {o.lr}: expected a number above 0")
     if o.tta not in _views: raise ValueError(f"--tta {o.tta}: expected {', '.join(_views)}")
+    if o.pretrained and o.weights: raise ValueError("--pretrained takes timm's weights and --weights those of a file: give one of them")
     if o.sample and not o.test: raise ValueError("--sample says how predictions of test pictures are written: give these with --test")
     _settle_folds(o)
     _check_out(o)
@@ -249,7 +251,10 @@ def _prepare(o):
     if n<o.bs: raise ValueError(f"--bs {o.bs}: there are only {n} pictures to train on")
     set_seed(o.seed)
     learn = _make_learner(o, _make_dls(o, df, ifnone(o.fold, 0)))
-    if 'snapmix' in o.mix: find_layer(learn.model, torch.rand(2, 3, o.size, o.size, device=learn.dls.device))
+    x = torch.rand(2, 3, o.size, o.size, device=next(learn.model.parameters()).device) # not yet that of the loaders
+    try: (find_layer if 'snapmix' in o.mix else clean_logits)(learn.model, x)
+    except ValueError: raise
+    except Exception as e: raise ValueError(f"{o.arch} does not run on pictures of {o.size}×{o.size}: {type(e).__name__}: {e}".splitlines()[0])
     _make_out(o)
     return df,learn,test
 
@@ -276,8 +281,6 @@ def _find_lr(o, learn):
 def _fit(o, learn):
     if o.pretrained or o.weights: learn.fine_tune(o.epochs, o.lr)
     else: learn.fit_one_cycle(o.epochs, o.lr)
-
-def _write_csv(file, df): write_atomic(file, lambda f: df.to_csv(f, index=False))
 
 def _write_config(o, **kwargs):
     versions = {k: version(k) for k in ('fastai','torch','torchvision','timm','numpy')}

@@ -80,6 +80,19 @@ def test_folder_of_classes(leaves, tmp_path):
     preds = pd.read_csv(tmp_path/'run'/'predictions.csv')
     assert (preds.id.str.split('/').str[0]==preds.label).all()
 
+def test_the_device_of_the_loaders_is_not_yet_that_of_the_network(table, monkeypatch):
+    class Enough(Exception): pass
+    def stop(o): raise Enough
+    make = cli._make_dls
+    def elsewhere(*args):
+        dls = make(*args)
+        dls.device = torch.device('meta') # stands for a GPU
+        return dls
+    monkeypatch.setattr(cli, '_make_dls', elsewhere)
+    monkeypatch.setattr(cli, '_make_out', stop)
+    for mix in ('snapmix','none'):
+        with pytest.raises(Enough): main(**table(), arch='resnet10t', mix=mix)
+
 def test_folders_of_a_split_are_no_classes(leaves, tmp_path):
     for k in ('train','valid'):
         (tmp_path/'d'/k/'rust').mkdir(parents=True)
@@ -129,6 +142,8 @@ wrong = {
     'no test':            (dict(test='/none'), None, 'no such file or folder: /none; --test'),
     'lr':                 (dict(lr=0.), None, '--lr 0'),
     'epochs':             (dict(epochs=0), None, '--epochs 0'),
+    'two sources':        (dict(pretrained=True, weights='w.safetensors'), None, 'give one of them'),
+    'size of the network':(dict(arch='swin_tiny_patch4_window7_224', mix='cutmix'), None, 'does not run on pictures of 32×32'),
     'no weights':         (dict(weights='/none.safetensors'), None, 'no such file'),
     'split column':       (dict(split_col='part'), None, "no column 'part'"),
     'split of no table':  (dict(data=None, split_col='split'), None, 'give it with --data'),
