@@ -226,7 +226,7 @@ def test_growing_pictures_have_one_branch(toy):
     assert learn.validate(cbs=BranchPred())[0]>0
     learn.remove_cb(ProgressiveResize)
     learn.fit(1, 1e-3)
-    assert learn.mid_level_branch.branch is branch
+    assert learn.mid_level_branch.branch is branch and branch[0].in_channels==model.layer4[0].conv1.in_channels # the stage of full size
     learn.model = toy_model()
     with pytest.raises(ValueError, match='trained on .* channels for 3 classes'): learn.fit(1)
 

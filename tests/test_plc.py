@@ -306,6 +306,24 @@ def test_short_epochs_are_no_skipped_items(toy):
     learn.fit(2)
     assert len(learn.progressive_label_correction.history)==2
 
+def test_rows_that_were_not_drawn_are_told_nothing_of():
+    df = table()
+    plc = ProgressiveLabelCorrection(.5, warmup=0, window=1)
+    learn = table_learner(df, plc, bs=16) # 40 rows to train on
+    learn.fit(1)
+    unseen = plc.labels.p_given.isna()
+    assert unseen.sum()==8 and plc.history.candidates.iloc[-1]<=32
+    learn.fit(1)
+    again = plc.labels.p_given.isna()
+    assert not (again & ~unseen).any()
+
+def test_a_trusted_set_may_have_rows_to_validate_on():
+    df = table()
+    plc = ProgressiveLabelCorrection(.1, warmup=0, protect=['p5','p47']) # p40 on are validated
+    table_learner(df, plc).fit(1)
+    assert sorted(plc.changed.index)==['p17','p18']
+    with pytest.raises(ValueError, match="no training row 'p99'"): table_learner(df, ProgressiveLabelCorrection(.1, protect=['p47','p99'])).fit(1)
+
 def test_protection_and_limits(toy):
     def run(**kwargs):
         plc = ProgressiveLabelCorrection(.5, warmup=0, **kwargs)

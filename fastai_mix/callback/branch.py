@@ -16,6 +16,7 @@ from fastai.callback.fp16 import MixedPrecision
 
 from .mix import *
 from .mix import _FitCallback
+from .resize import *
 from ..vision.cam import *
 from ..vision.cam import _cast, _eager, _layout
 
@@ -72,7 +73,11 @@ class MidLevelBranch(_FitCallback):
         "Keep the features of the next forward, which is somebody else's and begins with `x`"
         if self.at is None:
             self.at = ClassActivation(self.learn.model, self.layer)
-            if self.layer is None: vars(self.at).update(find_stage(self.learn.model, _cast(x, self.at.model), *more))
+            if self.layer is None:
+                grows = next((cb for cb in self.learn.cbs if isinstance(cb, ProgressiveResize)), None)
+                # small pictures may have no map where full ones have
+                whole = F.interpolate(x[:2].as_subclass(Tensor), grows.full) if self.training and grows else x
+                vars(self.at).update(find_stage(self.learn.model, _cast(whole, self.at.model), *more))
         self.seen,self.size = None,x.shape[-2:]
         def keep(t):
             self.seen = t
@@ -186,5 +191,6 @@ class BranchPred(Callback):
     def before_batch(self): self.source.look(*self.xb)
 
     def after_pred(self):
-        pred = self.source.branch.eval()(self.source.features()).float()
+        f = self.source.features()
+        pred = self.source.branch.to(f.device).eval()(f).float()
         self.learn.pred = self.pred+pred if self.add else pred

@@ -159,7 +159,7 @@ def _begin(self:ProgressiveLabelCorrection):
     device = next(self.learn.model.parameters()).device
     if self.keys!=keys or self.vocab!=vocab or self.given.shape!=given.shape or (self.given.cpu()!=given).any(): self._start(keys, given, vocab)
     for k in self._state: setattr(self, k, getattr(self, k).to(device))
-    self.row = self.row.to(device)
+    self.row,self.past = self.row.to(device),[o.to(device) for o in self.past]
     self._guard()
 
 @patch
@@ -184,19 +184,22 @@ def _start(self:ProgressiveLabelCorrection, keys, given, vocab):
 
 @patch
 def _guard(self:ProgressiveLabelCorrection):
-    "Mark what is protected"
-    for k in self._places(self.protect, 'protect'): self.free[k] = False
+    "Mark what is protected; rows to validate on need no protection"
+    valid = () if self.protect is None or len(self.dls.loaders)<2 else _identities(self.dls.valid.dataset, self.id_col)
+    for k in self._places(self.protect, 'protect', valid): self.free[k] = False
     for o in L(self.protect_classes):
         o,names = (str(o),self.vocab) if self.vocab else (o,list(range(int(self.given.max())+1)))
         if o not in names: raise ValueError(f"protect_classes: no class {o!r}; there are {', '.join(map(str, names[:9]))}")
         self.free &= (self.given!=names.index(o)) if self.given.ndim==1 else self.given[:,names.index(o)]==0
 
 @patch
-def _places(self:ProgressiveLabelCorrection, rows, what):
-    "Numbers of `rows`"
+def _places(self:ProgressiveLabelCorrection, rows, what, other=()):
+    "Numbers of `rows`, without those of `other`"
     if rows is None: return []
     place = {k:i for i,k in enumerate(self.keys)}
     rows = [str(o) if isinstance(o, Path) else o for o in (rows if is_listy(rows) or isinstance(rows, (pd.Index,pd.Series,np.ndarray)) else [rows])]
+    other = set(other)
+    rows = [o for o in rows if o in place or o not in other]
     unknown = [o for o in rows if o not in place]
     if unknown: raise ValueError(f"{what}: no training row {unknown[0]!r}; rows are named by the index of the table, or `id_col`, such as {self.keys[0]!r}")
     return [place[o] for o in rows]
@@ -364,12 +367,9 @@ def after_train(self:ProgressiveLabelCorrection):
         if self.when=='pass': self.past = [*self.past, self._pass()][-self.window:]
         else: self.past[-1] = self._gather_mean(self.past[-1])
         p = torch.stack(self.past).nanmean(0)
-        rows = torch.arange(len(p), device=p.device)
-        known = ~p.isnan().any(1)
-        free,self.free = self.free,self.free & known
+        rows = (~p.isnan().any(1)).nonzero()[:,0] # some may not have been drawn
         alone = not self.epochs and self.warmup and isinstance(self.warmup, float) # one epoch is no mean, least of all of a new head
-        self._correct(rows, p.nan_to_num(1/p.shape[1]), -1. if alone else self._done(t))
-        self.free = free
+        self._correct(rows, p[rows], -1. if alone else self._done(t))
     elif num_distrib()>1: self._exchange()
     self.epochs += 1
     if self._write_log()<self.least*len(self.keys) and not math.isnan(self.log[-1]['theta']): self.moved += 1

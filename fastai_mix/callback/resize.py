@@ -41,7 +41,8 @@ class ProgressiveResize(Callback):
 
     def before_batch(self):
         x = self.xb[0]
-        size = self.size_at(self.pct_train, x.shape[-2:])
-        if size==tuple(x.shape[-2:]): return
+        self.full = tuple(x.shape[-2:])
+        size = self.size_at(self.pct_train, self.full)
+        if size==self.full: return
         small = F.interpolate(x.as_subclass(Tensor), size, mode='bilinear', antialias=True)
         self.learn.xb = (small.as_subclass(type(x)), *self.xb[1:])
