@@ -5,7 +5,7 @@ import timm
 import torch
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, Normalize, load_learner, models, nn, params, risinstance, vision_learner
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.vision.learner import *
 
@@ -115,6 +115,14 @@ def test_weights_of_the_same_classes_come_back(tmp_path):
     m = create_timm_classifier('test_resnet', 3, weights=tmp_path/'w.safetensors')
     for (k,a),b in zip(source.state_dict().items(), m.state_dict().values()): assert torch.equal(a, b), k
     with pytest.raises(RuntimeError, match='fc.weight'): create_timm_classifier('test_resnet', 4, weights=tmp_path/'w.safetensors')
+
+@pytest.mark.parametrize('arch,pool', [('test_resnet','catavgmax'), ('test_vit','avg')])
+def test_weights_under_another_pool(arch, pool, saved, tmp_path):
+    m = create_timm_classifier(arch, 3, weights=saved[arch], global_pool=pool)
+    body = load_file(saved[arch])
+    same = [k for k,v in m.state_dict().items() if k in body and v.shape==body[k].shape and torch.equal(v, body[k])]
+    assert len(same)>.8*len(body) and m.num_classes==3
+    with pytest.raises(RuntimeError): create_timm_classifier(arch, 3, weights=saved['test_vit' if arch=='test_resnet' else 'test_resnet'], global_pool=pool)
 
 def test_weights_are_loaded_whole(dls, saved, tmp_path):
     torch.manual_seed(1)

@@ -73,9 +73,15 @@ def create_timm_classifier(
         raise ValueError(
             f"weights={weights!r} is no file: expected .safetensors or .pth; for weights from timm's hub name the tag in `arch`")
     # timm loads strictly only if the classes are those of the file: so load all of it, then change the classifier
-    load = partial(make, pretrained=True, in_chans=n_in, **kwargs)
-    try: model = load(pretrained_cfg_overlay=dict(file=str(weights)))
-    except RuntimeError: return load(pretrained_cfg_overlay=dict(file=str(weights), num_classes=n_out), num_classes=n_out) # trained on these classes
+    load,file = partial(make, pretrained=True, in_chans=n_in, **kwargs),dict(file=str(weights))
+    try: model = load(pretrained_cfg_overlay=file)
+    except RuntimeError:
+        try: return load(pretrained_cfg_overlay=dict(file, num_classes=n_out), num_classes=n_out) # trained on these classes
+        except RuntimeError:
+            if 'global_pool' not in kwargs: raise
+        # another pool may need another head: the file must fit timm's own, then all but the head is taken
+        create_timm_classifier(arch, n_out, pretrained, weights, n_in, **{k:v for k,v in kwargs.items() if k!='global_pool'})
+        return load(pretrained_cfg_overlay=file, num_classes=n_out)
     if model.num_classes!=n_out: model.reset_classifier(n_out)
     return model
 
