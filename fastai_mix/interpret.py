@@ -9,9 +9,10 @@ __all__ = ['TensorBoardMix', 'History', 'Scores']
 
 # %% ../nbs/32_interpret.ipynb #348f64b7
 from fastai.vision.all import *
-from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, classification_report, f1_score
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, classification_report, confusion_matrix, f1_score
 
 from .callback.mix import *
+from .callback.mix import _FitCallback
 from .vision.cam import *
 
 # %% ../nbs/32_interpret.ipynb #414518c4
@@ -78,7 +79,7 @@ def show_mix(self:Learner,
     return axs[:n]
 
 # %% ../nbs/32_interpret.ipynb #a3f7ca7a
-class TensorBoardMix(Callback):
+class TensorBoardMix(_FitCallback):
     "Write the first changed batch of each epoch, as the network gets it, through the Learner's `TensorBoardCallback`"
     order,run_valid = MixedPrecision.order-1,False # after all that changes a batch
     def __init__(self,
@@ -109,11 +110,16 @@ class History(Callback):
     "Keep the epoch table of every fit"
     order = Recorder.order+1
     def __init__(self): self.rows,self.nth = [],-1
-    def before_fit(self):
-        self.on = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
-        if self.on: self.nth += 1
+    def __call__(self, event_name):
+        if not self.learn.lock.locked(): return super().__call__(event_name) # else another callback validates or predicts
+    def before_fit(self): self.on,self.begun,self.trained = not hasattr(self.learn, 'lr_finder'),False,False
+    def before_train(self): self.trained = True
     def after_epoch(self):
-        if self.on: self.rows.append(dict(fit=self.nth, **dict(zip(self.recorder.metric_names, self.recorder.log))))
+        names,log = self.recorder.metric_names,self.recorder.log
+        if not (self.on and self.trained and len(names)==len(log)): return # a validation, or one in between had the Recorder begin anew
+        if not self.begun: self.begun,self.nth = True,self.nth+1
+        self.trained = False
+        self.rows.append(dict(fit=self.nth, **dict(zip(names, log))))
 
     @property
     def df(self)->pd.DataFrame: # A row per epoch: fit, epoch, losses, metrics
@@ -161,12 +167,15 @@ class Scores:
         ax:plt.Axes=None, # Where to draw; None: a new figure
     )->plt.Axes: # The same
         "Counts of true against predicted class, shaded by the share of the true class"
-        norm = ConfusionMatrixDisplay.from_predictions(self.targs, self.preds, labels=range(len(self.vocab)), normalize='true', ax=ax,
+        c = len(self.vocab)
+        if ax is None: ax = plt.subplots(figsize=(max(6.4, 2.6+.32*min(c, 40)), max(4.8, 1.6+.32*min(c, 40))))[1]
+        norm = ConfusionMatrixDisplay.from_predictions(self.targs, self.preds, labels=range(c), normalize='true', ax=ax,
             display_labels=self.vocab, cmap='Blues', xticks_rotation='vertical', include_values=False, im_kw=dict(vmin=0, vmax=1))
-        for (i,j),share in np.ndenumerate(norm.confusion_matrix):
-            k = ((self.targs==i)&(self.preds==j)).sum()
-            norm.ax_.text(j, i, k, ha='center', va='center', color='w' if share>.5 else 'k')
-        return norm.ax_
+        if c>40: ax.set(xticks=[], yticks=[], xlabel=f'Predicted label, of {c}') # nobody could read them
+        else:
+            for (i,j),k in np.ndenumerate(confusion_matrix(self.targs, self.preds, labels=range(c))):
+                ax.text(j, i, k, ha='center', va='center', color='w' if norm.confusion_matrix[i,j]>.5 else 'k')
+        return ax
 
 @patch
 def scores(self:Learner,

@@ -19,6 +19,7 @@ from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_data, leaf_dls
 from fastai_mix.interpret import History, TensorBoardMix
 from fastai_mix.vision.cam import ClassActivation
+from fastai_mix.vision.tta import flips
 
 mixes = {
     'snapmix': lambda: [SnapMix()],
@@ -117,6 +118,31 @@ def test_compiled_maps_are_the_eager_ones(toy):
         learn.snap_mix.change(*learn.dls.train.one_batch())
         maps.append(learn.snap_mix.cam)
     torch.testing.assert_close(*maps)
+
+class Nested(Callback):
+    "Predicts or validates in the middle of a fit"
+    order = 60
+    def __init__(self, f): self.f = f
+    def after_epoch(self):
+        if not self.learn.lock.locked(): self.f(self.learn)
+
+@pytest.mark.parametrize('f', [lambda l: l.get_preds(), lambda l: l.tta_views(views=flips), lambda l: l.validate()], ids=['get_preds','tta_views','validate'])
+def test_history_and_pictures_survive_a_prediction_in_between(f, toy, tmp_path):
+    from fastai.callback.tensorboard import TensorBoardCallback
+    board = TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False)
+    learn = toy(cbs=[CutMix(), History(), board, TensorBoardMix(2), Nested(f)], metrics=accuracy)
+    learn.fit(3)
+    assert learn.history.df[['fit','epoch']].to_numpy().tolist()==[[0,0],[0,1],[0,2]]
+
+def test_history_is_of_trained_epochs(toy):
+    learn = toy(cbs=History(), metrics=accuracy)
+    learn.validate()
+    learn.fit(2)
+    learn.validate(), learn.get_preds(), learn.tta_views(views=flips)
+    learn.fit(1)
+    df = learn.history.df
+    assert df[['fit','epoch']].to_numpy().tolist()==[[0,0],[0,1],[1,0]]
+    assert df.valid_loss.iloc[:2].tolist()!=df.accuracy.iloc[:2].tolist() and df.train_loss.notna().all() and df.accuracy.between(0, 1).all()
 
 def test_show_graph(toy):
     learn = toy(cbs=[SnapMix(), ShowGraphCallback()])

@@ -154,6 +154,7 @@ def test_what_is_shown(o, text, top):
 
 def test_an_index_is_shown_by_its_name_and_four_shares_by_three():
     assert SoftCategorize(V).decode(torch.tensor(1))=='b'
+    assert SoftCategorize(list(range(300))).decode(TensorSoftCategory([1/300]*300))
     assert SoftCategorize([*V,'d']).decode(TensorSoftCategory([.1,.2,.3,.4]))=='d .4 · c .3 · b .2'
 
 # the loss
@@ -378,7 +379,9 @@ def test_scores(life):
     learn,_ = life
     s,(preds,targs) = learn.scores(),learn.get_preds()
     assert s.accuracy==pytest.approx(learn.validate()[1]) and s.macro_f1==pytest.approx(learn.validate()[3]) and 'rust' in s.report()
-    assert s.plot_confusion() is not None
+    assert len(s.plot_confusion().texts)==len(s.vocab)**2
+    many = Scores(np.eye(50)[np.arange(100)%50], np.arange(100)%50, range(50)).plot_confusion()
+    assert not many.texts and not len(many.get_xticks())
     plt.close('all')
     with pytest.raises(ValueError, match='add to 1'): Scores(preds, torch.ones(16,4), leaf_classes)
 
