@@ -63,11 +63,12 @@ def _one_kind(o):
     "Do all of a list's items fit into one tensor?"
     a = o[0] if len(o)>1 else None
     if isinstance(a, Tensor): return all(isinstance(b, Tensor) and (b.shape,b.dtype,b.device)==(a.shape,a.dtype,a.device) for b in o)
-    return isinstance(a, np.generic) and all(isinstance(b, np.generic) and b.dtype==a.dtype for b in o)
+    return isinstance(a, np.generic) and not isinstance(a, str) and all(isinstance(b, np.generic) and b.dtype==a.dtype for b in o)
 
 def _pack(o, tensors):
+    if isinstance(o, str): return str(o) # NumPy has strings of its own
     if isinstance(o, np.generic): return {'_':'scalar', 'v':_keep(torch.from_numpy(np.array([o])), tensors)}
-    if o is None or isinstance(o, (bool,int,float,str)): return o
+    if o is None or isinstance(o, (bool,int,float)): return o
     if isinstance(o, Tensor): return {'_':'tensor', 'v':_keep(o, tensors), 'cpu':o.device.type=='cpu'}
     if isinstance(o, np.ndarray): return {'_':'array', 'v':_keep(torch.from_numpy(o), tensors)}
     if isinstance(o, dict): return {'_':'dict', 'v':[[_pack(k, tensors),_pack(v, tensors)] for k,v in o.items()]}

@@ -19,11 +19,12 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_model, save_model
 from scipy.optimize import minimize
 from scipy.stats import rankdata
-from sklearn.metrics import accuracy_score, classification_report, f1_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 from .checkpoint import *
 from .data.check import *
 from .data.folds import *
+from .interpret import Scores
 from .vision.tta import *
 
 # %% ../nbs/31_crossval.ipynb #6401f121
@@ -54,7 +55,11 @@ def score_table(
 _versions = 'fastai','torch','torchvision','timm','numpy','scikit-learn'
 
 def _write_json(path, o): write_atomic(path, lambda f: f.write_text(json.dumps(o, indent=1)))
-def _write_csv(path, df): write_atomic(path, lambda f: df.to_csv(f, index=False))
+_packed = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'xz'}
+def _write_csv(path, df): # packed as the name says, which is not yet that of the file
+    path = Path(path)
+    how = dict(method='zip', archive_name=path.stem) if path.suffix=='.zip' else _packed.get(path.suffix)
+    write_atomic(path, lambda f: df.to_csv(f, index=False, compression=how))
 def _first(o): return ', '.join(map(str, list(o)[:3])) + (', …' if len(o)>3 else '')
 
 def _table_differs(was, now):
@@ -342,8 +347,7 @@ def report(self:CrossVal)->str:
     rows,probs,y = self._targets()
     s = self.scores
     lines = [f"{c:<9} {s.loc['mean',c]:.4f} ± {s.loc['std',c]:.4f}   pooled {s.loc['pooled',c]:.4f}" for c in s.columns[1:]]
-    return '\n'.join([f"{len(self.folds)} folds, {len(y)} rows", *lines, '', classification_report(y, probs.values.argmax(1),
-        labels=range(len(self.vocab)), target_names=list(map(str, self.vocab)), zero_division=0)])
+    return '\n'.join([f"{len(self.folds)} folds, {len(y)} rows", *lines, '', Scores(probs.values, y, self.vocab).report()])
 
 # %% ../nbs/31_crossval.ipynb #bba1c9e7
 _hows = 'mean','gmean','rank','weights'
@@ -470,6 +474,8 @@ def fill_sample(
     names,rows,ids = {str(o):o for o in probs},sample[id_col].astype(str),probs.index.astype(str)
     unknown = [c for c in cols if str(c) not in names]
     if len(cols)>1 and unknown: raise ValueError(f"the sample's columns {_first(unknown)} are no classes: the ensemble knows {_first(names)}")
+    if len(cols)==1 and prob_of is None and str(cols[0]) in names: raise ValueError(f"the sample's column {cols[0]!r} is a class: "
+        f"prob_of={names[str(cols[0])]!r} puts its probability there")
     if prob_of is not None and (len(cols)>1 or prob_of not in probs): raise ValueError(f"prob_of={prob_of!r}: expected one of {_first(probs)}, for a sample with one column besides {id_col!r}")
     lack,twice = rows[~rows.isin(ids)],ids[ids.duplicated()]
     if len(lack) or len(twice): raise ValueError(f"the table to predict has {len(lack)} rows of the sample not ({_first(lack)}) and {len(twice)} twice ({_first(twice)})")

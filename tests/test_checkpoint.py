@@ -188,6 +188,9 @@ def test_state_of_many_kinds(tmp_path):
     for k in ('w','same','part','half','empty'): assert torch.equal(back[k], state[k]) and back[k].dtype==state[k].dtype
     assert [float(o) for o in back['losses']]==[float(o) for o in state['losses']] and back['lrs']==state['lrs'] and isinstance(back['lrs'][0], np.float64)
     assert isinstance(back['mixed'][0], np.float32) and back['u'].dtype==np.uint32 and back['u'].tolist()==[0,1,2]
+    names = dict(one=np.unique(['a','b'])[0], several=list(np.unique(['a','b'])), counted=Counter(np.array(['a','b','a'])))
+    save_state(tmp_path/'s.safetensors', names)
+    assert load_state(tmp_path/'s.safetensors')==names
     with pytest.raises(TypeError): save_state(tmp_path/'s.safetensors', {'x': object()})
     assert [o.name for o in tmp_path.iterdir()]==['s.safetensors']
 

@@ -22,6 +22,7 @@ from fastai_mix import crossval
 from fastai_mix.crossval import CrossVal, Ensemble, blend, fill_sample, fit_weights, load_ensemble, score_probs, score_table
 from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
+from fastai_mix.interpret import Scores
 from fastai_mix.vision.learner import timm_learner
 from fastai_mix.vision.tta import d4
 
@@ -64,6 +65,7 @@ def test_every_row_once_by_a_model_that_has_not_seen_it(cv, df):
     assert list(s.index)==[0,1,2,'pooled','mean','std'] and s.n.tolist()[:4]==[*df.fold.value_counts().sort_index(),60]
     assert abs(s.accuracy['pooled']-(oof.idxmax(axis=1)==df.label).mean())<1e-9
     assert abs(s.log_loss['pooled']-log_loss(df.label, oof/oof.sum(axis=1).values[:,None], labels=list(oof)))<1e-6
+    assert Scores(oof.values, df.label.map(cv.vocab.index), cv.vocab).report() in cv.report()
     assert '60 rows' in cv.report() and f"{s.accuracy['mean']:.4f} ± {s.accuracy['std']:.4f}" in cv.report()
     assert len(cv.history)==3 and set(cv.history.fold)=={0,1,2} and list(cv.timings.index)==[0,1,2] and (cv.timings>0).all().all()
 
@@ -340,6 +342,10 @@ def test_submission(cv, df, tmp_path):
     assert np.allclose(cv.submission(sample, file=None).scab, sub.scab) # the sample's names are enough to find the pictures
     numbers = pd.DataFrame({'id': [1,0], 0: 0., 1: 0.})
     assert fill_sample(numbers, pd.DataFrame([[.2,.8],[.4,.6]], [0,1], ['0','1'])).to_numpy().tolist()==[[1,.4,.6],[0,.2,.8]]
+    for name in ('s.csv.gz','s.zip'):
+        cv.submission(sample, test, file=tmp_path/name)
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path/name), back)
+    with pytest.raises(ValueError, match="prob_of='rust' puts its probability there"): cv.submission(sample[['image_id','rust']], test, file=None)
     one_col = sample[['image_id']].assign(label='')
     assert cv.submission(one_col, test, file=None).label.tolist()==preds.idxmax(axis=1).tolist()[::-1]
     assert np.allclose(cv.submission(one_col, test, file=None, prob_of='rust').label, preds.rust[::-1])

@@ -295,7 +295,8 @@ def check_leaks(
 ):
     "ValueError for an identity, a group or a picture on both sides, or a row validated twice; a warning for near duplicates"
     _check_near(near)
-    for o in filter(None, (id_col, group_col)): check_columns(train, o)
+    if id_col: check_columns(train, id_col)
+    for o in (train,valid) if group_col else (): check_filled(o, group_col, 'group')
     ids = [(o[id_col] if id_col else o.index) for o in (train,valid)]
     name = repr(id_col) if id_col else 'the index'
     rows = "fold the table before rows are repeated" + ('' if id_col else "; if they are different rows, df.reset_index(drop=True)")

@@ -137,7 +137,7 @@ class SoftCategorize(DisplayedTransform):
         t = one_hot(int(o), self.c).float() if o.ndim==0 else o.as_subclass(Tensor).float().cpu()
         names = [(self.vocab[i],f'{t[i]:.2f}'.strip('0')) for i in t.argsort(descending=True, stable=True).tolist()]
         seen = [(n,v) for n,v in names if v!='.'][:3]
-        res = SoftCategory(' · '.join(f'{n} {v}' for n,v in seen) if len(seen)>1 else seen[0][0])
+        res = SoftCategory(' · '.join(f'{n} {v}' for n,v in seen) if len(seen)>1 else (seen or names)[0][0])
         res.top = [self.vocab[i] for i in range(self.c) if t[i]==t.max()]
         return res
 
