@@ -162,7 +162,7 @@ def learner_state(
     return dict(
         model=dict(model.state_dict()), opt=opt.state_dict(),
         trained=[p.requires_grad for p in ps], grads=[None if p.grad is None else p.grad if p.grad.any() else 0 for p in ps],
-        rng=get_random_states(), dls=[rng.getstate() if rng else None for rng in _rngs(learn)],
+        rng=get_random_states(), mps=torch.mps.get_rng_state() if torch.backends.mps.is_available() else None, dls=[rng.getstate() if rng else None for rng in _rngs(learn)],
         loss=dict(learn.loss_func.state_dict()) if _by_dict(learn.loss_func) else None,
         scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
         learn={k:getattr(learn, k) for k in ('train_iter','pct_train','smooth_loss','final_record') if hasattr(learn, k)},
@@ -197,6 +197,7 @@ def load_learner_state(
     cuda = state['rng']['torch_cuda_state']
     if len(cuda)!=torch.cuda.device_count(): state['rng']['torch_cuda_state'] = torch.cuda.get_rng_state_all()
     set_random_states(**state['rng'])
+    if state.get('mps') is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/28_checkpoint.ipynb #153c2876
 class ResumableFits:

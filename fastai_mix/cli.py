@@ -50,7 +50,7 @@ def _find_images(root, names):
 def _folder_table(folder):
     "Columns id and path of all pictures below `folder`"
     files = get_image_files(folder).sorted()
-    return pd.DataFrame({'id': [str(f.relative_to(folder)) for f in files], 'path': list(files)})
+    return pd.DataFrame({'id': [f.relative_to(folder).as_posix() for f in files], 'path': list(files)})
 
 def _csv_table(file, images, image_col, **cols):
     "Columns id and path of the pictures a CSV names, and those of its columns that are the values of `cols`"
@@ -102,7 +102,7 @@ def read_test(
     if sample and not Path(sample).is_file(): raise ValueError(f"no such file: --sample {sample}")
     if test.is_dir():
         df = _folder_table(test)
-        if sample and not pd.read_csv(sample, dtype=str).iloc[:,0].isin(df.id).any(): df['id'] = [str(Path(o).with_suffix('')) for o in df.id]
+        if sample and not pd.read_csv(sample, dtype=str).iloc[:,0].isin(df.id).any(): df['id'] = [Path(o).with_suffix('').as_posix() for o in df.id]
     elif test.is_file(): df = _csv_table(test, images, image_col)
     else: raise ValueError(f"no such file or folder: {test}; --test takes a folder of pictures or a CSV")
     if not len(df): raise ValueError(f"no pictures in {test}: --test takes a folder of pictures or a CSV")
@@ -365,7 +365,7 @@ def main(
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
     mix:str='snapmix', # snapmix, cutmix, mixup, resizemix, gridmask; several with commas: one per batch; or none for a baseline
-    alpha:float=5., # SnapMix: α of Beta(α,α)
+    alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
     p:float=.5, # Chance that a batch is mixed; 1, as published, needs a long training
     arch:str='resnet18', # Name of a timm model
     pretrained:bool=False, # Start from timm's weights, from its hub
@@ -386,6 +386,7 @@ def main(
 ):
     "Train a classifier with SnapMix, or another mix, and report on it"
     o = AttrDict(locals(), out=Path(out))
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a pipe may take fewer characters
     try:
         df,learn,test_df = _prepare(o)
         _show_data(df, o.fold)

@@ -110,7 +110,7 @@ class CrossVal:
         if self.path.exists() and (not self.path.is_dir() or self.path.ls() and not (self.path/'config.json').exists() and not (self.path/'.lock').exists()):
             raise ValueError(f"{self.path} holds something that is not a run of CrossVal: give another folder")
         table = pd.DataFrame({'id':self.ids, 'label':self.df[self.label_col].astype(str).values, 'fold':self.df[self.fold_col].values})
-        rows = table.sort_values('id').to_csv(index=False)
+        rows = table.sort_values('id').to_csv(index=False, lineterminator='\n')
         now = dict(seed=self.seed, label_col=self.label_col, fold_col=self.fold_col, id_col=self.id_col, rows=len(table),
             folds=self.folds, digest=hashlib.sha256(rows.encode()).hexdigest())
         self.path.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,8 @@ def _check_dls(self:CrossVal, dls, k):
 def _predict_fold(self:CrossVal, learn, rows, vocab):
     "Probabilities of the rows validated on, in the order of `rows`"
     act = None if hasattr(learn.loss_func, 'activation') else partial(torch.softmax, dim=-1)
-    with learn.no_bar(): probs = learn.get_preds(act=act)[0]
+    # a DistributedTrainer would give each process a share of the rows, and bring them back in another order
+    with learn.no_bar(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name=='distributed_trainer')): probs = learn.get_preds(act=act)[0]
     if probs.isnan().any(): raise ValueError(f"the network of {learn.path.name} predicts NaN, as its training diverged: remove {learn.path/'checkpoints'}, "
         "and train with a lower learning rate")
     return pd.DataFrame(probs.numpy(), columns=vocab).assign(id=rows, label=self._labels_of(rows))[['id','label',*vocab]]
@@ -203,6 +204,7 @@ def _predict_fold(self:CrossVal, learn, rows, vocab):
 def _norm(dls): return [np.asarray(o.cpu()).ravel().round(6).tolist() for f in dls.valid.after_batch.fs if isinstance(f, Normalize) for o in (f.mean,f.std)]
 
 _busy = {} # what this process is training
+_alone = 'fold {} is trained by others: processes that train one model together, and all of which must train the same fold, need the folder to themselves'
 
 @patch
 def _train(self:CrossVal, fit_fn, k, bar=True):
@@ -211,9 +213,12 @@ def _train(self:CrossVal, fit_fn, k, bar=True):
     self._dir(k).mkdir(exist_ok=True)
     lock = FileLock(self._dir(k)/'.lock')
     try: lock.acquire(timeout=.2) # `holder` has it for a moment
-    except Timeout: return False
+    except Timeout:
+        if num_distrib()>1: raise ValueError(_alone.format(k))
+        return False
     holder,me = self._dir(k)/'holder.txt',object()
     try:
+        if self.done(k) and num_distrib()>1: raise ValueError(_alone.format(k))
         if self.done(k): return True
         if _busy.setdefault('fold', me) is not me: raise ValueError("two folds at a time in one process would share the random states: use processes with one thread each")
         try:
@@ -281,6 +286,7 @@ def fit(self:CrossVal,
     for k in [] if rank_distrib() else folds:
         if self.done(k): self._tidy(k) # a kill may have come in between
         else: print(f"fold {k} is not done: {self.holder(k) or 'nobody'} is training it")
+    distrib_barrier() # what the first process writes is there for the others
     return self
 
 # %% ../nbs/31_crossval.ipynb #dc4fdb41

@@ -28,7 +28,7 @@ def _title(vocab, yb, mix, i):
 
 def _pictures(dl, x):
     "`x` as it is shown: float, 0 to 1, on the CPU"
-    ims = dl.decode((x,))[0].cpu().as_subclass(Tensor)
+    ims = vars(dl).get('dl', dl).decode((x,))[0].cpu().as_subclass(Tensor)
     return (ims.float() if ims.is_floating_point() else ims/255).clamp(0,1) # decoding may go back to bytes
 
 @patch

@@ -7,6 +7,7 @@ import timm
 import torch
 from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, L, Normalize,
     ProgressCallback, SaveModelCallback, ShowGraphCallback, accuracy, load_learner, nn, vision_learner)
+from fastai.callback.fp16 import MixedPrecision
 from conftest import toy_model
 from test_snapmix import CpuAutocast, CpuScaler, Record, state
 from fastai_mix.callback.branch import MidLevelBranch
@@ -104,6 +105,12 @@ def test_wrapped_models(mix, toy):
         learn = toy(cbs=[*mixes[mix](), Record()], model=wrap(toy_model()))
         learn.fit(2)
         assert np.isfinite(learn.record.losses).all()
+
+def test_a_mix_may_be_tried_before_mixed_precision_has_begun(toy):
+    learn = toy(cbs=[SnapMix(), MixedPrecision()])
+    learn.snap_mix.before_fit()
+    x,y = learn.dls.train.one_batch()
+    assert learn.snap_mix.change(x, y).shape==x.shape and learn.snap_mix.w is not None
 
 def test_a_choice_inside_a_choice():
     with pytest.raises(ValueError, match='list its mixes in the outer one'): MixChoice([MixChoice([SnapMix(), CutMix()]), None])

@@ -318,6 +318,12 @@ for _ in range(2): cv = CrossVal(df, min, min, sys.argv[1], label_col='label', i
     subprocess.run([sys.executable, '-c', code, str(tmp_path/'run')], check=True, env=env)
     assert 'Käfer' in (tmp_path/'run'/'table.csv').read_text(encoding='utf-8')
 
+def test_processes_of_one_model_do_not_part(df, get_dls, tmp_path, monkeypatch):
+    run = CrossVal(df, get_dls, tiny, tmp_path/'run')
+    run._dir(0).mkdir()
+    monkeypatch.setattr(crossval, 'num_distrib', lambda: 2)
+    with FileLock(run._dir(0)/'.lock'), pytest.raises(ValueError, match='need the folder to themselves'): run.fit(one, folds=[0])
+
 def test_a_network_that_diverged_is_not_done(df, get_dls, tmp_path):
     class Boom(Callback):
         def after_fit(self):

@@ -95,8 +95,9 @@ def draw_beta(
     device=None, # Device of the result
 )->Tensor: # `[n]` float32, 0 to 1
     "`n` draws of Beta(`alpha`,`alpha`), made on `device`"
-    a = torch.full((), float(alpha), device=device)
-    return Beta(a, a, validate_args=False).sample((n,)) # validation would make a GPU wait
+    on = 'cpu' if device is not None and torch.device(device).type=='mps' else device # where older versions of PyTorch cannot draw
+    a = torch.full((), float(alpha), device=on)
+    return Beta(a, a, validate_args=False).sample((n,)).to(device) # validation would make a GPU wait
 
 # %% ../../nbs/20_callback.mix.ipynb #e3b07b26
 def _check_share(name, v):
@@ -133,7 +134,7 @@ def autocast(
     learn:Learner, # Any
 ): # A context manager
     "The autocast a batch is going to run under, unless it does already: `MixedPrecision` enters it only after a mix"
-    cast = next((cb.autocast for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
+    cast = next((vars(cb).get('autocast') for cb in learn.cbs if isinstance(cb, MixedPrecision)), None) # it has none before a fit
     return nullcontext() if cast is None or torch.is_autocast_enabled(cast.device) else cast # entered twice, it would not be left
 
 class _FitCallback(Callback):

@@ -242,7 +242,7 @@ def relabel(self:ProgressiveLabelCorrection):
     self.at = self.learn.epoch,self.learn.iter
     n,bs = len(self.yb[0]),self.learn.dl.bs
     if self.drawn is None:
-        self.drawn = torch.tensor(list(self.learn.dl._DataLoader__idxs)).to(self.row.device, non_blocking=True)
+        self.drawn = torch.tensor(list(self.learn.dl._DataLoader__idxs)).to(self.row.device)
         self.expected = len(self.drawn)//bs*bs if self.learn.dl.drop_last else len(self.drawn)
     items = self.drawn[self.learn.iter*bs:(self.learn.iter+1)*bs]
     if len(items)!=n: self._undo_epoch()
@@ -391,10 +391,10 @@ def _pass(self:ProgressiveLabelCorrection):
     dl,ps = _train_dl(self.learn),[]
     mine = self.first[rank_distrib()::max(1, num_distrib())]
     order = mine.tolist()
-    dl = dl.new(shuffle=False, drop_last=False, n=len(order), get_idxs=lambda: order)
+    dl = dl.new(shuffle=False, drop_last=False, n=len(order), get_idxs=partial(list, order)) # workers may be given a copy
     plain = dl.dataset.set_split_idx(1) if hasattr(dl.dataset, 'set_split_idx') else nullcontext()
     with plain, autocast(self.learn):
-        for b in dl: ps.append(self._probs(clean_logits(self.learn.model, *b[:getattr(self.dls, 'n_inp', len(b)-1)])))
+        for b in map(self.learn._set_device, dl): ps.append(self._probs(clean_logits(self.learn.model, *b[:getattr(self.dls, 'n_inp', len(b)-1)])))
     p = torch.cat(ps)
     if len(p)!=len(mine): self._undo_epoch()
     out = torch.full((len(self.keys), p.shape[1]), torch.nan, device=p.device)
@@ -577,7 +577,7 @@ def load_state_dict(self:ProgressiveLabelCorrection,
     meta,at = dict(state['meta']),getattr(self, 'given', torch.empty(0)).device
     meta['keys'] = [tuple(o) if isinstance(o, list) else o for o in meta['keys']]
     for k in self._state: setattr(self, k, state[k].to(at).clone())
-    self.past = list(state['past'].to(at)) if 'past' in state else []
+    self.past = list(state['past'].to(at).clone()) if 'past' in state else [] # not a window on a file
     vars(self).update(meta)
 
 @patch

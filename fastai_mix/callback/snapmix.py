@@ -90,7 +90,7 @@ def make_params(self:SnapMix,
         if self.sizes is None: lam = draw_beta(self.alpha, len(x), x.device)
         elif isinstance(self.sizes, Distribution): lam = self.sizes.sample((len(x),))
         else: lam = self.sizes(len(x))
-        return rand_box(torch.as_tensor(lam).to(x.device), x.shape[-2:])
+        return rand_box(torch.as_tensor(lam).float().to(x.device), x.shape[-2:])
     return draw(), draw()
 
 @patch

@@ -353,11 +353,11 @@ def channel_stats(
     "Exact mean and standard deviation of the channels over the training set"
     if not isinstance(dls.train_ds, (Datasets,TfmdLists)): raise ValueError(f"dls.train_ds is a {type(dls.train_ds).__name__}: "
         "expected what a DataBlock or Datasets makes, whose augmentations can be told from the rest")
-    dl = dls.test_dl(dls.train_ds.items, rm_type_tfms=0, device=torch.device('cpu'))
+    dl = dls.test_dl(dls.train_ds.items, rm_type_tfms=0)
     dl.after_batch = Pipeline([o for o in dl.after_batch.fs if not isinstance(o, Normalize)])
     n,s,s2 = 0,0.,0.
     for x,*_ in progress_bar(dl, leave=False) if progress else dl:
-        x = x.as_subclass(Tensor).double().transpose(0, 1).flatten(1)
+        x = x.as_subclass(Tensor).cpu().double().transpose(0, 1).flatten(1)
         n,s,s2 = n+x.shape[1],s+x.sum(1),s2+(x*x).sum(1)
     mean = s/n
     return mean.tolist(),(s2/n-mean**2).clamp(min=0).sqrt().tolist()

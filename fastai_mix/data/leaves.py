@@ -306,6 +306,7 @@ def leaf_data(
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f'.{name}-', dir=path.parent) as tmp:
         _write(Path(tmp)/'data', p, true, given)
+        if os.name=='nt' and path.is_dir(): path.rmdir() # an empty one is in the way there
         try: os.rename(Path(tmp)/'data', path)
         except OSError:
             if not _ready(path, p): raise

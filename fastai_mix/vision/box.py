@@ -59,8 +59,8 @@ def _resample(src, box, src_box):
         at = src_box[:,i,None] + (torch.arange(size[i], device=src.device)-box[:,i,None])*step[:,None]
         return at*2/max(size[i]-1, 1)-1
     gy,gx = grid(0)[:,:,None],grid(1)[:,None]
-    g = torch.stack(torch.broadcast_tensors(gx, gy), -1)
-    return F.grid_sample(src.float(), g, mode='bilinear', padding_mode='border', align_corners=True).to(src.dtype)
+    g = torch.stack(torch.broadcast_tensors(gx, gy), -1).clamp(-1, 1) # padding_mode='border' is not on every device
+    return F.grid_sample(src.float(), g, mode='bilinear', align_corners=True).to(src.dtype)
 
 def paste_box(
     x:Tensor, # Pictures that receive `[n,c,H,W]`
