@@ -137,15 +137,17 @@ def _kept_cbs(learn): return learn.cbs.filter(lambda cb: not isinstance(cb, Prog
 def _rngs(learn): return [getattr(vars(dl).get('dl', dl), 'rng', None) for dl in learn.dls.loaders] # DistributedDL has another inside
 
 def _settings(cb, name):
-    "Numbers, words and lists of numbers that a callback was made with, by name; also those of callbacks inside"
+    "Numbers, words, schedules and lists of numbers that a callback was made with, by name; also those of callbacks inside"
     def plain(v): return isinstance(v, (bool,int,float)) or isinstance(v, str) and v.isidentifier()
+    def tells(v): return callable(v) and not isinstance(v, nn.Module) and ' at 0x' not in repr(v) # ramp(0,.5), but no function
     for k in inspect.signature(type(cb)).parameters:
         v = vars(cb).get(k)
         inside = list(v) if isinstance(v, (list,tuple,L)) else []
         if plain(v): yield f'{name}.{k}',v
+        elif tells(v): yield f'{name}.{k}',repr(v)
         elif inside and all(map(plain, inside)): yield f'{name}.{k}',inside
-        for o in inside:
-            if isinstance(o, Callback): yield from _settings(o, f'{name}.{o.name}')
+        for i,o in enumerate(inside):
+            if isinstance(o, Callback): yield from _settings(o, f'{name}.{i}.{o.name}')
 
 def _shapes(state): return {k:list(v.shape) for k,v in state.items()}
 

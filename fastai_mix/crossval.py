@@ -307,7 +307,7 @@ def vocab(self:CrossVal)->list: # As they are in the column of labels
     return [label.get(o, o) for o in vocabs[0]]
 
 @patch(as_prop=True)
-def oof(self:CrossVal)->pd.DataFrame: # A row a row of `df`, in its order and with its index; a column per class; NaN for fold -1
+def oof(self:CrossVal)->pd.DataFrame: # A row per row of `df`, in its order and with its index; a column per class; NaN for fold -1
     "Out-of-fold probabilities"
     names = {'id':str, 'label':str}
     all = pd.concat(self._read('oof.csv', dtype=names, float_precision='round_trip', keep_default_na=False)).set_index('id')
@@ -405,7 +405,7 @@ class Ensemble:
         items, # Table with the columns the block reads (`path`, if the ensemble was loaded), or list of files, or `DataLoader`
         views:list=None, # Views of each picture to average over, such as `d4`; None: as it is
         merge:str='mean', # How views are merged: 'mean', 'gmean' or 'max'
-    )->pd.DataFrame: # A row an item, in order, a column per class
+    )->pd.DataFrame: # A row per item, in order, a column per class
         "Probabilities"
         probs = []
         for learn,nets,get_dl in self.groups:
@@ -463,7 +463,7 @@ def predict(self:CrossVal,
     test_df, # Table with the columns the block reads, or list of files, or `DataLoader`
     views:list=None, # Views of each picture to average over, such as `d4`; None: as it is
     how:str='mean', # How the folds' networks are blended, see `blend`
-)->pd.DataFrame: # A row an item, in order, a column per class
+)->pd.DataFrame: # A row per item, in order, a column per class
     "Probabilities, by the mean of all folds' networks"
     return self.ensemble(how=how).predict(test_df, views)
 
