@@ -2,7 +2,7 @@
 
 A cell is a dict of settings. Its line in the results file holds the settings and what came out; a cell with a line is never run
 again. A process claims a cell by a lock file that the system frees when the process ends, however it ends."""
-import contextlib,hashlib,io,json,os,platform,shlex,sys,time,zipfile
+import contextlib,hashlib,io,json,os,platform,re,shlex,sys,time,zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,7 +102,8 @@ def pick_seeds(s):
 
 def record():
     "Machine, versions and command"
-    cpu = next((o.split(':')[1].strip() for o in open('/proc/cpuinfo') if o.startswith('model name')), '') if os.path.exists('/proc/cpuinfo') else ''
+    info = dict(re.findall(r'(.*?)\s*: (.*)', Path('/proc/cpuinfo').read_text().split('\n\n')[0])) if os.path.exists('/proc/cpuinfo') else {}
+    cpu = ' '.join(f'{k} {info[k]}'.removeprefix('model name ') for k in ('model name','cpu family','model') if k in info)
     return dict(machine=platform.machine(), cpu=cpu or platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
         python=platform.python_version(), **{k: version(k) for k in ('torch','timm','fastai','fastai_mix')},
         command=shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *(Path(o).name if os.path.isabs(o) else o for o in sys.argv[1:])]))
