@@ -154,11 +154,11 @@ class CrossVal:
 
 def _block_dls(block, fold_col, df, fold, **kwargs):
     "DataLoaders of `block`, validated on a fold"
-    block = copy(block) # whose `dataloaders` is still the method of the one that was copied
+    block = deepcopy(block) # transforms such as Normalize keep what they saw of the first table
     split = getattr(block.splitter, '__func__', None)
     told = split.keywords if isinstance(split, partial) and 'fold' in split.keywords else {} # to a FoldSplitter
     block.splitter = FoldSplitter(**{**told, 'fold':fold, 'col':fold_col})
-    return type(block).dataloaders(block, df, **kwargs)
+    return block.dataloaders(df, **kwargs)
 
 # %% ../nbs/31_crossval.ipynb #97466077
 def _row_ids(cv, dl, what):
@@ -202,6 +202,9 @@ def _predict_fold(self:CrossVal, learn, rows, vocab):
     return pd.DataFrame(probs.numpy(), columns=vocab).assign(id=rows, label=self._labels_of(rows))[['id','label',*vocab]]
 
 def _norm(dls): return [np.asarray(o.cpu()).ravel().round(6).tolist() for f in dls.valid.after_batch.fs if isinstance(f, Normalize) for o in (f.mean,f.std)]
+def _check_norms(norms):
+    if any(o!=norms[0] for o in norms): raise ValueError("the folds normalize with different statistics, but an ensemble reads a picture once: "
+        "use fixed ones, Normalize.from_stats(*imagenet_stats), and train again, in another folder")
 
 _busy = {} # what this process is training
 _alone = 'fold {} is trained by others: processes that train one model together, and all of which must train the same fold, need the folder to themselves'
@@ -238,6 +241,7 @@ def _train_locked(self:CrossVal, fit_fn, k, bar):
         dls = self.get_dls(self.df, k)
         rows,vocab = self._check_dls(dls, k)
         learn = self.get_learner(dls)
+        _check_norms([*(self._info(j)['norm'] for j in self.folds if self.done(j)), _norm(dls)])
         if bar and not rank_distrib(): print(f'fold {k}')
         learn.path = folder # a callback that saves models must not meet another fold's
         like = next((self._info(j)['n_epoch'] for j in self.folds if self.done(j)), None)
@@ -427,9 +431,7 @@ def learner(self:CrossVal,
 
 @patch
 def _group(self:CrossVal):
-    norms = [self._info(k)['norm'] for k in self.folds]
-    if any(o!=norms[0] for o in norms): raise ValueError("the folds normalize with different statistics, but an ensemble reads a picture once: "
-        "use fixed ones, Normalize.from_stats(*imagenet_stats), and train again")
+    _check_norms([self._info(k)['norm'] for k in self.folds])
     learn = self.learner(self.folds[0])
     if not hasattr(learn.loss_func, 'activation'): learn.loss_func = CrossEntropyLossFlat()
     nets = [deepcopy(learn.model) for _ in self.folds[1:]]
