@@ -85,6 +85,7 @@ class CrossVal:
         seed:int=0, # Fold k is trained from the random seed `seed`+k
         **kwargs # Passed to `DataBlock.dataloaders`, if there is a DataBlock: `bs`, `num_workers`
     ):
+        df = df.copy() # the caller may sort or change theirs
         store_attr('df,fold_col,label_col,seed')
         self.path,self.id_col = Path(path).absolute(),id_col or df.attrs.get('add_folds', {}).get('id_col')
         if isinstance(get_dls, DataBlock): get_dls = partial(_block_dls, get_dls, fold_col, **kwargs)

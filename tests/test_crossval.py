@@ -82,6 +82,12 @@ def test_order_of_rows_does_not_matter_to_where_they_go(cv, df, get_dls, tmp_pat
         with learn.no_bar(): own = learn.get_preds(dl=learn.dls.test_dl(other))[0].numpy()
         assert np.abs(own-new.oof.values)[other.fold==k].max()<1e-6
 
+def test_the_callers_table_may_change(df, get_dls, tmp_path):
+    cv = CrossVal(df, get_dls, tiny, tmp_path/'run').fit(one)
+    was = cv.oof
+    df.sort_values('label', inplace=True)
+    assert cv.oof.equals(was) and (cv.df.image_id==cv.ids).all()
+
 def test_index_as_identity_and_rows_for_training_only(df, get_dls, tmp_path):
     df = pd.DataFrame(df.drop(columns='fold').assign(fold=df.fold), copy=True)
     df.attrs = {}
