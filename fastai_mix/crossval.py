@@ -340,11 +340,12 @@ def history(self:CrossVal)->pd.DataFrame: # A row per epoch
 @patch(as_prop=True)
 def labels(self:CrossVal)->pd.DataFrame: # The table of a label-correcting callback, with the fold whose training it is from
     "Labels corrected during training; ValueError if no callback has a table `labels`"
-    key = self.id_col or 'row'
-    res = self._read('labels.csv', dtype={key:str, 'given':str, 'current':str}, keep_default_na=False, na_values=[''])
+    keys = {self.id_col or 'row', 'row'} # ProgressiveLabelCorrection says row, whatever its id_col
+    res = self._read('labels.csv', dtype={**dict.fromkeys(keys, str), 'given':str, 'current':str}, keep_default_na=False, na_values=[''])
     if not res: raise ValueError("no callback of these folds keeps `labels`: add one that corrects labels in get_learner")
     res,label = pd.concat(res, ignore_index=True),{str(o):o for o in self.vocab}
-    own = {key: dict(zip(self.ids, self.df[key] if self.id_col else self.df.index)), 'given':label, 'current':label} # as they are in the table
+    names = dict(zip(self.df.index.astype(str), self.df.index)) | dict(zip(self.ids, self.df[self.id_col] if self.id_col else self.df.index))
+    own = {**dict.fromkeys(keys, names), 'given':label, 'current':label} # as they are in the table
     return res.assign(**{k: [v.get(o, o) for o in res[k]] for k,v in own.items() if k in res})
 
 @patch(as_prop=True)

@@ -20,6 +20,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from fastai_mix import crossval
+from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.crossval import CrossVal, Ensemble, blend, fill_sample, fit_weights, load_ensemble, score_probs, score_table
 from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
@@ -36,8 +37,8 @@ def df(leaves):
     return add_folds(df, 'label', n_splits=3, id_col='image_id')
 
 def block(leaves, splitter=None, **kwargs):
-    return DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('image_id', pref=leaves/'images', suff='.jpg'), get_y=ColReader('label'),
-        splitter=splitter, item_tfms=Resize(32), **{'batch_tfms':Dihedral(), **kwargs})
+    return DataBlock((ImageBlock, CategoryBlock), get_y=ColReader('label'), splitter=splitter, item_tfms=Resize(32),
+        **{'get_x':ColReader('image_id', pref=leaves/'images', suff='.jpg'), 'batch_tfms':Dihedral(), **kwargs})
 
 @pytest.fixture
 def get_dls(leaves):
@@ -186,6 +187,13 @@ def test_labels_come_back_as_they_were(df, get_dls, leaves, tmp_path):
     assert t.row.tolist()==['003','004']*3 and t.given.tolist()==['NA','1']*3 and t.current.tolist()==['1','NA']*3 and t.when.isna().sum()==3
     run = CrossVal(df.assign(label=(df.label=='NA').astype(int)).reset_index(drop=True), get_dls, partial(tiny, cbs=Corrects), tmp_path/'ints').fit(one)
     assert run.vocab==[0,1] and {type(o) for o in run.vocab}=={int} and run.labels.current.tolist()==[1,'NA']*3
+
+def test_corrected_rows_keep_their_names(df, leaves, tmp_path):
+    df = df.assign(file=df.image_id, image_id=[f'{i:03}' for i in range(60)])
+    b = block(leaves, get_x=ColReader('file', pref=leaves/'images', suff='.jpg'))
+    for id_col in ('image_id',None):
+        t = CrossVal(df, b, lambda dls: tiny(dls, cbs=ProgressiveLabelCorrection(id_col=id_col)), tmp_path/f'{id_col}', bs=8, num_workers=0).fit(one).labels
+        for k in range(3): assert t.row[t.fold==k].tolist()==(df.image_id if id_col else df.index.to_series())[df.fold!=k].tolist()
 
 def test_no_labels(cv):
     with pytest.raises(ValueError, match='no callback'): cv.labels
