@@ -202,6 +202,12 @@ def load_learner_state(
     if state.get('mps') is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/28_checkpoint.ipynb #153c2876
+def _epoch_row(nth, recorder):
+    "What the Recorder tells of an epoch; a second metric of one name is `name_2`"
+    row = dict(fit=nth)
+    for k,v in zip(recorder.metric_names, recorder.log): row[next(o for o in (k, *(f'{k}_{i}' for i in range(2, len(recorder.log)+2))) if o not in row)] = v
+    return row
+
 class ResumableFits:
     "Stands in for `Learner._do_fit`: the epochs of a fit, each followed by a checkpoint"
     def __init__(self,
@@ -254,7 +260,7 @@ class ResumableFits:
     ):
         "Write the checkpoint of an epoch"
         rec,now = self.learn.recorder,time.perf_counter()
-        if len(rec.log)==len(rec.metric_names): self.rows.append(dict(fit=self.nth, **dict(zip(rec.metric_names, rec.log))))
+        if len(rec.log)==len(rec.metric_names): self.rows.append(_epoch_row(self.nth, rec))
         self.seconds,self.start = self.seconds+now-self.start,now
         if rank_distrib(): return # of several processes that train one model, the first writes
         save_state(self.file, dict(done=done, ended=ended, plan=self.plans[-1], rows=self.rows, seconds=self.seconds, learner=learner_state(self.learn)))

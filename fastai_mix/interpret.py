@@ -13,6 +13,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, classificati
 
 from .callback.mix import *
 from .callback.mix import _FitCallback
+from .checkpoint import _epoch_row
 from .vision.cam import *
 
 # %% ../nbs/32_interpret.ipynb #414518c4
@@ -115,11 +116,11 @@ class History(Callback):
     def before_fit(self): self.on,self.begun,self.trained = not hasattr(self.learn, 'lr_finder'),False,False
     def before_train(self): self.trained = True
     def after_epoch(self):
-        names,log = self.recorder.metric_names,self.recorder.log
-        if not (self.on and self.trained and len(names)==len(log)): return # a validation, or one in between had the Recorder begin anew
+        rec = self.recorder
+        if not (self.on and self.trained and len(rec.log)==len(rec.metric_names)): return # a validation, or one in between had the Recorder begin anew
         if not self.begun: self.begun,self.nth = True,self.nth+1
         self.trained = False
-        self.rows.append(dict(fit=self.nth, **dict(zip(names, log))))
+        self.rows.append(_epoch_row(self.nth, rec))
 
     @property
     def df(self)->pd.DataFrame: # A row per epoch: fit, epoch, losses, metrics

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, L, Normalize,
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, EarlyStoppingCallback, F1Score, GradientAccumulation, GradientClip, L, Normalize,
     ProgressCallback, SaveModelCallback, ShowGraphCallback, accuracy, load_learner, nn, vision_learner)
 from fastai.callback.fp16 import MixedPrecision
 from conftest import toy_model
@@ -17,6 +17,7 @@ from fastai_mix.callback.mix import CutMix, MixUp, ramp
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
+from fastai_mix.checkpoint import resumable
 from fastai_mix.data.leaves import leaf_data, leaf_dls
 from fastai_mix.interpret import History, TensorBoardMix
 from fastai_mix.vision.cam import ClassActivation
@@ -150,6 +151,13 @@ def test_history_is_of_trained_epochs(toy):
     df = learn.history.df
     assert df[['fit','epoch']].to_numpy().tolist()==[[0,0],[0,1],[1,0]]
     assert df.valid_loss.iloc[:2].tolist()!=df.accuracy.iloc[:2].tolist() and df.train_loss.notna().all() and df.accuracy.between(0, 1).all()
+
+def test_metrics_of_one_name(toy, tmp_path):
+    learn = toy(cbs=History(), metrics=[F1Score(average='macro'), F1Score(average='micro'), accuracy])
+    with resumable(learn, tmp_path/'r') as fits: learn.fit(1)
+    want = dict(zip(('epoch','train_loss','valid_loss','f1_score','f1_score_2','accuracy'), learn.recorder.log))
+    assert learn.history.df.drop(columns='fit').to_dict('records')==[want] and fits.history.drop(columns=['fit','time']).to_dict('records')==[want]
+    assert want['f1_score']!=want['f1_score_2']==pytest.approx(want['accuracy'])
 
 def test_show_graph(toy):
     learn = toy(cbs=[SnapMix(), ShowGraphCallback()])
