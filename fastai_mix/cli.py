@@ -181,7 +181,7 @@ def make_learner(
     plc:bool=False, # Correct labels, see `ProgressiveLabelCorrection`
 )->Learner: # Frozen up to the head if it has trained weights
     "A `vision_learner` on a timm model, with its mix"
-    if arch not in timm.list_models():
+    if not timm.is_model(arch):
         near = get_close_matches(arch, timm.list_models(), 3, .5)
         raise ValueError(f"timm has no model {arch!r}" + (f": did you mean {' or '.join(near)}?" if near else ": see timm.list_models()"))
     cbs = [History(), *make_mixes(mix, alpha, p), *([ProgressiveLabelCorrection(id_col='id')] if plc else [])]

@@ -93,6 +93,12 @@ def test_the_device_of_the_loaders_is_not_yet_that_of_the_network(table, monkeyp
     for mix in ('snapmix','none'):
         with pytest.raises(Enough): main(**table(), arch='resnet10t', mix=mix)
 
+def test_a_model_may_have_a_tag(table, monkeypatch):
+    class Enough(Exception): pass
+    def stop(o): raise Enough
+    monkeypatch.setattr(cli, '_make_out', stop)
+    with pytest.raises(Enough): main(**table(), arch='resnet18.a1_in1k')
+
 def test_folders_of_a_split_are_no_classes(leaves, tmp_path):
     for k in ('train','valid'):
         (tmp_path/'d'/k/'rust').mkdir(parents=True)
