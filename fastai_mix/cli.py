@@ -162,13 +162,17 @@ def make_mixes(
     names:str, # snapmix, cutmix, mixup, resizemix, gridmask, with commas between them; or none
     alpha:float=5., # SnapMix's α
     p:float=1., # Chance that a batch is mixed
+    echo:bool=False, # Train on each batch clean too, see `MixCallback`
 )->list: # Callbacks: one mix, or a `MixChoice` of several; `GridMask` beside it
     "The callbacks that `names` stands for"
     names = [] if names=='none' else names.split(',')
     bad = [o for o in names if o not in (*_mixes,'gridmask')]
     if bad: raise ValueError(f"--mix {bad[0]}: expected {', '.join(_mixes)}, gridmask, several of them with commas between, or none")
-    cbs = [SnapMix(alpha, p=p) if o=='snapmix' else _mixes[o](p=p) for o in names if o!='gridmask']
-    return ([MixChoice(cbs)] if len(cbs)>1 else cbs) + [GridMask() for o in names if o=='gridmask']
+    mixes = [o for o in names if o!='gridmask']
+    if echo and not mixes: raise ValueError(f"--echo with --mix {','.join(names) or 'none'}: expected a mix that batches can be joined by, {', '.join(_mixes)}")
+    each = dict(p=p, echo=echo and len(mixes)==1) # a choice has the echo for all
+    cbs = [SnapMix(alpha, **each) if o=='snapmix' else _mixes[o](**each) for o in mixes]
+    return ([MixChoice(cbs, echo=echo)] if len(cbs)>1 else cbs) + [GridMask() for o in names if o=='gridmask']
 
 def make_learner(
     dls:DataLoaders, # Data
@@ -179,12 +183,13 @@ def make_learner(
     alpha:float=5., # SnapMix's α
     p:float=.5, # Chance that a batch is mixed
     plc:bool=False, # Correct labels, see `ProgressiveLabelCorrection`
+    echo:bool=False, # Train on each batch clean too, see `MixCallback`
 )->Learner: # Frozen up to the head if it has trained weights
     "A `vision_learner` on a timm model, with its mix"
     if not timm.is_model(arch):
         near = get_close_matches(arch, timm.list_models(), 3, .5)
         raise ValueError(f"timm has no model {arch!r}" + (f": did you mean {' or '.join(near)}?" if near else ": see timm.list_models()"))
-    cbs = [History(), *make_mixes(mix, alpha, p), *([ProgressiveLabelCorrection(id_col='id')] if plc else [])]
+    cbs = [History(), *make_mixes(mix, alpha, p, echo), *([ProgressiveLabelCorrection(id_col='id')] if plc else [])]
     try: learn = vision_learner(dls, arch, pretrained=pretrained, metrics=[accuracy, F1Score(average='macro')], cbs=cbs)
     except Exception as e: raise ValueError(f"vision_learner cannot build {arch!r}: {type(e).__name__}: {e}".splitlines()[0])
     if weights:
@@ -203,7 +208,7 @@ def _make_dls(o, df, fold):
         item_tfms=Resize(o.size), batch_tfms=Flip() if o.data else Dihedral())
     return block.dataloaders(df, bs=o.bs, num_workers=0 if len(df)<1000 else min(4, defaults.cpus))
 
-def _make_learner(o, dls): return make_learner(dls, o.arch, o.mix, o.pretrained, o.weights, o.alpha, o.p, o.plc)
+def _make_learner(o, dls): return make_learner(dls, o.arch, o.mix, o.pretrained, o.weights, o.alpha, o.p, o.plc, o.echo)
 
 def _settle_folds(o):
     "One fold of 5, unless told otherwise; all of them (`fold` is None) if only their number is given"
@@ -314,7 +319,7 @@ def _one_fold(o, df, learn):
     return Ensemble([(learn, [], learn.dls.test_dl)], s.vocab)
 
 # %% ../nbs/40_cli.ipynb #adb5fe4a
-_fixed = 'mix','alpha','p','arch','pretrained','weights','size','bs','epochs','folds','seed','oversample','plc'
+_fixed = 'mix','alpha','p','echo','arch','pretrained','weights','size','bs','epochs','folds','seed','oversample','plc'
 
 def _cross_val(o, df, learn):
     "Begin a cross-validation in the folder of the run, or go on with the one there; ValueError if that is another"
@@ -323,7 +328,7 @@ def _cross_val(o, df, learn):
     was = pictures = hashlib.sha256(sizes.encode()).hexdigest()
     with FileLock(o.out/'.lock'):
         if file.exists():
-            then = json.loads(file.read_text())
+            then = dict(echo=False) | json.loads(file.read_text()) # of a time when there was none
             differ = [f'--{k} {then[k]} there, {o[k]} here' for k in _fixed if then[k]!=o[k]]
             if o.lr not in (None, then['lr']): differ.append(f"--lr {then['lr']:.3g} there, {o.lr:.3g} here")
             if differ: raise ValueError(f"--out {o.out} is another run: {'; '.join(differ)}. Give another folder, or what it was begun with")
@@ -366,7 +371,8 @@ def main(
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
     mix:str='snapmix', # snapmix, cutmix, mixup, resizemix, gridmask; several with commas: one per batch; or none for a baseline
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
-    p:float=.5, # Chance that a batch is mixed; 1, as published, needs a long training
+    p:float=None, # Chance that a batch is mixed (default: .5, or 1 with `echo`); 1 without echo, as published, needs a long training
+    echo:bool=False, # Train on each batch clean too, joined by the mixed version of the one before; a step takes twice as many pictures: halve `bs` and `epochs` to keep the cost
     arch:str='resnet18', # Name of a timm model
     pretrained:bool=False, # Start from timm's weights, from its hub
     weights:str=None, # Start from the body's weights in a file: safetensors, or torch's with weights_only
@@ -385,7 +391,7 @@ def main(
     out:str='fastai-mix-run', # Folder for weights, predictions, history and pictures; all folds go on where they were
 ):
     "Train a classifier with SnapMix, or another mix, and report on it"
-    o = AttrDict(locals(), out=Path(out))
+    o = AttrDict(locals(), out=Path(out), p=ifnone(p, 1. if echo else .5))
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a pipe may take fewer characters
     try:
         df,learn,test_df = _prepare(o)

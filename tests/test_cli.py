@@ -135,6 +135,8 @@ wrong = {
     'alpha':              (dict(alpha=0.), None, 'alpha=0'),
     'p':                  (dict(p=1.5), None, 'p=1.5'),
     'mix':                (dict(mix='snap'), None, '--mix snap'),
+    'echo of none':       (dict(echo=True, mix='none'), None, '--echo with --mix none: expected a mix'),
+    'echo of gridmask':   (dict(echo=True, mix='gridmask'), None, '--echo with --mix gridmask: expected a mix'),
     'fold':               (dict(fold=3, folds=3), None, '--fold 3: with --folds 3 it is 0 to 2'),
     'fold of five':       (dict(fold=5), None, 'it is 0 to 4'),
     'one fold':           (dict(folds=1), None, '--folds 1'),
@@ -245,6 +247,22 @@ def test_folds_another_process_has_are_left_to_it(table, tmp_path, capsys, monke
     monkeypatch.undo()
     main(**args)
     assert trained.items()<=stamps(run/'folds').items() and len(pd.read_csv(run/'oof.csv'))==60
+
+def test_echo(table, tmp_path, capsys, monkeypatch):
+    made,run,args = [],tmp_path/'run',dict(table(), folds=3, arch='resnet10t', mix='snapmix,cutmix,gridmask')
+    monkeypatch.setattr(CrossVal, '_train', lambda self, fit, k, bar=True: made.append(self.get_learner(self.get_dls(self.df, k))))
+    def refused(message, **kwargs):
+        with pytest.raises(SystemExit): main(**args, **kwargs)
+        assert message in capsys.readouterr().err
+    main(**args, echo=True)
+    choice = made[0].mix_choice
+    assert choice.echo and [(o.p,o.echo) for o in choice.mixes]==[(1.,False)]*2 and cli.make_mixes('mixup', echo=True)[0].echo
+    config = json.loads((run/'config.json').read_text())
+    assert config['p']==1. and config['echo'] is True
+    refused('--p 1.0 there, 0.5 here; --echo True there, False here')
+    (run/'config.json').write_text(json.dumps({k:v for k,v in {**config, 'p':.5}.items() if k!='echo'})) # of an earlier version
+    main(**args)
+    refused('--echo False there, True here', echo=True, p=.5)
 
 def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
     args,run = dict(table(), fold=2, folds=3, arch='resnet10t', mix='none', tta='flips', plc=True),tmp_path/'run'
