@@ -26,6 +26,7 @@ from .data.check import *
 from .data.folds import *
 from .interpret import Scores
 from .vision.tta import *
+from .vision.tta import _activation
 
 # %% ../nbs/31_crossval.ipynb #6401f121
 def score_probs(
@@ -195,9 +196,8 @@ def _check_dls(self:CrossVal, dls, k):
 @patch
 def _predict_fold(self:CrossVal, learn, rows, vocab):
     "Probabilities of the rows validated on, in the order of `rows`"
-    act = None if hasattr(learn.loss_func, 'activation') else partial(torch.softmax, dim=-1)
     # a DistributedTrainer would give each process a share of the rows, and bring them back in another order
-    with learn.no_bar(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name=='distributed_trainer')): probs = learn.get_preds(act=act)[0]
+    with learn.no_bar(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name=='distributed_trainer')): probs = learn.get_preds(act=_activation(learn.loss_func))[0]
     if probs.isnan().any(): raise ValueError(f"the network of {learn.path.name} predicts NaN, as its training diverged: remove {learn.path/'checkpoints'}, "
         "and train with a lower learning rate")
     return pd.DataFrame(probs.numpy(), columns=vocab).assign(id=rows, label=self._labels_of(rows))[['id','label',*vocab]]
@@ -435,7 +435,6 @@ def learner(self:CrossVal,
 def _group(self:CrossVal):
     _check_norms([self._info(k)['norm'] for k in self.folds])
     learn = self.learner(self.folds[0])
-    if not hasattr(learn.loss_func, 'activation'): learn.loss_func = CrossEntropyLossFlat()
     nets = [deepcopy(learn.model) for _ in self.folds[1:]]
     for net,k in zip(nets, self.folds[1:]): load_model(net, self._dir(k)/'model.safetensors', device=str(next(net.parameters()).device))
     return learn,nets,learn.dls.test_dl
@@ -550,7 +549,7 @@ def _describe_net(learn, c, x):
 
 def _describe_act(learn):
     x = torch.randn(4, 5)
-    act = getcallable(learn.loss_func, 'activation')
+    act = _activation(learn.loss_func)
     return next((k for k,v in _losses.items() if torch.allclose(act(x), v().activation(x))), None)
 
 def _recipe_dl(recipe, items, bs=64, num_workers=0):

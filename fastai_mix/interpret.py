@@ -15,6 +15,7 @@ from .callback.mix import *
 from .callback.mix import _FitCallback
 from .checkpoint import _epoch_row
 from .vision.cam import *
+from .vision.tta import _activation
 
 # %% ../nbs/32_interpret.ipynb #414518c4
 def _label(vocab, y, w):
@@ -184,5 +185,5 @@ def scores(self:Learner,
     dl=None, # `DataLoader`; None: that of `ds_idx`
 )->Scores:
     "Predict and compare"
-    with self.no_bar(): probs,targs = self.get_preds(ds_idx=ds_idx, dl=dl)
+    with self.no_bar(): probs,targs = self.get_preds(ds_idx=ds_idx, dl=dl, act=_activation(self.loss_func))
     return Scores(probs, targs, self.dls.vocab)

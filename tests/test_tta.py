@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from fastai.vision.all import (Callback, ColReader, CSVLogger, DataBlock, ImageBlock, Learner, MultiCategoryBlock, Normalize, PILImage, ProgressCallback, RandomSplitter,
-    Resize, SaveModelCallback, TensorImage, Transform, accuracy, aug_transforms, compose, get_image_files, load_learner, nn, pd, set_seed, vision_learner)
+from fastai.vision.all import (Callback, ColReader, CSVLogger, DataBlock, F, ImageBlock, Learner, MultiCategoryBlock, Normalize, PILImage, ProgressCallback, RandomSplitter,
+    Resize, SaveModelCallback, TensorImage, Transform, accuracy, aug_transforms, compose, get_image_files, load_learner, nn, noop, partial, pd, set_seed, vision_learner)
 from hypothesis import given, settings, strategies as st
 from scipy.stats import gmean
 from conftest import toy_model
@@ -428,8 +428,15 @@ def test_not_square(toy):
 def test_other_outputs(model, text, toy):
     with pytest.raises(ValueError, match=text): toy(model=model, loss_func=lambda p,y: torch.zeros(())).tta_views()
 
-def test_geometric_mean_of_raw_scores(toy):
-    with pytest.raises(ValueError, match='CrossEntropyLoss has no `activation`'): toy(loss_func=nn.CrossEntropyLoss()).tta_views(merge='gmean')
+@pytest.mark.parametrize('loss,act', [(nn.CrossEntropyLoss(), partial(torch.softmax, dim=1)), (partial(F.cross_entropy, label_smoothing=.1), partial(torch.softmax, dim=1)),
+    (nn.BCEWithLogitsLoss(), torch.sigmoid), (nn.MSELoss(), noop)], ids=['cross','function','sigmoid','regression'])
+def test_a_loss_without_activation(loss, act, toy):
+    learn = toy(loss_func=loss, target='index' if 'ross' in str(loss) else 'onehot')
+    want = act(learn.get_preds()[0])
+    close(learn.tta_views(views=[identity])[0], want)
+    close(torch.tensor(learn.scores().probs), want)
+    if act is noop:
+        with pytest.raises(ValueError, match='MSELoss has no `activation`'): learn.tta_views(merge='gmean')
 
 def test_two_pictures_a_sample(toy):
     learn = toy()

@@ -105,6 +105,13 @@ def five_crop(
     return [partial(_crop, where=o, size=size, resize=resize) for o in ((0,0),(0,1),(1,0),(1,1),(.5,.5))]
 
 # %% ../../nbs/12_vision.tta.ipynb #fd7f01a7
+_plain = {'mseloss':noop, 'l1loss':noop, 'smoothl1loss':noop, 'huberloss':noop, 'bcewithlogitsloss':torch.sigmoid, 'binarycrossentropywithlogits':torch.sigmoid}
+def _activation(loss):
+    "What makes probabilities of scores; a loss that does not tell, as torch's do not, has a softmax unless its name says otherwise"
+    if hasattr(loss, 'activation'): return loss.activation
+    f = getattr(loss, 'func', loss)
+    return _plain.get(getattr(f, '__name__', type(f).__name__).replace('_', '').lower(), partial(torch.softmax, dim=-1))
+
 _merges = dict(mean=lambda o: o.mean(-3), gmean=lambda o: o.log().mean(-3).exp(), max=lambda o: o.amax(-3))
 
 def _merged(scores, act, merge, on, with_std):
@@ -271,7 +278,7 @@ def view_preds(
         if not isinstance(m, nn.Module): raise ValueError(f"models has {type(m).__name__}: expected Learners and networks (nn.Module)")
     _check_views(views, merge, on, n_random, max_bs)
     dl,order = _in_order(dl, n_random)
-    act,gather = getcallable(learn.loss_func, 'activation'),_GatherViews(others)
+    act,gather = _activation(learn.loss_func),_GatherViews(others)
     def merge_all(s): return _merged(s.flatten(0, 1) if pool else s, act, merge, on, with_std)
     views_dl = _ViewDL(dl, learn, views, n_random, max_bs, gather, merge_all)
     with _as_it_was(learn, [learn.model, *others]), getattr(dl, 'set_split_idx', lambda i: nullcontext())(1), learn.validation_context(cbs=gather):
