@@ -28,7 +28,7 @@ from .callback.plc import *
 from .callback.snapmix import *
 from .checkpoint import write_atomic
 from .crossval import *
-from .crossval import _write_csv
+from .crossval import _check_classes, _write_csv
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
@@ -247,6 +247,7 @@ def _prepare(o):
     _settle_folds(o)
     _check_out(o)
     df = fold_data(read_data(o.data, o.images, o.image_col, o.label_col, o.split_col), o.folds, o.seed)
+    _check_classes(df.label.unique())
     twice = df.id[df.id.duplicated()]
     if len(twice) and (o.fold is None or o.plc): raise ValueError(f"{len(twice)} rows name a picture again, the first {twice.iloc[0]!r}: "
         "drop them, and repeat rows with --oversample, which leaves those to validate on alone")

@@ -170,6 +170,10 @@ def _row_ids(cv, dl, what):
         "make the DataLoaders of the table, DataBlock(...).dataloaders(df)")
     return pd.Index((items[cv.id_col] if cv.id_col else items.index).astype(str))
 
+def _check_classes(vocab):
+    taken = [o for o in vocab if str(o) in ('id','label','fold','')]
+    if taken: raise ValueError(f"a class is called {taken[0]!r}" + (", as is a column of the table of predictions" if taken[0] else "") + ": give it another name")
+
 @patch
 def _labels_of(self:CrossVal, rows): return pd.Series(self.df[self.label_col].astype(str).values, self.ids)[rows].values
 
@@ -183,8 +187,7 @@ def _check_dls(self:CrossVal, dls, k):
     if len(lack) or len(more) or rows.duplicated().any(): raise ValueError(f"get_dls(df, {k}) must validate on the {len(want)} rows of fold {k} and no others, once each, "
         f"but {len(lack)} are missing ({_first(lack)}) and {len(rows)-len(want)+len(lack)} too many ({_first(more)}): splitter=FoldSplitter(fold)")
     vocab = list(getattr(dls, 'vocab', None) or [])
-    taken = [o for o in vocab if str(o) in ('id','label','fold','')]
-    if taken: raise ValueError(f"a class is called {taken[0]!r}" + (", as is a column of `oof.csv`" if taken[0] else "") + ": give it another name")
+    _check_classes(vocab)
     unknown = sorted(set(self.df[self.label_col].astype(str))-set(map(str, vocab)))
     if unknown: raise ValueError(f"the DataLoaders of fold {k} do not know the label {_first(unknown)}: their vocab is {_first(vocab) or 'empty'}; "
         f"give it, CategoryBlock(vocab=sorted(df[{self.label_col!r}].unique()))")

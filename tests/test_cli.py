@@ -129,6 +129,7 @@ wrong = {
     'image names missing':(dict(), setting('image_id', None), '3 rows'),
     'one class':          (dict(), setting('label', 'rust', slice(None)), 'single class'),
     'few of a class':     (dict(fold=0, folds=3), setting('label', 'rare', slice(0,2)), "'rare' has 2 rows, too few for 3 folds: use --folds 2"),
+    'class named id':     (dict(), setting('label', 'id', slice(0,20)), "a class is called 'id', as is a column"),
     'arch':               (dict(arch='resnet19'), None, "no model 'resnet19': did you mean resnet1"),
     'batch of one':       (dict(bs=1), None, '--bs 1'),
     'batch too large':    (dict(bs=64), None, '--bs 64'),
