@@ -117,11 +117,11 @@ def fold_data(
 )->pd.DataFrame: # `df` with a column `fold`; rows to neither train nor validate on are gone
     "Stratified folds, or one: `test` in the column `split` (else `valid`, `validation`, `val`)"
     if 'split' not in df:
-        n = df.label.value_counts()
-        if n.min()<folds: raise ValueError(f"{n.idxmin()!r} has {n.min()} rows, too few for {folds} folds: "
-            + (f"use --folds {n.min()}, or " if n.min()>1 else "") + "merge or drop that class")
         same = picture_groups(df, 'path', near=None)
-        return add_folds(df.assign(same=same), 'label', folds, 'same' if same.duplicated().any() else None, seed=seed)
+        n,twice = same.groupby(df.label).nunique(),same.duplicated().any()
+        if n.min()<folds: raise ValueError(f"{n.idxmin()!r} has {n.min()} {'different pictures' if twice else 'rows'}, too few for {folds} folds: "
+            + (f"use --folds {n.min()}, or " if n.min()>1 else "") + "merge or drop that class")
+        return add_folds(df.assign(same=same), 'label', folds, 'same' if twice else None, seed=seed)
     held = next((o for o in ('test','valid','validation','val') if (df.split==o).any()), None)
     if held is None or not (df.split=='train').any(): raise ValueError("the split column must say 'train' and 'test' "
         f"(or 'valid'), but it says {', '.join(map(repr, df.split.unique()[:6]))}")

@@ -316,6 +316,12 @@ def test_equal_pictures_come_into_one_fold(leaves, table, tmp_path, capsys):
     fold = pd.read_csv(tmp_path/'run'/'oof.csv').fold
     assert all(fold[i]==fold[j] for i,j in zip(a[:4], a[4:8]))
 
+def test_equal_pictures_of_a_rare_class_count_once(leaves, table, tmp_path, capsys):
+    shutil.copytree(leaves/'images', tmp_path/'images')
+    for i in (1,2): shutil.copy(tmp_path/'images'/'Train_0.jpg', tmp_path/'images'/f'Train_{i}.jpg')
+    with pytest.raises(SystemExit): main(**{**table(setting('label', 'rare', slice(0,4))), 'images':str(tmp_path/'images')}, folds=3)
+    assert "'rare' has 2 different pictures, too few for 3 folds: use --folds 2, or merge or drop that class" in capsys.readouterr().err
+
 @pytest.mark.parametrize('text,value', [(None,None), ('balance','balance'), ('sqrt','sqrt'), ('40',40), ('a=3',{'a':3.}), ('a=b=3,c=1.5',{'a=b':3.,'c':1.5})])
 def test_oversample(text, value): assert read_oversample(text)==value
 
