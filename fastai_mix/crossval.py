@@ -96,7 +96,8 @@ class CrossVal:
             if not callable(f): raise ValueError(f"{name} is a {type(f).__name__}: expected a function {name}{args}")
         self.get_dls,self.get_learner = get_dls,get_learner
         check_labels(df, label_col)
-        check_columns(df, fold_col, *([self.id_col] if self.id_col else []))
+        check_filled(df, fold_col, 'fold')
+        check_columns(df, *([self.id_col] if self.id_col else []))
         if not pd.api.types.is_integer_dtype(df[fold_col]): raise ValueError(f"{fold_col!r} holds {_first(df[fold_col].unique())}: expected whole numbers, 0 and up")
         ids = df[self.id_col] if self.id_col else df.index
         self.ids = pd.Index(ids.astype(str))

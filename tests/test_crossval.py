@@ -227,7 +227,7 @@ wrong = {
     'no id column':    (dict(id_col='name'), "no column 'name'"),
     'ids twice':       (dict(id_col='label'), 'stands for several rows'),
     'text folds':      (dict(change=lambda d: d.assign(fold=d.fold.astype(str))), 'expected whole numbers'),
-    'missing folds':   (dict(change=lambda d: d.assign(fold=d.fold.where(d.fold>0))), 'expected whole numbers'),
+    'missing folds':   (dict(change=lambda d: d.assign(fold=d.fold.astype('Int64').where(d.fold>0))), "of 60 rows have no fold in 'fold'"),
     'one fold':        (dict(change=lambda d: d.assign(fold=0)), 'two or more'),
     'negative folds':  (dict(change=lambda d: d.assign(fold=d.fold-3)), 'numbered from 0'),
     'no function':     (dict(get_dls=3), 'get_dls is a int: expected a function get_dls'),
