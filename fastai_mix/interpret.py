@@ -186,4 +186,5 @@ def scores(self:Learner,
 )->Scores:
     "Predict and compare"
     with self.no_bar(): probs,targs = self.get_preds(ds_idx=ds_idx, dl=dl, act=_activation(self.loss_func))
+    if targs is None: raise ValueError("the loader has no labels: use test_dl(..., with_labels=True)")
     return Scores(probs, targs, self.dls.vocab)

@@ -383,6 +383,7 @@ def test_scores(life):
     many = Scores(np.eye(50)[np.arange(100)%50], np.arange(100)%50, range(50)).plot_confusion()
     assert not many.texts and not len(many.get_xticks())
     plt.close('all')
+    with pytest.raises(ValueError, match='no labels: use test_dl'): learn.scores(dl=learn.dls.test_dl(learn.dls.valid.items))
     with pytest.raises(ValueError, match='add to 1'): Scores(preds, torch.ones(16,4), leaf_classes)
 
 def test_a_class_name_will_do_for_a_row(life):
