@@ -28,7 +28,7 @@ from .callback.plc import *
 from .callback.snapmix import *
 from .checkpoint import write_atomic
 from .crossval import *
-from .crossval import _check_classes, _write_csv
+from .crossval import _check_classes, _read_csv, _write_csv
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
@@ -55,7 +55,7 @@ def _folder_table(folder):
 def _csv_table(file, images, image_col, **cols):
     "Columns id and path of the pictures a CSV names, and those of its columns that are the values of `cols`"
     # a class may be called 01 or None
-    table = pd.read_csv(file, dtype={c: str for c in (image_col, *cols.values())}, keep_default_na=False, na_values=[''])
+    table = _read_csv(file, dtype={c: str for c in (image_col, *cols.values())}, na_values=[''])
     check_columns(table, image_col, *cols.values(), table=str(file))
     nameless = table[image_col].isna()
     if nameless.any(): raise ValueError(f"{nameless.sum()} rows of {file} name no picture in {image_col!r}: fill them in or drop the rows")
@@ -102,7 +102,7 @@ def read_test(
     if sample and not Path(sample).is_file(): raise ValueError(f"no such file: --sample {sample}")
     if test.is_dir():
         df = _folder_table(test)
-        if sample and not pd.read_csv(sample, dtype=str).iloc[:,0].isin(df.id).any(): df['id'] = [Path(o).with_suffix('').as_posix() for o in df.id]
+        if sample and not _read_csv(sample, dtype=str).iloc[:,0].isin(df.id).any(): df['id'] = [Path(o).with_suffix('').as_posix() for o in df.id]
     elif test.is_file(): df = _csv_table(test, images, image_col)
     else: raise ValueError(f"no such file or folder: {test}; --test takes a folder of pictures or a CSV")
     if not len(df): raise ValueError(f"no pictures in {test}: --test takes a folder of pictures or a CSV")

@@ -61,6 +61,9 @@ def _write_csv(path, df): # packed as the name says, which is not yet that of th
     path = Path(path)
     how = dict(method='zip', archive_name=path.stem) if path.suffix=='.zip' else _packed.get(path.suffix)
     write_atomic(path, lambda f: df.to_csv(f, index=False, compression=how))
+def _read_csv(file, **kwargs):
+    try: return pd.read_csv(file, keep_default_na=False, **kwargs)
+    except UnicodeDecodeError: raise ValueError(f"{file} is not in UTF-8: save it as UTF-8") from None
 def _first(o): return ', '.join(map(str, list(o)[:3])) + (', …' if len(o)>3 else '')
 
 def _table_differs(was, now):
@@ -481,7 +484,7 @@ def fill_sample(
     prob_of=None, # If the sample has one column besides the first: the class whose probability goes there; None: the likeliest label
 )->pd.DataFrame: # Columns and rows as in the sample
     "Probabilities, or labels, in the form of a sample; ValueError if it asks for others"
-    if not isinstance(sample, pd.DataFrame): sample = pd.read_csv(sample, dtype={0:str}, keep_default_na=False)
+    if not isinstance(sample, pd.DataFrame): sample = _read_csv(sample, dtype={0:str})
     id_col,*cols = sample.columns
     if not cols: raise ValueError(f"the sample has only the column {id_col!r}: expected one for each class, or one for the label")
     names,rows,ids = {str(o):o for o in probs},sample[id_col].astype(str),probs.index.astype(str)
@@ -506,7 +509,7 @@ def submission(self:Ensemble,
     prob_of=None, # If the sample has one column besides the first: the class whose probability goes there; None: the predicted label
 )->pd.DataFrame: # Columns and rows as in the sample
     "Predictions in the form of a sample"
-    if not isinstance(sample, pd.DataFrame): sample = pd.read_csv(sample, dtype={0:str}, keep_default_na=False)
+    if not isinstance(sample, pd.DataFrame): sample = _read_csv(sample, dtype={0:str})
     test_df,id_col = sample if test_df is None else test_df,sample.columns[0]
     check_columns(test_df, id_col, table='the table to predict')
     if len(sample.columns)==2 and prob_of is None and self.how=='rank': raise ValueError("mean ranks make no labels, as rare classes rank as high as others: use how='mean'")

@@ -168,6 +168,13 @@ def test_wrong_input(name, table, tmp_path, capsys):
     assert e.value.code==2 and len(err)==1 and err[0].startswith('fastai-mix: ') and message in err[0], err
     assert not (tmp_path/'run').exists()
 
+def test_a_csv_in_another_encoding(table, test_folder, tmp_path, capsys):
+    args = dict(table(lambda t: t.replace('rust', 'Käfer')), arch='resnet10t', **test_folder(label='ä'))
+    for name in ('sample.csv','t.csv'):
+        (tmp_path/name).write_text((tmp_path/name).read_text(encoding='utf-8').replace('label', 'läbel'), encoding='latin-1')
+        with pytest.raises(SystemExit): main(**args)
+        assert f'{tmp_path/name} is not in UTF-8: save it as UTF-8' in capsys.readouterr().err
+
 def test_unreadable_images_are_counted_and_named(leaves, table, tmp_path, capsys):
     (tmp_path/'images').mkdir()
     for f in (leaves/'images').iterdir(): (tmp_path/'images'/f.name).write_bytes(f.read_bytes())
