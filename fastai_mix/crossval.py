@@ -8,7 +8,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/crossval.html.md"""
 __all__ = ['score_probs', 'score_table', 'CrossVal', 'blend', 'fit_weights', 'Ensemble', 'fill_sample', 'load_ensemble']
 
 # %% ../nbs/31_crossval.ipynb #af9f4f4c
-import hashlib,json,os,platform,shutil,socket,time
+import hashlib,json,os,platform,shutil,socket,time,warnings
 from concurrent import futures
 from importlib.metadata import version
 
@@ -204,15 +204,15 @@ def _check_dls(self:CrossVal, dls, k):
 def _predict_fold(self:CrossVal, learn, rows, vocab):
     "Probabilities of the rows validated on, in the order of `rows`"
     # a DistributedTrainer would give each process a share of the rows, and bring them back in another order
-    with learn.no_bar(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name=='distributed_trainer')): probs = learn.get_preds(act=_activation(learn.loss_func))[0]
+    with learn.no_bar(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name=='distributed_trainer')): probs = learn.get_preds(act=_activation(learn.loss_func, _softmax))[0]
     if probs.isnan().any(): raise ValueError(f"the network of {learn.path.name} predicts NaN, as its training diverged: remove {learn.path/'checkpoints'}, "
         "and train with a lower learning rate")
     return pd.DataFrame(probs.numpy(), columns=vocab).assign(id=rows, label=self._labels_of(rows))[['id','label',*vocab]]
 
+_softmax = partial(torch.softmax, dim=-1)
 def _norm(dls): return [np.asarray(o.cpu()).ravel().round(6).tolist() for f in dls.valid.after_batch.fs if isinstance(f, Normalize) for o in (f.mean,f.std)]
-def _check_norms(norms):
-    if any(o!=norms[0] for o in norms): raise ValueError("the folds normalize with different statistics, but an ensemble reads a picture once: "
-        "use fixed ones, Normalize.from_stats(*imagenet_stats), and train again, in another folder")
+def _differ(norms): return "" if all(o==norms[0] for o in norms) else ("the folds normalize with different statistics, but an ensemble reads a picture once: "
+    "use fixed ones, Normalize.from_stats(*imagenet_stats), and train again, in another folder")
 
 _busy = {} # what this process is training
 _alone = 'fold {} is trained by others: processes that train one model together, and all of which must train the same fold, need the folder to themselves'
@@ -249,7 +249,7 @@ def _train_locked(self:CrossVal, fit_fn, k, bar):
         dls = self.get_dls(self.df, k)
         rows,vocab = self._check_dls(dls, k)
         learn = self.get_learner(dls)
-        _check_norms([*(self._info(j)['norm'] for j in self.folds if self.done(j)), _norm(dls)])
+        if s := _differ([*(self._info(j)['norm'] for j in self.folds if self.done(j)), _norm(dls)]): warnings.warn(s) # out-of-fold predictions are right all the same
         if bar and not rank_distrib(): print(f'fold {k}')
         learn.path = folder # a callback that saves models must not meet another fold's
         like = next((self._info(j)['n_epoch'] for j in self.folds if self.done(j)), None)
@@ -440,8 +440,9 @@ def learner(self:CrossVal,
 
 @patch
 def _group(self:CrossVal):
-    _check_norms([self._info(k)['norm'] for k in self.folds])
+    if s := _differ([self._info(k)['norm'] for k in self.folds]): raise ValueError(s)
     learn = self.learner(self.folds[0])
+    if _activation(learn.loss_func, None) is None: learn.loss_func = CrossEntropyLossFlat()
     nets = [deepcopy(learn.model) for _ in self.folds[1:]]
     for net,k in zip(nets, self.folds[1:]): load_model(net, self._dir(k)/'model.safetensors', device=str(next(net.parameters()).device))
     return learn,nets,learn.dls.test_dl

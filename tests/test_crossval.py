@@ -2,7 +2,6 @@
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -347,14 +346,11 @@ def test_a_network_that_diverged_is_not_done(df, get_dls, tmp_path):
     with pytest.raises(ValueError, match='fold_0 predicts NaN.*lower learning rate'): run.fit(one)
     assert not run.done(0)
 
-def test_different_normalization_is_refused(df, leaves, tmp_path):
-    b,trained = block(leaves, batch_tfms=Normalize()),[] # statistics of one batch
+def test_ensemble_of_different_normalization_is_refused(df, leaves, tmp_path):
+    b = block(leaves, batch_tfms=Normalize()) # statistics of one batch
     run = CrossVal(df, b, tiny, tmp_path/'run', bs=8, num_workers=0)
-    with pytest.raises(ValueError, match='normalize with different statistics'): run.fit(lambda learn: (trained.append(learn.path.name), one(learn)))
-    assert trained==['fold_0'] and b.batch_tfms[-1].mean is None
-    for k in (1,2): # as of processes that began together
-        other = CrossVal(df, b, tiny, tmp_path/f'run{k}', bs=8, num_workers=0).fit(one, folds=[k])
-        shutil.copytree(other._dir(k), run._dir(k), dirs_exist_ok=True)
+    with pytest.warns(UserWarning, match='normalize with different statistics'): run.fit(one)
+    assert b.batch_tfms[-1].mean is None and len(run.oof)==60
     with pytest.raises(ValueError, match='normalize with different statistics'): run.ensemble()
 
 def test_submission(cv, df, tmp_path):

@@ -429,13 +429,14 @@ def test_other_outputs(model, text, toy):
     with pytest.raises(ValueError, match=text): toy(model=model, loss_func=lambda p,y: torch.zeros(())).tta_views()
 
 @pytest.mark.parametrize('loss,act', [(nn.CrossEntropyLoss(), partial(torch.softmax, dim=1)), (partial(F.cross_entropy, label_smoothing=.1), partial(torch.softmax, dim=1)),
-    (nn.BCEWithLogitsLoss(), torch.sigmoid), (nn.MSELoss(), noop)], ids=['cross','function','sigmoid','regression'])
+    (nn.BCEWithLogitsLoss(), torch.sigmoid), (nn.MSELoss(), noop),
+    (lambda p,y: F.cross_entropy(p, y), noop)], ids=['cross','function','sigmoid','regression','unknown'])
 def test_a_loss_without_activation(loss, act, toy):
     learn = toy(loss_func=loss, target='index' if 'ross' in str(loss) else 'onehot')
     want = act(learn.get_preds()[0])
     close(learn.tta_views(views=[identity])[0], want)
     close(torch.tensor(learn.scores().probs), want)
-    if act is noop:
+    if isinstance(loss, nn.MSELoss):
         with pytest.raises(ValueError, match='MSELoss has no `activation`'): learn.tta_views(merge='gmean')
 
 def test_two_pictures_a_sample(toy):

@@ -105,12 +105,12 @@ def five_crop(
     return [partial(_crop, where=o, size=size, resize=resize) for o in ((0,0),(0,1),(1,0),(1,1),(.5,.5))]
 
 # %% ../../nbs/12_vision.tta.ipynb #fd7f01a7
-_plain = {'mseloss':noop, 'l1loss':noop, 'smoothl1loss':noop, 'huberloss':noop, 'bcewithlogitsloss':torch.sigmoid, 'binarycrossentropywithlogits':torch.sigmoid}
-def _activation(loss):
-    "What makes probabilities of scores; a loss that does not tell, as torch's do not, has a softmax unless its name says otherwise"
+_acts = {'crossentropy':partial(torch.softmax, dim=-1), 'bcewithlogits':torch.sigmoid, 'binarycrossentropywithlogits':torch.sigmoid, 'nll':torch.exp}
+def _activation(loss, default=noop):
+    "What makes probabilities of scores: as `loss` says, or for torch's own, which do not, by its name; `default` of any other"
     if hasattr(loss, 'activation'): return loss.activation
     f = getattr(loss, 'func', loss)
-    return _plain.get(getattr(f, '__name__', type(f).__name__).replace('_', '').lower(), partial(torch.softmax, dim=-1))
+    return _acts.get(getattr(f, '__name__', type(f).__name__).replace('_', '').lower().removesuffix('loss'), default)
 
 _merges = dict(mean=lambda o: o.mean(-3), gmean=lambda o: o.log().mean(-3).exp(), max=lambda o: o.amax(-3))
 
