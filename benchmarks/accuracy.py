@@ -9,6 +9,8 @@ run again, and several processes may share the file. Every mix of a seed has the
 same initial weights, order of pictures, crops and flips. The weights scored are the last ones, on the test part, once.
 `echo` loads bs/2 pictures per step and trains on them and on their mixed versions: as many a step as the others.
 `seconds` are those of training, `cpu_seconds` the processor's, which other work on the machine moves less.
+Both depend on the machine, which `record` names: compare them within one. So do the last digits of the rest, and with them the whole
+training: the same cell on another processor moves about as much as with another seed.
 `rest_*` are the same figures on those pictures of the training part that `--per-class` or `--share` left out.
 The ablations change one thing of snapmix-.5 each, except where their names say another p or echo."""
 import time,warnings
