@@ -183,11 +183,15 @@ def bare_learner(dls, batches, cell, weights, n_out, cbs, keep=(), loss=None):
     set_seed(cell['seed'])
     return learn
 
+def centre(x, size):
+    "The square of side `size` in the middle of each picture"
+    a = (x.shape[-1]-size)//2
+    return x[...,a:a+size,a:a+size]
+
 def predict(model, x, size, cfg, bs=64):
     "Probabilities `[n,c]` for the centres of pictures `x`"
-    a = (x.shape[-1]-size)//2
     model.eval()
-    with torch.no_grad(): return torch.cat([model(normalize(o[...,a:a+size,a:a+size], cfg)).softmax(1) for o in x.split(bs)])
+    with torch.no_grad(): return torch.cat([model(normalize(centre(o, size), cfg)).softmax(1) for o in x.split(bs)])
 
 def ece(probs, y, bins=15):
     "Expected calibration error: how far confidence is from accuracy, in `bins` equal bins of confidence"

@@ -16,6 +16,7 @@ cut from training instead of the test part, with their true labels, to choose θ
 and looks, after each epoch, at what every θ would have changed: from that epoch's predictions, from the mean of all until then, and
 from the mean of clean passes."""
 import gzip,time,warnings
+from contextlib import contextmanager
 from functools import partial
 from json import dumps
 from pathlib import Path
@@ -31,7 +32,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 from timm.models import group_parameters
 from accuracy import compare, verdict
-from cells import Batches, Results, bare_learner, decode, figures, normalize, pick_seeds, plan, predict, read_table, record, run_cells
+from cells import Batches, Results, bare_learner, centre, decode, figures, normalize, pick_seeds, plan, predict, read_table, record, run_cells
 from fastai_mix.callback.plc import ProgressiveLabelCorrection, correct_labels
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.soft import SoftCrossEntropyLossFlat, soft_labels
@@ -91,20 +92,27 @@ class Tell(Callback):
         self.tell((self.learn.epoch+(self.learn.iter+1)/self.n_iter)/self.n_epoch)
 
 class Numbers:
-    "A dataset of positions with their targets"
-    def __init__(self, y): self.y = y
+    "A dataset of positions with their targets, whose pictures are augmented unless its split is 1"
+    def __init__(self, y): self.y,self.split_idx = y,0
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return i,self.y[i]
+    @contextmanager
+    def set_split_idx(self, i):
+        old,self.split_idx = self.split_idx,i
+        try: yield self
+        finally: self.split_idx = old
 
 def make_learner(data, i, y, cell, weights, cbs, tell, loss=None):
     "Learner on pictures `i` with targets `y`; its weights depend on the seed alone"
     set_seed(cell['seed'])
     aug = Batches(data.x[i], y, cell['bs'], 0, cell['size'], cell['seed'], None)
     g = torch.Generator().manual_seed(2*cell['seed']+1)
+    numbers = Numbers(y)
     def batch(items):
-        j = torch.tensor([o[0] for o in items])
-        return normalize(aug.augment(aug.x[j], g), aug.cfg),torch.stack([o[1] for o in items])
-    dl = DataLoader(Numbers(y), bs=cell['bs'], shuffle=True, drop_last=True, num_workers=0, create_batch=batch)
+        x = aug.x[torch.tensor([o[0] for o in items])]
+        x = aug.augment(x, g) if numbers.split_idx==0 else centre(x, cell['size'])
+        return normalize(x, aug.cfg),torch.stack([o[1] for o in items])
+    dl = DataLoader(numbers, bs=cell['bs'], shuffle=True, drop_last=True, num_workers=0, create_batch=batch)
     dls = DataLoaders(dl, DataLoader(Numbers(y[:0]), bs=cell['bs'], num_workers=0), device='cpu')
     dls.vocab = data.vocab
     learn = bare_learner(dls, aug, cell, weights, len(data.vocab), [Tell(tell), *cbs], keep=[Recorder], loss=loss)

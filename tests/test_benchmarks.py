@@ -105,6 +105,16 @@ def test_quality_of_labels():
     assert q==pytest.approx(dict(label_before=.6, label_after=.6, changed=.4, precision=.5, recall=.5))
     assert noise.quality(given, given, true)['precision'] is None
 
+def test_passes_see_no_augmentation():
+    import cells,noise
+    from types import SimpleNamespace
+    from fastai_mix.callback.plc import ProgressiveLabelCorrection
+    x = torch.randint(256, (40,3,37,37), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data,cell,watch = SimpleNamespace(x=x, vocab=['a','b']),dict(seed=0, bs=16, size=32, arch='resnet10t', frozen=0, lr=.003),noise.Passes()
+    learn = noise.make_learner(data, torch.arange(40), torch.arange(40)%2, cell, None, [ProgressiveLabelCorrection(when='pass'),watch], lambda part: None)
+    noise.fit(learn, cell, 1)
+    torch.testing.assert_close(watch.all[-1], cells.predict(learn.model, x, 32, learn.model.default_cfg), rtol=1e-4, atol=1e-5)
+
 def test_maps_that_point_at_the_object_cost_more():
     import maps
     g = torch.Generator().manual_seed(0)
