@@ -49,6 +49,14 @@ def test_links_stay_in_the_folder(pages):
     assert not [(k,a['href']) for k,v in pages.items() for a in v.select('a[href^="https://fastai-mix.github.io"]')]
     assert sum(len(v.select('main a[href*="docs.fast.ai"]')) for v in pages.values())>20 # names of fastai lead to its docs
 
+def test_source_links_lead_to_the_definition(site):
+    links = [o for p in site.rglob('*.html.md') for o in re.findall(r'\[source\]\(\S+?/blob/main/([\w/]+\.py)(?:#L(\d+))?\)\n\n#+ (\S+)', p.read_text(encoding='utf-8'))]
+    assert len(links)>100
+    for file,line,name in links:
+        source = (top/file).read_text(encoding='utf-8').splitlines()
+        begins = next(o for o in source[int(line)-1:] if not o.lstrip().startswith('@'))
+        assert re.match(rf"\s*(def|class) {name.split('.')[-1]}\b", begins), (file, line, name, begins)
+
 def test_every_public_name_has_its_table(pages):
     from fastai_mix import _modidx
     from fastcore.docments import docments

@@ -1,13 +1,15 @@
 "How the docs show a function or class: its signature, what it is for, and a table of its parameters."
-import inspect,re,types
-from importlib import import_module
+import ast,inspect,re,types
 from inspect import Parameter
 from typing import Union, get_args, get_origin
 
 from fastcore.docments import DocmentText
+from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
 from nbdev import showdoc
+
+top = get_config().config_path
 
 def type_name(anno):
     "Markdown for a type: names in backticks, which nbdev makes links of, with ' or ' between those of a union"
@@ -43,19 +45,26 @@ def kwargs_doc(fn):
     except (OSError, TypeError): return None
     return m and m[1]
 
+def definition_line(source, name):
+    "The line of `source` at which a function, class or method `name` begins, with its decorators; also of one patched into a class from elsewhere"
+    *owner,name = name.split('.')
+    def named(body): return [o for o in body if getattr(o, 'name', None)==name]
+    body = ast.parse(source).body
+    found = named(body)
+    if owner:
+        inside = [m for o in body if isinstance(o, ast.ClassDef) and o.name==owner[0] for m in named(o.body)]
+        found = inside or [o for o in found if isinstance(o, ast.FunctionDef) and o.args.args and (a := o.args.args[0].annotation) and owner[0] in re.findall(r'\w+', ast.unparse(a))]
+    return min((o.lineno for o in (*found[0].decorator_list,found[0])), default=None) if found else None
+
 class TableRenderer(showdoc.BasicMarkdownRenderer):
     "A heading, the source, the signature, the docstring, and a row for each parameter and for what is returned"
     def source(self):
         "Link to the lines of the module that the notebook is exported to"
         url = NbdevLookup().code(self.fn)
         if not url: return ''
-        mod = '.'.join(url.split('/blob/')[1].split('#')[0].removesuffix('.py').split('/')[1:])
-        try:
-            o = import_module(mod)
-            for part in self.nm.split('.'): o = inspect.getattr_static(o, part)
-            line = inspect.getsourcelines(inspect.unwrap(o.fget if isinstance(o, property) else getattr(o, '__func__', o)))[1]
-        except (ImportError, AttributeError, OSError, TypeError): line = None
-        url = url.split('#')[0] + (f'#L{line}' if line else '')
+        url = url.split('#')[0]
+        line = definition_line((top/url.split('/blob/')[1].split('/', 1)[1]).read_text(encoding='utf-8'), self.nm)
+        url += f'#L{line}' if line else ''
         return f'[source]({url}){{.source-link aria-label="Source of {self.nm}"}}\n\n'
 
     def _repr_markdown_(self):
