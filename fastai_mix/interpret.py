@@ -25,7 +25,7 @@ def _label(vocab, y, w):
 
 def _title(vocab, yb, mix, i):
     "Labels of picture `i` with their weights"
-    labels = [(yb[i],1.)] if getattr(mix, 'w', None) is None else [(yb[i],mix.w[i].item()),(mix.y2[i],mix.w2[i].item())]
+    labels = [(yb[i],1.)] if mix is None or mix.w is None else [(yb[i],mix.w[i].item()),(mix.y2[i],mix.w2[i].item())]
     return ' · '.join(_label(vocab, y, v) for y,v in labels)
 
 def _pictures(dl, x):
@@ -59,17 +59,17 @@ def show_mix(self:Learner,
         try:
             self.xb = b[:n_inp]
             for m in shown: mixed = m.change(mixed, yb)
-            mix = next((m for m in shown if getattr(m, 'w', None) is not None), shown[0]) # it has labels to tell
+            mix = next((m for m in shown if m.w is not None), shown[0]) # it has labels to tell
             ims = _pictures(dl, mixed)
-            over = None if not maps or getattr(mix, 'cam', None) is None else semantic_map(mix.cam, mixed.shape[-2:]).cpu()
-            n,box = min(n, len(ims)),getattr(mix, 'box', None)
+            over = None if not maps or mix.cam is None else semantic_map(mix.cam, mixed.shape[-2:]).cpu()
+            n = min(n, len(ims))
             axs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize)
             for i,ax in zip(range(n), axs):
                 show_image(ims[i], ctx=ax)
                 ax.set_title(_title(dl.vocab, yb, mix, i), fontsize=8)
                 if over is not None: ax.imshow(over[i], cmap='magma', alpha=.5)
-                if boxes and box is not None:
-                    t,l,b,r = box[i].tolist()
+                if boxes and mix.box is not None:
+                    t,l,b,r = mix.box[i].tolist()
                     ax.add_patch(plt.Rectangle((l-.5,t-.5), r-l, b-t, fill=False, color='w', lw=1.5))
         finally:
             for m in shown: m.after_fit()
@@ -99,7 +99,7 @@ class TensorBoardMix(_FitCallback):
     def before_batch(self):
         mixes = [cb for cb in self.learn.cbs if isinstance(cb, BatchCallback) and cb.changed]
         if self.done or not mixes or not self.board.run: return
-        self.done,mix = True,next((m for m in mixes if getattr(m, 'w', None) is not None), None)
+        self.done,mix = True,next((m for m in mixes if m.w is not None), None)
         ims = _pictures(self.dl, self.xb[0][-self.n:])
         rows = [_title(self.dls.vocab, self.yb[0], mix, i) for i in range(len(self.xb[0]))[-self.n:]]
         self.board.writer.add_images('mix', (ims*255).round().byte(), self.train_iter)

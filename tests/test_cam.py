@@ -93,6 +93,21 @@ def test_classifier_that_starts_at_zero():
     assert (act(torch.randn(2,3,64,64), y)[0]==0).all()
     assert act.layer is vit.blocks[-1] and act.side==0
 
+@pytest.mark.parametrize('norm_first', [True,False])
+def test_input_of_the_last_block_of_an_encoder(norm_first):
+    class ViT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch,self.cls,self.pos,self.head = nn.Conv2d(3, 16, 4, 4),nn.Parameter(torch.randn(1,1,16)),nn.Parameter(torch.randn(1,17,16)),nn.Linear(16, 5)
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first), 4)
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.head(input=self.encoder(torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.pos)[:,0])
+    vit = ViT()
+    act = ClassActivation(vit)
+    assert act(torch.randn(2,3,16,16), y)[0].shape==(2,4,4)
+    assert (act.layer,act.side) in ((vit.encoder.layers[3],0), (vit.encoder.layers[2],None))
+
 def test_wrong_layer():
     m = timm.create_model('resnet18', num_classes=5)
     x = torch.randn(2,3,64,64)

@@ -13,7 +13,7 @@ from test_snapmix import CpuAutocast, CpuScaler, Record, state
 from fastai_mix.callback.branch import MidLevelBranch
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
-from fastai_mix.callback.mix import CutMix, MixUp, ramp
+from fastai_mix.callback.mix import CutMix, MixUp, off_last, ramp
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
@@ -112,6 +112,83 @@ def test_a_mix_may_be_tried_before_mixed_precision_has_begun(toy):
     learn.snap_mix.before_fit()
     x,y = learn.dls.train.one_batch()
     assert learn.snap_mix.change(x, y).shape==x.shape and learn.snap_mix.w is not None
+
+def test_chances_of_a_choice_that_run_out(toy):
+    learn = toy(cbs=[MixChoice([CutMix(),MixUp()], [off_last(.5), off_last(.5)]), Record()])
+    learn.fit(2)
+    assert len(learn.record.losses)==8 and len(learn.record.seen)==4
+    learn = toy(cbs=MixChoice([CutMix(),None], [lambda t: -1, 2]))
+    with pytest.raises(ValueError, match='p gives .-1, 2. when 0% of training is done'): learn.fit(1)
+
+def test_a_choice_of_one_and_a_p_that_is_none(toy):
+    toy(cbs=MixChoice(CutMix())).fit(1)
+    with pytest.raises(ValueError, match='a number or function for each mix, such as .1, 1.'): MixChoice([CutMix(),MixUp()], p=.5)
+    assert MixChoice([CutMix(),MixUp()], np.array([1,2])).weights==[1,2]
+
+class Two(nn.Module):
+    "Logits, and something beside them"
+    def __init__(self):
+        super().__init__()
+        self.model,self.other = toy_model(),nn.Linear(3, 2)
+    def forward(self, x):
+        z = self.model(x)
+        return z,self.other(z)
+
+def first_loss(p, y, reduction='mean'): return nn.functional.cross_entropy(p[0], y, reduction=reduction)
+
+@pytest.mark.parametrize('cbs', [lambda: [MixUp()], lambda: [CutMix(echo=True)], lambda: [SnapMix()], lambda: [SnapMix(echo=True)],
+    lambda: [ProgressiveLabelCorrection(warmup=0)], lambda: [SnapMix(), ProgressiveLabelCorrection(warmup=0)]], ids=['mixup','cutmix-echo','snapmix','snapmix-echo','plc','snapmix+plc'])
+def test_a_model_that_returns_more_than_logits(cbs, toy):
+    class First(Callback):
+        order,run_valid = -5,True
+        def after_pred(self): self.learn.pred = self.pred[0]
+    losses = []
+    for loss,more in ((first_loss,[]), (None,[First()])):
+        torch.manual_seed(0)
+        learn = toy(cbs=[*cbs(), *more], model=Two(), loss_func=loss)
+        learn.add_cb(Losses())
+        learn.fit(2)
+        losses.append(learn.losses.all)
+    assert losses[0]==losses[1]
+
+class Losses(Callback):
+    run_valid = False
+    def before_fit(self): self.all = []
+    def after_batch(self): self.all.append(self.learn.loss.item())
+
+def test_a_branch_names_what_the_model_returns(toy):
+    with pytest.raises(ValueError, match='Two returns a tuple'): toy(cbs=MidLevelBranch(), model=Two(), loss_func=first_loss).fit(1)
+
+@pytest.mark.parametrize('cbs', [lambda: [SnapMix()], lambda: [SnapMix(echo=True)], lambda: [CutMix(echo=True, p=.5)], lambda: [CutMix(), ProgressiveLabelCorrection(warmup=0)],
+    lambda: [GridMask(p=1), ProgressiveLabelCorrection(warmup=0)]], ids=['snapmix','snapmix-echo','cutmix-echo','cutmix+plc','gridmask+plc'])
+def test_a_model_that_begins_in_place(cbs, toy):
+    "It trains as its twin that makes new pictures"
+    class Norm(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.inplace,self.model = inplace,toy_model()
+        def forward(self, x): return self.model(x.sub_(.5).div_(.25) if self.inplace else (x-.5)/.25)
+    losses = []
+    for inplace in (False,True):
+        torch.manual_seed(0)
+        learn = toy(cbs=[*cbs(), Losses()], model=Norm(inplace))
+        learn.dls.train.dataset.x = learn.dls.train.dataset.x.clone()
+        learn.fit(2)
+        losses.append(learn.losses.all)
+    assert losses[0]==losses[1]
+
+def test_a_model_with_attributes_named_like_a_mix_has(toy):
+    class Cosine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body,self.w,self.box = toy_model()[:9],nn.Parameter(torch.randn(3,16)),None
+        def forward(self, x): return 16*nn.functional.linear(nn.functional.normalize(self.body(x)), nn.functional.normalize(self.w))
+    for cb in (MixChoice([SnapMix(),GridMask(p=1)]), GridMask(p=1)):
+        learn = toy(cbs=cb, model=Cosine(), n=64)
+        learn.fit(2)
+        assert cb.w is None
+        learn.dls.train.vocab,learn.dls.train.decode = learn.dls.vocab,lambda b: b
+        assert len(learn.show_mix(2))==2
 
 def test_a_choice_inside_a_choice():
     with pytest.raises(ValueError, match='list its mixes in the outer one'): MixChoice([MixChoice([SnapMix(), CutMix()]), None])

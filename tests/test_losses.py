@@ -83,6 +83,12 @@ def test_other_reductions_are_those_of_the_loss(make, reduction):
     torch.testing.assert_close(mix_loss(lf, pred, (t,), (t2,), torch.ones(n), torch.zeros(n)), plain)
     torch.testing.assert_close(mix_loss(lf, pred, (t,), (t2,), torch.full((n,), .6), torch.full((n,), .4)), .6*plain + .4*lf(pred, t2))
 
+def test_mean_over_samples_alone():
+    lf,t,t2 = nn.KLDivLoss(reduction='batchmean'),*torch.rand(2,n,c).softmax(2)
+    logp = pred.log_softmax(1)
+    torch.testing.assert_close(mix_loss(lf, logp, (t,), (t2,), torch.ones(n), torch.zeros(n)), lf(logp, t))
+    torch.testing.assert_close(mix_loss(lf, logp, (t,), (t2,), torch.full((n,), .6), torch.full((n,), .4)), .6*lf(logp, t) + .4*lf(logp, t2))
+
 def test_ignored_targets_count_for_nothing():
     t = y.clone(); t[0] = -100
     want = F.cross_entropy(pred, t)

@@ -1,5 +1,6 @@
 import json
 import os
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -554,7 +555,27 @@ def test_pictures_export_and_state(tmp_path):
     assert [ax.get_title().split(chr(10))[0] for ax in axs]==[f'{o.given} → {o.current}' for o in plc.changed.head(2).itertuples()]
     learn.export('learn.pkl')
     again = load_learner(tmp_path/'learn.pkl')
-    assert again.progressive_label_correction.labels.equals(plc.labels)
+    for other in (again.progressive_label_correction, deepcopy(plc)):
+        assert other.labels.equals(plc.labels)
+        other.save(tmp_path/'state')
+        back = Batchwise(.5, warmup=0)
+        back.load(tmp_path/'state')
+        assert back.labels.equals(plc.labels)
+        more = table_learner(df, other)
+        more.fit(1)
+        assert len(other.history)==2*len(plc.history)
+
+@pytest.mark.parametrize('when', ['epoch','batch','pass'])
+def test_epochs_without_a_batch(toy, when):
+    learn = toy(cbs=ProgressiveLabelCorrection(.3, warmup=0, when=when), n=16, bs=32) # the only batch is a short one, and left out
+    learn.fit(2)
+    assert learn.recorder.metric_names[-2]=='corrected' and learn.recorder.values and len(learn.progressive_label_correction.labels)==16
+    class Stop(Callback):
+        order,run_valid = 70,False
+        def before_batch(self): raise CancelTrainException()
+    learn = toy(cbs=[ProgressiveLabelCorrection(.3, warmup=0, when=when), Stop()])
+    learn.fit(2)
+    assert not len(learn.progressive_label_correction.changed)
 
 bad = [(dict(theta=0.), 'theta=0.0'), (dict(theta=1.5), 'theta=1.5'), (dict(theta=(.9,0)), 'theta=0'), (dict(theta=(.9,.8,.7)), 'first, last'), (dict(theta='high'), 'theta'),
        (dict(warmup=1.), 'warmup=1.0'), (dict(warmup=-1), 'warmup'), (dict(when='step'), "'batch' or 'epoch'"), (dict(rule='diff'), "'gap' or 'ratio'"),

@@ -1,5 +1,6 @@
 "SnapMix against the published code, and what it must leave alone."
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,10 +9,13 @@ import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelFitException, GradientAccumulation, nn, set_seed)
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException,
+    GradientAccumulation, MSELossFlat, nn, set_seed)
 from torch.distributions import Normal
 from torch.utils._python_dispatch import TorchDispatchMode
-from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix
+from conftest import toy_model
+from fastai_mix.callback.choice import MixChoice
+from fastai_mix.callback.mix import CutMix, MixCallback, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix, snapmix
 from fastai_mix.vision.box import box_area
 from fastai_mix.vision.cam import ClassActivation, semantic_map
@@ -52,7 +56,7 @@ class Record(Callback):
     def before_fit(self): self.losses,self.seen = [],[]
     def after_batch(self):
         self.losses.append(self.learn.loss.item())
-        cb = next((o for o in self.learn.cbs if hasattr(o, 'partner')), None)
+        cb = next((o for o in self.learn.cbs if isinstance(o, MixCallback)), None)
         if cb is not None and cb.w is not None:
             self.seen.append((self.learn.pred.detach().clone(), self.learn.yb[0], cb.w.clone(), cb.w2.clone(), cb.y2.clone()))
 
@@ -281,6 +285,9 @@ def test_wrong_learners(toy):
     raises(toy(cbs=[SnapMix(), FastaiCutMix()]), 'would mix the same batch twice')
     raises(toy(cbs=[SnapMix(), MixUp()]), 'would mix the same batch twice')
     raises(toy(cbs=SnapMix(), model=nn.Sequential(nn.Flatten(), nn.Linear(3*16*16, 3))), 'no spatial features')
+    numbers = toy(cbs=SnapMix(), model=toy_model(1), loss_func=MSELossFlat())
+    numbers.dls.train.dataset.t = torch.rand(32)
+    raises(numbers, 'MSELoss regresses: use MixUp or CutMix')
     raises(toy(cbs=SnapMix(layer='9x')), "no layer '9x'")
     raises(toy(cbs=SnapMix(p=lambda t: 2)), 'p=2')
     raises(toy(cbs=SnapMix(), loss_func=lambda p,y: nn.functional.cross_entropy(p,y)), 'no `reduction`')
@@ -356,6 +363,18 @@ def test_echo_leaves_no_hooks(toy, ex):
     with pytest.raises(ex): learn.fit(1)
     if ex is RuntimeError: assert state(learn)[4]==0
     learn.fit(1)
+    assert state(learn)[4]==0
+
+@pytest.mark.parametrize('ex', [CancelBatchException, CancelEpochException, CancelTrainException, CancelFitException, KeyboardInterrupt])
+@pytest.mark.parametrize('mix', [SnapMix, lambda echo: MixChoice([SnapMix()], echo=echo)])
+def test_echo_of_a_batch_that_is_stopped_leaves_no_hooks(toy, mix, ex):
+    class Boom(Callback):
+        order,run_valid = 20,False
+        def before_batch(self):
+            if self.iter==2: raise ex()
+    learn = toy(cbs=mix(echo=True))
+    with pytest.raises(KeyboardInterrupt) if ex is KeyboardInterrupt else nullcontext(): learn.fit(1, cbs=Boom())
+    if ex is KeyboardInterrupt: learn.fit(0) # nobody is told of an interrupt
     assert state(learn)[4]==0
 
 def test_echo_without_syncs_frozen_and_with_p(toy):

@@ -87,6 +87,8 @@ class MidLevelBranch(_FitCallback):
     def features(self)->Tensor: # `[n,c,h,w]` float32
         "The features that were kept"
         t,self.seen = self.seen,None
+        if not isinstance(self.pred, Tensor): raise ValueError(f"MidLevelBranch trains on the Learner's loss of logits [n,c], but {type(self.learn.model).__name__} returns a "
+            f"{type(self.pred).__name__}: have the model return its logits, or a callback before this one set `learn.pred` to them in `after_pred`")
         layout = None if t is None or len(t)!=len(self.pred) else _layout(t, len(t), self.size, self.at.prefix)
         if layout is None: raise ValueError("MidLevelBranch needs a feature map of the whole batch, but saw "
             f"{'none' if t is None else tuple(t.shape)}: pass `layer=`, a module or its name whose output is one; with several GPUs use "

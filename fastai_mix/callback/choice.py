@@ -9,6 +9,8 @@ __all__ = ['MixChoice']
 
 # %% ../../nbs/23_callback.choice.ipynb #71676029
 import random
+from numbers import Number
+
 from fastai.basics import *
 
 from .mix import *
@@ -18,10 +20,11 @@ class MixChoice(MixCallback):
     "Give each batch to one of several callbacks, drawn anew each time"
     def __init__(self,
         mixes:list, # Callbacks that change a batch (`SnapMix()`, `CutMix()`, `GridMask()`, ...); None stands for leaving it alone
-        p:list=None, # How likely each is: numbers, or functions of the fraction of training done; they need not add to 1. None: all alike
+        p:list=None, # How likely each is: numbers from 0 up, or functions of the fraction of training done; they need not add to 1, and where all are 0 the batch is left alone. None: all alike
         echo:bool=False, # Train on each batch clean, joined by the changed version of the batch before it, see `MixCallback`
     ):
-        self.mixes = [m() if isinstance(m, type) else m for m in mixes]
+        self.mixes = [m() if isinstance(m, type) else m for m in L(mixes)]
+        if p is not None and not is_iter(p): raise ValueError(f"p={p!r}: expected a number or function for each mix, such as {[1]*len(self.mixes)}; None among `mixes` stands for no change")
         self.weights = [1]*len(self.mixes) if p is None else list(p)
         bad = [m for m in self.mixes if m is not None and not isinstance(m, BatchCallback)]
         if bad: raise ValueError(f"{type(bad[0]).__module__}.{type(bad[0]).__name__} is no callback of fastai_mix that changes a batch: "
@@ -30,7 +33,7 @@ class MixChoice(MixCallback):
         if all(m is None for m in self.mixes): raise ValueError(f"mixes={mixes!r}: expected at least one that changes a batch, such as SnapMix()")
         if len(self.weights)!=len(self.mixes): raise ValueError(f"p has {len(self.weights)} values for {len(self.mixes)} mixes: give one for each")
         numbers = [w for w in self.weights if not callable(w)]
-        if any(not isinstance(w, (int,float)) or w<0 for w in numbers) or len(numbers)==len(self.weights) and not sum(numbers)>0:
+        if any(not isinstance(w, Number) or w<0 for w in numbers) or len(numbers)==len(self.weights) and not sum(numbers)>0:
             raise ValueError(f"p={p!r}: expected numbers from 0 up, one of them above 0, or functions of the fraction of training")
         if any(getattr(m, 'echo', False) for m in self.mixes): raise ValueError("a mix inside a choice has no echo of its own: use MixChoice(..., echo=True)")
         super().__init__(echo=echo)
@@ -47,6 +50,8 @@ class MixChoice(MixCallback):
     def draw(self)->bool:
         "Choose; the chosen one then draws by its own `p`"
         weights = [w(self.pct_train) if callable(w) else w for w in self.weights]
+        if not all(w>=0 for w in weights): raise ValueError(f"p gives {weights} when {self.pct_train:.0%} of training is done: expected numbers from 0 up")
+        if not sum(weights): return False
         self.number, = random.choices(range(len(self.mixes)), weights)
         return self.chosen is not None and self.chosen.draw()
 
@@ -58,7 +63,7 @@ class MixChoice(MixCallback):
         m = self.chosen
         m.clear()
         out = m.change(x, y)
-        for k in ('w','w2','y2','partner','box','src_box','cam'): setattr(self, k, getattr(m, k, None))
+        for k in ('w','w2','y2','partner','box','src_box','cam'): setattr(self, k, getattr(m, k))
         return out
 
 # %% ../../nbs/23_callback.choice.ipynb #fd272c92
@@ -73,3 +78,8 @@ def after_fit(self:MixChoice):
     super(MixChoice, self).after_fit()
     for m in self.mixes:
         if m is not None: m.after_fit(); m.learn = None
+
+@patch
+def after_cancel_batch(self:MixChoice):
+    for m in self.mixes:
+        if m is not None: m('after_cancel_batch')

@@ -54,7 +54,7 @@ def _unweighed(loss_func, pred):
 
 def mix_loss(
     loss_func, # Any loss with a `reduction`, as attribute or argument
-    pred:Tensor, # Predictions, a row per sample
+    pred:Tensor, # Predictions, a row per sample; whatever else the model returns if `loss_func` takes that
     yb:tuple, # The samples' own targets
     yb2:tuple, # Their partners' targets
     w:Tensor, # Weight of the own target `[n]`
@@ -65,7 +65,8 @@ def mix_loss(
     if reduction is None: raise ValueError(f"{getattr(loss_func, '__name__', type(loss_func).__name__)} has no `reduction`, so "
         "it gives no loss for a single sample: write it as `def loss(pred, y, reduction='mean')`")
     own,partners = _losses(loss_func, pred, yb),_losses(loss_func, pred, yb2)
-    losses = w[:,None]*own.reshape(len(pred), -1) + w2[:,None]*partners.reshape(len(pred), -1)
+    losses = w[:,None]*own.reshape(len(w), -1) + w2[:,None]*partners.reshape(len(w), -1)
+    if reduction=='batchmean': return losses.sum()/len(w)
     if reduction!='mean': return losses.sum() if reduction=='sum' else losses.reshape(own.shape)
     losses = losses.mean(1)
     y,y2 = (o[0].as_subclass(Tensor) for o in (yb,yb2))
@@ -146,6 +147,7 @@ class _FitCallback(Callback):
 class BatchCallback(_FitCallback):
     "Change the pictures of a training batch with chance `p`; a subclass says how in `change`"
     order,run_valid = MixedPrecision.order-5,False
+    w = w2 = y2 = partner = box = src_box = cam = None # a Callback would look for them in the model
     def __init__(self,
         p:float|Callable=1., # Chance that a batch is changed, 0 to 1, or a function of the fraction of training done
     ):
@@ -248,7 +250,9 @@ def before_batch(self:MixCallback):
     self.mixing = self.draw()
     if self.mixing: self.watch(clean)
     self.changed = self.before is not None
-    if not self.changed: return
+    if not self.changed:
+        if self.mixing: self.learn.xb = (clean.clone(), *self.xb[1:]) # a model may begin in place, and `clean` is mixed afterwards
+        return
     (x,*more),yb,partner,w,w2 = self.before
     if x.shape[-2:]!=clean.shape[-2:]: x = F.interpolate(x, clean.shape[-2:], mode='bilinear', antialias=True) # sizes may change
     n,one = len(clean),torch.ones_like(w[:1])

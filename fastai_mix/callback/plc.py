@@ -21,6 +21,7 @@ from .mix import *
 from .mix import _FitCallback
 from .snapmix import *
 from ..vision.cam import *
+from ..vision.cam import _logits
 
 # %% ../../nbs/24_callback.plc.ipynb #4ac950bb
 def label_gap(
@@ -54,7 +55,7 @@ class ProgressiveLabelCorrection(_FitCallback):
     "Set labels that the model contradicts confidently to what it predicts, arXiv 2103.07756"
     order,run_valid = Recorder.order+5,False # after the Recorder has its columns, before they are printed
     remove_on_fetch = True # FetchPredsCallback takes the Recorder off as well
-    _state = ('given','current','times','moment','gap','p_given','p_current','free')
+    _per_row = ('given','current','times','moment','gap','p_given','p_current','free')
     def __init__(self,
         theta:float|tuple|Callable=(.7,.3), # Threshold, above 0 to 1: a number, (first, last) of a line, or a function of the fraction done after the warm-up; the default is the lowest tried that did no harm to labels 9% wrong, see What it brings
         warmup:float|int=.5, # No correction before this: a float is a fraction of each fit, 0 to below 1, and if above 0 nothing is corrected after the very first epoch either; an int is whole epochs, counted over all fits
@@ -85,7 +86,7 @@ class ProgressiveLabelCorrection(_FitCallback):
         for name,v in (('window',window), ('most',most), ('every',1 if every is None else every)):
             if not isinstance(v, int) or v<1: raise ValueError(f"{name}={v!r}: expected a whole number from 1 up")
         store_attr()
-        self.keys,self.vocab,self.log,self.epochs,self.moved,self.past = None,None,[],0,0,[]
+        self.keys,self.vocab,self.log,self.epochs,self.moved,self.past,self.n_corrected = None,None,[],0,0,[],0
         self.clear()
 
     def clear(self):
@@ -158,14 +159,14 @@ def _begin(self:ProgressiveLabelCorrection):
     keys,self.row,self.first,given,vocab = self._setup()
     device = next(self.learn.model.parameters()).device
     if self.keys!=keys or self.vocab!=vocab or self.given.shape!=given.shape or (self.given.cpu()!=given).any(): self._start(keys, given, vocab)
-    for k in self._state: setattr(self, k, getattr(self, k).to(device))
+    for k in self._per_row: setattr(self, k, getattr(self, k).to(device))
     self.row,self.past = self.row.to(device),[o.to(device) for o in self.past]
     self._guard()
 
 @patch
 def _start(self:ProgressiveLabelCorrection, keys, given, vocab):
     "Begin with `given`; rows that were known before keep what became of them"
-    old = None if self.keys is None else (dict(zip(self.keys, range(len(self.keys)))), {k: getattr(self, k).cpu() for k in self._state})
+    old = None if self.keys is None else (dict(zip(self.keys, range(len(self.keys)))), {k: getattr(self, k).cpu() for k in self._per_row})
     n,blank = len(keys),torch.full_like(given, torch.nan, dtype=torch.float)
     new = dict(given=given, current=given.clone(), times=torch.zeros(n, dtype=torch.long), moment=torch.full((n,), torch.nan),
                gap=torch.zeros(n), p_given=blank, p_current=blank.clone(), free=torch.ones(n, dtype=torch.bool))
@@ -178,7 +179,7 @@ def _start(self:ProgressiveLabelCorrection, keys, given, vocab):
             other = [] if not same else (was['given'][j]!=given[i]).reshape(len(i), -1).any(1).nonzero()
             if not same or len(other): raise ValueError(f"row {keys[i[other[0]].item() if same else 0]!r} has another label here than where these corrections "
                 "were made: they belong to another table; make a new ProgressiveLabelCorrection")
-            for k in self._state: new[k][i] = was[k][j]
+            for k in self._per_row: new[k][i] = was[k][j]
     self.keys,self.vocab,self.past = keys,vocab,[]
     for k,v in new.items(): setattr(self, k, v)
 
@@ -233,7 +234,7 @@ def before_train(self:ProgressiveLabelCorrection):
     self.on = not hasattr(self.learn, 'lr_finder') # a search for a learning rate trains on the current labels and changes none
     self.at,self.drawn,self.epoch_rows,self.count,self.cut,self.fresh = None,None,[],0,False,True
     self.bad = torch.zeros((), dtype=torch.bool, device=self.row.device)
-    self.before = {k: getattr(self, k).clone() for k in self._state}
+    self.before = {k: getattr(self, k).clone() for k in self._per_row}
 
 @patch
 def relabel(self:ProgressiveLabelCorrection):
@@ -269,7 +270,7 @@ def before_batch(self:ProgressiveLabelCorrection): self.relabel()
 def after_pred(self:ProgressiveLabelCorrection):
     "Without a mix, or with an echo, the training step's own predictions are of clean pictures"
     if not self.on or self.when=='pass' or self.mixes and not self.echo: return
-    self._read(self.pred[:len(self.rows)].detach())
+    self._read(_logits(self.pred, self.learn.model)[:len(self.rows)].detach())
     self._put()
 
 @patch
@@ -360,7 +361,7 @@ def after_cancel_batch(self:ProgressiveLabelCorrection):
 @patch
 def after_train(self:ProgressiveLabelCorrection):
     "Check that no item was skipped, correct by epoch if asked to, exchange corrections, write history"
-    if not self.on or self.at is None: return
+    if not self.on or self.at is None or self.when=='epoch' and self.fresh: return # no batch was trained on
     if self.count!=self.expected and not self.cut or self.bad: self._undo_epoch()
     t = min(1., (self.at[0]+1)/self.n_epoch) # `learn.epoch` may be that of a validation in between
     if self.when!='batch':
@@ -422,7 +423,7 @@ def _exchange(self:ProgressiveLabelCorrection):
     mine = self.times-self.before['times']
     now = (self.p_given!=self.before['p_given']).reshape(n, -1).any(1)
     rank = (2*gather(mine.clamp(max=1)) + gather(now)).argmax(0) # argmax takes the first of equals
-    for k in self._state:
+    for k in self._per_row:
         if k!='free': setattr(self, k, gather(getattr(self, k))[rank, torch.arange(n, device=rank.device)])
 
 @patch
@@ -567,7 +568,7 @@ def state_dict(self:ProgressiveLabelCorrection)->dict: # Tensors, and `meta`, wh
     self._need()
     past = {'past': torch.stack(self.past)} if self.past else {}
     meta = dict(keys=self.keys, vocab=self.vocab, log=self.log, epochs=self.epochs, moved=self.moved)
-    return {**{k: getattr(self, k).clone() for k in self._state}, **past, 'meta': meta}
+    return {**{k: getattr(self, k).clone() for k in self._per_row}, **past, 'meta': meta}
 
 @patch
 def load_state_dict(self:ProgressiveLabelCorrection,
@@ -576,7 +577,7 @@ def load_state_dict(self:ProgressiveLabelCorrection,
     "Go on from `state`; whether it belongs to the data is checked when training begins"
     meta,at = dict(state['meta']),getattr(self, 'given', torch.empty(0)).device
     meta['keys'] = [tuple(o) if isinstance(o, list) else o for o in meta['keys']]
-    for k in self._state: setattr(self, k, state[k].to(at).clone())
+    for k in self._per_row: setattr(self, k, state[k].to(at).clone())
     self.past = list(state['past'].to(at).clone()) if 'past' in state else [] # not a window on a file
     vars(self).update(meta)
 

@@ -50,7 +50,7 @@ class SnapMix(MixCallback):
         if not 0<map_scale<=1: raise ValueError(f"map_scale={map_scale!r}: expected a share of the side, above 0 and up to 1")
         if box is not None and not isinstance(box, Distribution) and not callable(box):
             raise ValueError(f"box={box!r}: expected a function of n or a torch Distribution, such as Normal(.5,.1)")
-        self.alpha,self.same_label,self.map_scale,self.layer,self.sizes = alpha,same_label,map_scale,layer,box
+        self.alpha,self.same_label,self.map_scale,self.layer,self.sizes,self.seen = alpha,same_label,map_scale,layer,box,None
 
     def clear(self):
         super().clear()
@@ -60,7 +60,8 @@ class SnapMix(MixCallback):
 @patch
 def before_fit(self:SnapMix):
     super(SnapMix, self).before_fit()
-    self.activation,self.seen,self.kept = ClassActivation(self.learn.model, self.layer),None,None
+    self.after_cancel_batch() # a fit before this may have been interrupted
+    self.activation,self.kept = ClassActivation(self.learn.model, self.layer),None
 
 @patch
 def _more(self:SnapMix, x):
@@ -95,6 +96,9 @@ def make_params(self:SnapMix,
 
 @patch
 def mix(self:SnapMix, x, y, partner):
+    f = getattr(self.loss_func, 'func', self.loss_func)
+    if y.is_floating_point() and y[0].numel()==1 and isinstance(f, (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)):
+        raise ValueError(f"SnapMix looks for a class, but the targets are numbers that {type(f).__name__} regresses: use MixUp or CutMix")
     self.box,self.src_box = self.make_params(x)
     small = x if self.map_scale==1 else F.interpolate(x, scale_factor=self.map_scale, mode='bilinear', antialias=True)
     clean = None if self.seen is None else self.seen(self.pred)
@@ -110,4 +114,11 @@ def mix(self:SnapMix, x, y, partner):
 @patch
 def after_fit(self:SnapMix):
     super(SnapMix, self).after_fit()
-    self.activation = self.seen = self.kept = None
+    self.after_cancel_batch()
+    self.activation = self.kept = None
+
+@patch
+def after_cancel_batch(self:SnapMix):
+    "Take off the hooks that a forward would have taken off"
+    if self.seen: self.seen.stop()
+    self.seen = None

@@ -72,14 +72,15 @@ def unwrap_model(
         model = model.module if isinstance(model, wrappers) else model._orig_mod
     return model
 
-def _eager(model, *xb):
+def _eager(model, x, *more):
+    x = x.clone() # a model may begin in place, and its pictures are still to be trained on
     # a model compiled in place has its eager path here; hooks on its parts would make it compile again
-    return model._call_impl(*xb) if getattr(model, '_compiled_call_impl', None) else model(*xb)
+    return model._call_impl(x, *more) if getattr(model, '_compiled_call_impl', None) else model(x, *more)
 
 def _logits(out, model):
     if isinstance(out, (tuple,list)): out = out[0]
     if isinstance(out, Tensor) and out.ndim==2: return out
-    raise ValueError(f"class activation needs logits [n,c], but {type(model).__name__} returns "
+    raise ValueError(f"expected logits [n,c], but {type(model).__name__} returns "
         f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}: use a classifier with one row per picture")
 
 def _cast(x, model):
@@ -117,7 +118,7 @@ def find_layer(
         if layout and t.requires_grad: layouts[id(t)] = t,layout
     def record(m, inp, out):
         nonlocal last
-        if isinstance(m, nn.Linear) and inp[0].ndim==2: last = inp[0]
+        if isinstance(m, nn.Linear) and inp and inp[0].ndim==2: last = inp[0]
         for t in (*inp,out): look(t)
         calls.append((m, inp, out))
     hooks = [m.register_forward_hook(record) for m in model.modules() if m is not model]
@@ -147,6 +148,8 @@ def find_layer(
     parts = next(k for k,m in model.named_modules() if m is layer).split('.')
     above = [('.'.join(parts[:k]), '.'.join(parts[:k-1])) for k in range(len(parts)-1, 0, -1)]
     above = [(model.get_submodule(p), model.get_submodule(q)) for p,q in above]
+    beside = model.get_submodule('.'.join(parts[:-1]))
+    if isinstance(beside, (nn.Sequential, nn.ModuleList)) and any(out is t for m,inp,_ in calls if m in beside for t in inp): above = [] # it is that input
     above = [(m, q) for m,q in above if tokens_in(m) is not None]
     if above: # the nearest that is one of a stack of blocks, else the nearest
         layer = next((m for m,q in above if isinstance(q, (nn.Sequential, nn.ModuleList))), above[0][0])
@@ -286,7 +289,7 @@ class ClassActivation:
     def watch(self,
         x:Tensor, # Pictures `[n,c,H,W]` that the next forward in the model's present mode begins with
         *more, # The model's other inputs, if it has several
-    ): # A function of that forward's logits, giving the `CleanPass` of `x`; it gives None if a compiled model hid the features
+    ): # A function of that forward's logits, giving the `CleanPass` of `x`; it gives None if a compiled model hid the features; its `stop` ends the watch before that forward
         """Keep the features of the next forward, which is somebody else's, as it is made, and run only the head once more, in eval mode.
         A model without a head of its own is read through the logits of that forward."""
         x = x.detach().as_subclass(Tensor)
@@ -303,9 +306,10 @@ class ClassActivation:
         stop = self.tap(keep)
         def done(logits):
             if not seen: return stop()
-            if self.head is None: return self._pass(seen[0], logits, x.shape)
+            if self.head is None: return self._pass(seen[0], _logits(logits, self.model), x.shape)
             features = seen[0][:n].detach().requires_grad_()
             with eval_mode(self.model), torch.enable_grad(): return self._pass(features, _logits(self.head(features.clone()), self.model), x.shape)
+        done.stop = stop
         return done
 
     def __call__(self,
