@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../nbs/28_checkpoint.ipynb #d66a9bbf
@@ -232,7 +232,8 @@ class ResumableFits:
         hypers = {k: [np.asarray(h[k]).tolist() for h in learn.opt.hypers] for k in learn.opt.hypers[0] if k not in scheds}
         told = {k: v for o in (loss, getattr(loss, 'func', None)) for k,v in getattr(o, '__dict__', {}).items()
             if isinstance(v, (bool,int,float,str)) and not k.startswith('_') and k!='training'}
-        return dict(n_epoch=learn.n_epoch, bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train),
+        weights = {k: v.tolist() for o in (loss, getattr(loss, 'func', None)) for k in ('weight','pos_weight') if isinstance(v := getattr(o, k, None), Tensor)}
+        return dict(n_epoch=learn.n_epoch, weights=weights, bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train),
             loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds,
             **{k: v for cb in _kept_cbs(learn) for k,v in _settings(cb, cb.name)})
 
@@ -269,7 +270,9 @@ class ResumableFits:
         mbar=None, # The bar of the fit, which is told how far it is
     )->int: # Epochs that are done
         "Take up the checkpoint"
-        learn,s = self.learn,load_state(self.file, next(self.learn.model.parameters()).device)
+        learn = self.learn
+        try: s = load_state(self.file, next(learn.model.parameters()).device)
+        except SafetensorError as e: raise ValueError(f"{self.file} is broken ({e}): remove it, and those of later fits") from None
         was,now = s['plan'],self.plans[-1]
         differ = [f'{k}={was[k]} then, {k}={now[k]} now' for k in was if k in now and was[k]!=now[k]]
         if differ: raise ValueError(f"{self.file} is of another fit, {differ[0]}: train as before, or remove {self.path}")

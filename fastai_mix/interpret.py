@@ -19,7 +19,8 @@ from .vision.tta import _activation
 
 # %% ../nbs/32_interpret.ipynb #414518c4
 def _label(vocab, y, w):
-    "Names in `y` with the weight `w`, or with their shares of it"
+    "Names in `y` with the weight `w`, or with their shares of it; numbers if there are no names"
+    if vocab is None: return ' '.join(f'{v:.3g}' for v in y.reshape(-1).tolist())+f' × {w:.2f}'
     if y.ndim==0 and not y.is_floating_point(): return f'{vocab[int(y)]} {w:.2f}'
     return ' · '.join(f'{vocab[j]} {w*v:.2f}' for j,v in enumerate(y.reshape(-1).tolist()) if v>0) or f'none {w:.2f}'
 
@@ -66,7 +67,7 @@ def show_mix(self:Learner,
             axs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize)
             for i,ax in zip(range(n), axs):
                 show_image(ims[i], ctx=ax)
-                ax.set_title(_title(dl.vocab, yb, mix, i), fontsize=8)
+                ax.set_title(_title(getattr(self.dls, 'vocab', None), yb, mix, i), fontsize=8)
                 if over is not None: ax.imshow(over[i], cmap='magma', alpha=.5)
                 if boxes and mix.box is not None:
                     t,l,b,r = mix.box[i].tolist()
@@ -101,7 +102,7 @@ class TensorBoardMix(_FitCallback):
         if self.done or not mixes or not self.board.run: return
         self.done,mix = True,next((m for m in mixes if m.w is not None), None)
         ims = _pictures(self.dl, self.xb[0][-self.n:])
-        rows = [_title(self.dls.vocab, self.yb[0], mix, i) for i in range(len(self.xb[0]))[-self.n:]]
+        rows = [_title(getattr(self.dls, 'vocab', None), self.yb[0], mix, i) for i in range(len(self.xb[0]))[-self.n:]]
         self.board.writer.add_images('mix', (ims*255).round().byte(), self.train_iter)
         self.board.writer.add_text('mix', '\n'.join(f'1. {r}' for r in rows), self.train_iter)
 
@@ -141,12 +142,16 @@ class History(Callback):
 class Scores:
     "Accuracy, macro-F1, report and confusion matrix of a set of predictions"
     def __init__(self,
-        probs:Tensor, # Probabilities `[n,c]`
+        probs:Tensor, # Probabilities `[n,c]`; of two classes that of the second, `[n,1]` or `[n]`, will do
         targs:Tensor, # Class indices `[n]`, or shares of the classes `[n,c]`, of which the largest counts
         vocab, # Names of the classes
     ):
         self.vocab = [str(o) for o in vocab]
         self.probs,self.targs = np.asarray(probs),np.asarray(targs)
+        if self.probs.ndim==1 or self.probs.shape[1]==1:
+            p,self.targs = self.probs.reshape(-1, 1),self.targs.reshape(-1).astype(int)
+            self.probs = np.hstack([1-p, p])
+        if self.probs.shape[1]!=len(self.vocab): raise ValueError(f"{self.probs.shape[1]} columns of predictions for {len(self.vocab)} classes: expected one for each")
         if self.targs.ndim>1:
             if not np.allclose(self.targs.sum(1), 1, atol=.01): raise ValueError("targets are rows that do not add to 1: expected class "
                 "indices or shares of the classes (several labels per picture have no confusion matrix)")

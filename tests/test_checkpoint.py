@@ -153,6 +153,7 @@ def test_another_training_is_refused(make, toy, tmp_path):
     refused('n_epoch=2 then, n_epoch=3 now', make('sgd'), lambda l: l.fit_one_cycle(3, 1e-3))
     refused('scheds=', make('sgd'), lambda l: l.fit_one_cycle(2, 1e-2))
     refused("'eps': 0.3", make('sgd', loss_func=LabelSmoothingCrossEntropyFlat(.3)), lambda l: l.fit_one_cycle(2, 1e-3))
+    refused("'weight': .1.0, 9.0, 1.0", make('sgd', loss_func=nn.CrossEntropyLoss(torch.tensor([1.,9,1]))), lambda l: l.fit_one_cycle(2, 1e-3))
     refused("'wd': .0.3", make('sgd'), lambda l: l.fit_one_cycle(2, 1e-3, wd=.3))
     refused('bs=8 then, bs=4 now', make('sgd', bs=4), lambda l: l.fit_one_cycle(2, 1e-3))
     refused('other callbacks', make('sgd', cbs=lambda: SnapMix(echo=True)), lambda l: l.fit_one_cycle(2, 1e-3))
@@ -194,6 +195,10 @@ def test_state_of_many_kinds(tmp_path):
     assert load_state(tmp_path/'s.safetensors')==names
     with pytest.raises(TypeError): save_state(tmp_path/'s.safetensors', {'x': object()})
     assert [o.name for o in tmp_path.iterdir()]==['s.safetensors']
+
+def test_a_broken_file_is_named(make, tmp_path):
+    (tmp_path/'fit0.safetensors').write_bytes(b'broken')
+    with pytest.raises(ValueError, match='fit0.safetensors is broken .*remove it'), resumable(learn := make('sgd'), tmp_path): learn.fit(1)
 
 def test_failed_write_keeps_the_old_file(tmp_path):
     write_atomic(tmp_path/'f', lambda f: f.write_text('old'))

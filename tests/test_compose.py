@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, EarlyStoppingCallback, F1Score, GradientAccumulation, GradientClip, L, Normalize,
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, DataLoaders, DataLoader, EarlyStoppingCallback, F1Score, GradientAccumulation, GradientClip, L, Normalize,
     ProgressCallback, SaveModelCallback, ShowGraphCallback, accuracy, load_learner, nn, vision_learner)
 from fastai.callback.fp16 import MixedPrecision
 from conftest import toy_model
@@ -19,7 +19,7 @@ from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.checkpoint import resumable
 from fastai_mix.data.leaves import leaf_data, leaf_dls
-from fastai_mix.interpret import History, TensorBoardMix
+from fastai_mix.interpret import History, Scores, TensorBoardMix
 from fastai_mix.vision.cam import ClassActivation
 from fastai_mix.vision.tta import flips
 
@@ -218,6 +218,39 @@ def test_history_and_pictures_survive_a_prediction_in_between(f, toy, tmp_path):
     learn = toy(cbs=[CutMix(), History(), board, TensorBoardMix(2), Nested(f)], metrics=accuracy)
     learn.fit(3)
     assert learn.history.df[['fit','epoch']].to_numpy().tolist()==[[0,0],[0,1],[0,2]]
+
+def test_scores_of_one_logit(toy):
+    learn = toy(model=toy_model(1), c=2, loss_func=BCEWithLogitsLossFlat(), lr=1e-2)
+    learn.fit(8)
+    scores,(p,y) = learn.scores(),learn.get_preds()
+    assert scores.accuracy==((p[:,0]>.5)==y.bool()).float().mean() and scores.accuracy>.8 and len(scores.report())
+    with pytest.raises(ValueError, match='3 columns of predictions for 2 classes'): Scores(torch.rand(4,3), torch.zeros(4), ['a','b'])
+
+def test_pictures_of_loaders_without_names(toy):
+    learn = toy(cbs=MixUp())
+    learn.dls.train.decode = lambda b: b
+    assert 'class' in learn.show_mix(2)[0].get_title()
+    del learn.dls.vocab
+    assert ' × ' in learn.show_mix(2)[0].get_title()
+
+def test_sizes_of_all_pictures_grow(toy):
+    class Pairs:
+        def __len__(self): return 16
+        def __getitem__(self, i): return torch.rand(4),torch.rand(3,64,64),torch.rand(3,64,32),torch.tensor(i%3)
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model,self.seen = toy_model(),set()
+        def forward(self, v, a, b):
+            if self.training: self.seen.add((tuple(v.shape), tuple(a.shape[-2:]), tuple(b.shape[-2:])))
+            return self.model(a)+self.model(b)
+    learn = toy(model=Both(), cbs=ProgressiveResize(multiple_of=8))
+    dl = DataLoader(Pairs(), bs=8, num_workers=0)
+    learn.dls = DataLoaders(dl, dl)
+    learn.dls.n_inp = 3
+    learn.fit(4)
+    assert ((8,4),(64,64),(64,32)) in learn.model.seen and ((8,4),(32,32),(32,16)) in learn.model.seen
+    assert all(v==(8,4) and b==(a[0],a[1]//2//8*8) for v,a,b in learn.model.seen)
 
 def test_history_is_of_trained_epochs(toy):
     learn = toy(cbs=History(), metrics=accuracy)

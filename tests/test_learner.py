@@ -199,6 +199,17 @@ def test_an_error_leaves_the_data_as_they_were(dls, saved):
     with pytest.raises(ZeroDivisionError): timm_learner(dls, 'test_resnet', weights=saved['test_resnet'], splitter=lambda m: 1/0)
     assert not normalize(dls)
 
+def test_a_network_whose_stages_timm_does_not_know():
+    with torch.device('meta'): model = timm.create_model('rdnet_tiny', num_classes=3)
+    groups = timm_split(model)
+    assert len(groups)==2 and sum(map(len, groups))==len(list(model.parameters()))
+
+def test_a_file_with_an_optimizer(dls, tmp_path):
+    learn = timm_learner(dls, 'test_resnet', pretrained=False, path=tmp_path)
+    learn.create_opt()
+    file = learn.save('w')
+    with pytest.raises(ValueError, match='with_opt=False'): create_timm_classifier('test_resnet', 3, weights=file)
+
 def test_fixed_size_speaks_up(dls):
     learn = quiet(timm_learner(dls, 'vit_tiny_patch16_224', pretrained=False, depth=1))
     with pytest.raises(AssertionError, match="64.*doesn't match"): learn.fit(1)

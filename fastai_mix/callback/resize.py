@@ -40,9 +40,9 @@ class ProgressiveResize(Callback):
         return tuple(min(s, max(m, int(s*share)//m*m)) for s in full)
 
     def before_batch(self):
-        x = self.xb[0]
-        self.full = tuple(x.shape[-2:])
-        size = self.size_at(self.pct_train, self.full)
-        if size==self.full: return
-        small = F.interpolate(x.as_subclass(Tensor), size, mode='bilinear', antialias=True)
-        self.learn.xb = (small.as_subclass(type(x)), *self.xb[1:])
+        def picture(x): return isinstance(x, Tensor) and x.ndim==4
+        self.full = next((tuple(x.shape[-2:]) for x in self.xb if picture(x)), None)
+        def small(x):
+            if not picture(x) or (size := self.size_at(self.pct_train, x.shape[-2:]))==tuple(x.shape[-2:]): return x
+            return F.interpolate(x.as_subclass(Tensor), size, mode='bilinear', antialias=True).as_subclass(type(x))
+        self.learn.xb = tuple(map(small, self.xb))

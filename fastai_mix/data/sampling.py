@@ -72,6 +72,7 @@ def class_weights(
 
 def _label_sets(labels):
     if isinstance(labels, pd.DataFrame): return label_table(labels, list(labels.columns))
+    if isinstance(labels, Tensor): labels = labels.tolist()
     return label_table(pd.DataFrame({'label': pd.Series(list(labels), dtype=object)}), 'label')
 
 def sample_weights(

@@ -80,12 +80,12 @@ class SoftCrossEntropyLossFlat(BaseLoss):
     "Same as `nn.CrossEntropyLoss` for targets that are shares of classes, but flattens input and target"
     y_int = False
     def __init__(self,
-        weight:Tensor|list=None, # Weight of each class `[c]`; None: all 1
+        weight:Tensor|list=None, # Weight of each class `[c]`, such as `class_weights` gives; None: all 1
         label_smoothing:float=0., # Part of each target that is spread evenly over the classes, 0 to 1
         reduction:str='mean', # 'mean' over the samples, whatever `weight` is; 'sum' or 'none'
         axis:int=-1, # Class axis
     ):
-        if weight is not None: weight = torch.as_tensor(weight, dtype=torch.float32)
+        if weight is not None: weight = torch.as_tensor(weight if isinstance(weight, Tensor) else np.asarray(weight), dtype=torch.float32)
         super().__init__(nn.CrossEntropyLoss, axis=axis, weight=weight, label_smoothing=label_smoothing, reduction=reduction)
 
     def __call__(self,

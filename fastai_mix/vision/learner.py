@@ -26,7 +26,7 @@ def timm_split(
         f"{type(model).__name__} has no classifier that timm knows: pass `splitter=`, or use `vision_learner`")
     ids = {id(p) for p in head}
     try: stages = group_parameters(model, model.group_matcher(coarse=True), return_values=True).values()
-    except (AttributeError,NotImplementedError): stages = [params(model)]
+    except (AttributeError,NotImplementedError,AssertionError): stages = [params(model)]
     stages = [o for o in ([p for p in ps if id(p) not in ids] for ps in stages) if o]
     half = (len(stages)+1)//2
     return L(o for o in (L(stages[:half]).concat(), L(stages[half:]).concat(), head) if o)
@@ -75,7 +75,8 @@ def create_timm_classifier(
     # timm loads strictly only if the classes are those of the file: so load all of it, then change the classifier
     load,file = partial(make, pretrained=True, in_chans=n_in, **kwargs),dict(file=str(weights))
     try: model = load(pretrained_cfg_overlay=file)
-    except RuntimeError:
+    except RuntimeError as e:
+        if 'weights_only' in str(e): raise ValueError(f"{weights} holds more than weights, an optimizer perhaps: save them with `learn.save(name, with_opt=False)`") from None
         try: return load(pretrained_cfg_overlay=dict(file, num_classes=n_out), num_classes=n_out) # trained on these classes
         except RuntimeError:
             if 'global_pool' not in kwargs: raise
