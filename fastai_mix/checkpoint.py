@@ -232,7 +232,7 @@ class ResumableFits:
         hypers = {k: [np.asarray(h[k]).tolist() for h in learn.opt.hypers] for k in learn.opt.hypers[0] if k not in scheds}
         told = {k: v for o in (loss, getattr(loss, 'func', None)) for k,v in getattr(o, '__dict__', {}).items()
             if isinstance(v, (bool,int,float,str)) and not k.startswith('_') and k!='training'}
-        weights = {k: v.tolist() for o in (loss, getattr(loss, 'func', None)) for k in ('weight','pos_weight') if isinstance(v := getattr(o, k, None), Tensor)}
+        weights = {k: v.tolist() for o in (loss, getattr(loss, 'func', None)) for k in ('weight','pos_weight') if isinstance(v := getattr(o, k, None), Tensor) and not v.requires_grad}
         return dict(n_epoch=learn.n_epoch, weights=weights, bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train),
             loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds,
             **{k: v for cb in _kept_cbs(learn) for k,v in _settings(cb, cb.name)})

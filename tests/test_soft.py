@@ -16,6 +16,7 @@ from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix, mix_loss
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_classes, leaf_data
+from fastai_mix.data.sampling import class_weights
 from fastai_mix.data.soft import (SoftCategorize, SoftCategoryBlock, SoftCrossEntropyLossFlat, TensorSoftCategory, soft_accuracy,
     soft_labels, soft_metric)
 from fastai_mix.interpret import Scores
@@ -312,6 +313,10 @@ def life(tmp_path_factory):
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     learn.remove_cb(learn.progress)
     return learn,soft
+
+def test_weights_as_class_weights_gives_them():
+    w,p,y = class_weights(['a','b','b']),torch.randn(4, 2),torch.rand(4, 2).softmax(1)
+    torch.testing.assert_close(SoftCrossEntropyLossFlat(weight=w)(p, y), SoftCrossEntropyLossFlat(weight=w.tolist())(p, y))
 
 def test_dataloaders_bring_vocab_classes_and_loss(life):
     learn,soft = life
