@@ -5,6 +5,7 @@ from .data.leaves import *
 from .data.sampling import *
 from .data.soft import *
 from .vision.box import *
+from .vision.forward import *
 from .vision.cam import *
 from .vision.learner import *
 from .vision.tta import *

@@ -18,7 +18,8 @@ from .mix import *
 from .mix import _FitCallback
 from .resize import *
 from ..vision.cam import *
-from ..vision.cam import _cast, _eager, _layout
+from ..vision.cam import _layout
+from ..vision.forward import call_eager, cast_to
 
 # %% ../../nbs/26_callback.branch.ipynb #69ad93e2
 def _places(t, n, size, prefix):
@@ -40,7 +41,7 @@ def find_stage(
         calls.append((m, [None if getattr(t, 'shape', None)==x.shape else places(t) for t in inp], places(out))) # no stage is given the picture
     hooks = [m.register_forward_hook(record) for m in names]
     try:
-        with eval_mode(model), torch.no_grad(): _eager(model, x, *(o[:2] for o in more))
+        with eval_mode(model), torch.no_grad(): call_eager(model, x, *(o[:2] for o in more))
     finally:
         for h in hooks: h.remove()
     end = ends[last['call']]
@@ -77,7 +78,7 @@ class MidLevelBranch(_FitCallback):
                 grows = next((cb for cb in self.learn.cbs if isinstance(cb, ProgressiveResize)), None)
                 # small pictures may have no map where full ones have
                 whole = F.interpolate(x[:2].as_subclass(Tensor), grows.full) if self.training and grows else x
-                vars(self.at).update(find_stage(self.learn.model, _cast(whole, self.at.model), *more))
+                vars(self.at).update(find_stage(self.learn.model, cast_to(whole, self.at.model), *more))
         self.seen,self.size = None,x.shape[-2:]
         def keep(t):
             self.seen = t

@@ -21,7 +21,7 @@ from .mix import *
 from .mix import _FitCallback
 from .snapmix import *
 from ..vision.cam import *
-from ..vision.cam import _logits
+from ..vision.forward import *
 
 # %% ../../nbs/24_callback.plc.ipynb #4ac950bb
 def label_gap(
@@ -252,7 +252,7 @@ def relabel(self:ProgressiveLabelCorrection):
     if self.on and self.mixes and not self.echo and self.when!='pass':
         if self.snap is not None: logits = self.snap.clean(self.xb[0]).logits.detach()
         else:
-            with autocast(self.learn): logits = clean_logits(self.learn.model, *self.xb)
+            with autocast(self.learn): logits = clean_logits(self.learn.model, *self.xb, n_classes=get_c(self.dls))
         self._read(logits)
     self._put()
 
@@ -270,7 +270,7 @@ def before_batch(self:ProgressiveLabelCorrection): self.relabel()
 def after_pred(self:ProgressiveLabelCorrection):
     "Without a mix, or with an echo, the training step's own predictions are of clean pictures"
     if not self.on or self.when=='pass' or self.mixes and not self.echo: return
-    self._read(_logits(self.pred, self.learn.model)[:len(self.rows)].detach())
+    self._read(class_logits(self.pred, get_c(self.dls))[:len(self.rows)].detach())
     self._put()
 
 @patch
@@ -395,7 +395,7 @@ def _pass(self:ProgressiveLabelCorrection):
     dl = dl.new(shuffle=False, drop_last=False, n=len(order), get_idxs=partial(list, order)) # workers may be given a copy
     plain = dl.dataset.set_split_idx(1) if hasattr(dl.dataset, 'set_split_idx') else nullcontext()
     with plain, autocast(self.learn):
-        for b in map(self.learn._set_device, dl): ps.append(self._probs(clean_logits(self.learn.model, *b[:getattr(self.dls, 'n_inp', len(b)-1)])))
+        for b in map(self.learn._set_device, dl): ps.append(self._probs(clean_logits(self.learn.model, *b[:getattr(self.dls, 'n_inp', len(b)-1)], n_classes=get_c(self.dls))))
     p = torch.cat(ps)
     if len(p)!=len(mine): self._undo_epoch()
     out = torch.full((len(self.keys), p.shape[1]), torch.nan, device=p.device)

@@ -61,7 +61,7 @@ class SnapMix(MixCallback):
 def before_fit(self:SnapMix):
     super(SnapMix, self).before_fit()
     self.after_cancel_batch() # a fit before this may have been interrupted
-    self.activation,self.kept = ClassActivation(self.learn.model, self.layer),None
+    self.activation,self.kept = ClassActivation(self.learn.model, self.layer, get_c(self.dls)),None
 
 @patch
 def _more(self:SnapMix, x):
