@@ -6,6 +6,7 @@ from .data.sampling import *
 from .data.soft import *
 from .vision.box import *
 from .vision.forward import *
+from .vision.layer import *
 from .vision.cam import *
 from .vision.learner import *
 from .vision.tta import *

@@ -91,10 +91,10 @@ def test_classifier_that_starts_at_zero():
     nn.init.zeros_(vit.head.weight)
     act = ClassActivation(vit)
     assert (act(torch.randn(2,3,64,64), y)[0]==0).all()
-    assert act.layer is vit.blocks[-1] and act.side==0
+    assert act.layer is vit.blocks[-1].norm1 and act.side is None
 
 @pytest.mark.parametrize('norm_first', [True,False])
-def test_input_of_the_last_block_of_an_encoder(norm_first):
+def test_what_the_attention_of_the_last_block_of_an_encoder_is_given(norm_first):
     class ViT(nn.Module):
         def __init__(self):
             super().__init__()
@@ -106,7 +106,7 @@ def test_input_of_the_last_block_of_an_encoder(norm_first):
     vit = ViT()
     act = ClassActivation(vit)
     assert act(torch.randn(2,3,16,16), y)[0].shape==(2,4,4)
-    assert (act.layer,act.side) in ((vit.encoder.layers[3],0), (vit.encoder.layers[2],None))
+    assert (act.layer,act.side)==((vit.encoder.layers[3].norm1,None) if norm_first else (vit.encoder.layers[2],None)) and act.read=='abs'
 
 def test_wrong_layer():
     m = timm.create_model('resnet18', num_classes=5)

@@ -325,7 +325,8 @@ def test_echo_makes_no_forward_of_its_own(toy):
     learn.model.register_forward_hook(lambda m,i,o: calls.append((m.training, len(o))))
     learn.fit(1)
     assert [c for c in calls if c[0]]==[(True,8),(True,16),(True,16),(True,16)]
-    assert sorted(n for t,n in calls if not t)==[2,2,2,8,8,8,8] # looks at two pictures for layer, layout and head, then validation
+    # looks at two pictures for layer, reading, layout and head, at three of another size, then validation
+    assert sorted(n for t,n in calls if not t)==[2,2,2,2,3,8,8,8,8]
 
 def test_echo_maps_are_those_of_the_clean_pictures(toy):
     "The head is run again in eval mode, so its dropout does not show; BatchNorm before it would, and is taken out"

@@ -18,14 +18,20 @@ from .mix import *
 from .mix import _FitCallback
 from .resize import *
 from ..vision.cam import *
-from ..vision.cam import _layout
+from ..vision.layer import *
+from ..vision.layer import layouts
 from ..vision.forward import call_eager, cast_to
 
 # %% ../../nbs/26_callback.branch.ipynb #69ad93e2
+def _layout(t, n, size, prefix):
+    "How to read places off `t`, with `prefix` tokens before them if that fits; None if it has none"
+    fits = [o for o in layouts(t, n, size) if o.kind!='lnc']
+    return min(fits, key=lambda o: o.prefix!=prefix, default=None)
+
 def _places(t, n, size, prefix):
     "Height and width of the map that `t` holds, or None"
     layout = _layout(t, n, size, prefix)
-    return layout and (tuple(t.shape[2:]) if layout=='nchw' else tuple(t.shape[1:3]) if layout=='nhwc' else layout[1:])
+    return layout and (layout.h, layout.w)
 
 def find_stage(
     model:nn.Module, # A classifier
@@ -95,8 +101,8 @@ class MidLevelBranch(_FitCallback):
             f"{'none' if t is None else tuple(t.shape)}: pass `layer=`, a module or its name whose output is one; with several GPUs use "
             "`distrib_ctx`; compile after training with it")
         t = t.as_subclass(Tensor).float()
-        if layout=='nhwc': return t.permute(0,3,1,2)
-        return t if layout=='nchw' else t[:,layout[0]:].transpose(1,2).unflatten(2, layout[1:])
+        if layout.kind=='nhwc': return t.permute(0,3,1,2)
+        return t if layout.kind=='nchw' else t[:,layout.prefix:].transpose(1,2).unflatten(2, (layout.h,layout.w))
 
 # %% ../../nbs/26_callback.branch.ipynb #dc5ded78
 @patch

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
+from fastai.callback.hook import Hook
 from torch import nn, Tensor
 
 # %% ../../nbs/10a_vision.forward.ipynb #65167ea4
@@ -79,6 +80,21 @@ def cast_to(x, model):
     "`x` in the precision of `model`, which may be half without autocast"
     return x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
 
+def _paused_hooks(model):
+    kinds = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
+    owners = (getattr(f, '__self__', None) for m in model.modules() for k in kinds for f in getattr(m, k).values())
+    return {o for o in owners if isinstance(o, Hook)}
+
+@contextmanager
+def clean_mode(model):
+    "`eval_mode`, in which fastai's hooks keep what they stored: a callback that looks at activations is to see training steps alone"
+    hooks = {o: o.hook_func for o in _paused_hooks(model)}
+    for o in hooks: o.hook_func = lambda *_, hook=o: hook.stored
+    try:
+        with eval_mode(model): yield model
+    finally:
+        for o,f in hooks.items(): o.hook_func = f
+
 # %% ../../nbs/10a_vision.forward.ipynb #cfd72a74
 def clean_logits(
     model:nn.Module, # A classifier
@@ -88,4 +104,4 @@ def clean_logits(
 )->Tensor: # Its logits `[n,c]`
     "Logits of a forward in eval mode, without gradients; statistics, flags and hooks stay as they were"
     model = unwrap_model(model)
-    with eval_mode(model), torch.no_grad(): return class_logits(call_eager(model, cast_to(x, model), *more), n_classes)
+    with clean_mode(model), torch.no_grad(): return class_logits(call_eager(model, cast_to(x, model), *more), n_classes)
