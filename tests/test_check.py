@@ -6,7 +6,7 @@ import pytest
 from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem, ImageBlock, IndexSplitter, Normalize, Path, PILImageBW, Resize,
                                aug_transforms, imagenet_stats)
 from hypothesis import given, settings, strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageDraw, ImageFile
 from fastai_mix.data.check import (_nearest, _similar, channel_stats, check_images, check_leaks, label_table, picture_groups,
                                    plot_faults, require_images, unusable_faults)
 
@@ -65,7 +65,8 @@ cases = {
     'bomb':           (made('a.png', lambda p: bomb(p, 20000)), ['huge'], '400000000 pixels'),
     'large':          (made('a.png', lambda p: bomb(p, 11000)), ['huge'], '11000×11000'),
     'CMYK':           (save('a.jpg', im.convert('CMYK')), ['mode'], 'CMYK'),
-    '16 bits':        (save('a.png', Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16)*200)), ['mode'], '16 bits'),
+    '16 bits':        (save('a.png', Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16)*200)), ['lost in RGB','mode'], 'mode I;16 with values'),
+    '16 bits of 8':   (save('a.png', Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16))), ['mode'], '16 bits'),
     'float':          (save('a.tif', Image.fromarray(np.asarray(im.convert('L'), np.float32))), ['mode'], '16 bits or more'),
     'palette':        (save('a.png', im.quantize(16)), ['mode'], 'palette'),
     'transparent':    (save('a.png', im.convert('RGBA')), ['mode'], 'transparency'),
@@ -108,6 +109,100 @@ def test_pillow_told_to_load_truncated_files(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
     assert look([cases['cut jpeg'][0](tmp_path)]).fault.tolist()==['truncated']
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+grey = np.asarray(noise().convert('L'))
+def shape(colour, alpha=grey): return Image.merge('RGBA', [*Image.new('RGB', (64,48), colour).split(), Image.fromarray(alpha)])
+def palette(colours, alpha):
+    "A picture of eight palette entries, each with its transparency"
+    p = Image.fromarray(grey//32, 'P')
+    p.putpalette(colours)
+    return p,bytes(alpha)
+
+lost = {
+    '16 bits':              (Image.fromarray(grey.astype(np.uint16)*257), 'a.png', 'mode I;16 with values 6682 to 60138'),
+    '12 bits in 16':        (Image.fromarray(grey.astype(np.uint16)*16), 'a.tif', 'cut to 0 to 255'),
+    'a little too large':   (Image.fromarray(grey.astype(np.uint16)*2), 'a.png', 'cut to 0 to 255'),
+    '32 bits':              (Image.fromarray(grey.astype(np.int32)*1000), 'a.tif', 'mode I with values'),
+    'negative':             (Image.fromarray(grey.astype(np.int32)-128), 'a.tif', 'mode I with values -1'),
+    'floats to 1':          (Image.fromarray(grey.astype(np.float32)/255), 'a.tif', 'mode F with values 0.'),
+    'floats around 0':      (Image.fromarray((grey.astype(np.float32)-128)/60), 'a.tif', 'cut to 0 to 255'),
+    'floats to 5':          (Image.fromarray(grey.astype(np.float32)/50), 'a.tif', 'cut to whole numbers'),
+    'not a number':         (Image.fromarray(np.where(grey<60, np.nan, grey).astype(np.float32)), 'a.tif', 'values nan to nan'),
+    'alpha on black':       (shape((0,0,0)), 'a.png', 'only its transparency draws'),
+    'alpha on white':       (shape((255,255,255)), 'a.webp', 'only its transparency draws'),
+    'alpha and grey':       (shape((90,90,90)).convert('LA'), 'a.png', 'mode LA'),
+}
+kept = {
+    '16 bits of 0 to 255':  (Image.fromarray(grey.astype(np.uint16)), 'a.png'),
+    '32 bits of 0 to 255':  (Image.fromarray(grey.astype(np.int32)), 'a.tif'),
+    'floats to 255':        (Image.fromarray(grey.astype(np.float32)+.4), 'a.tif'),
+    'a blank of 16 bits':   (Image.fromarray(np.full((48,64), 0, np.uint16)), 'a.png'),
+    'RGBA':                 (im.convert('RGBA'), 'a.png'),
+    'RGBA, cut out':        (Image.merge('RGBA', [*im.split(), Image.fromarray((grey>99)*np.uint8(255))]), 'a.png'),
+    'blank RGBA':           (shape((9,9,9), np.full((48,64), 255, np.uint8)), 'a.png'),
+    'LA':                   (im.convert('LA'), 'a.png'),
+    'CMYK':                 (im.convert('CMYK'), 'a.jpg'),
+    'palette':              (im.quantize(16), 'a.png'),
+}
+
+@pytest.mark.parametrize('name', lost)
+def test_content_that_8_bits_of_rgb_lose(name, tmp_path):
+    made,file,why = lost[name]
+    made.save(tmp_path/file, **(dict(lossless=True) if file.endswith('webp') else {}))
+    with pytest.raises(ValueError, match='1 of 1 pictures cannot be used') as e: require_images([tmp_path/file])
+    assert f'{tmp_path/file} lost in RGB (mode {Image.open(tmp_path/file).mode} ' in str(e.value) and why in str(e.value) and ': save it ' in str(e.value)
+    faults = look([tmp_path/file])
+    assert faults.fault.tolist()==['lost in RGB','mode'] and not len(look(faults[:1], drop=True))
+
+@pytest.mark.parametrize('name', kept)
+def test_content_that_8_bits_of_rgb_keep(name, tmp_path):
+    made,file = kept[name]
+    made.save(tmp_path/file)
+    assert look([tmp_path/file], near=None).fault.tolist()==['mode']
+    require_images([tmp_path/file])
+
+@pytest.mark.parametrize('colours,expected', [([0]*24, ['lost in RGB','mode']), (list(range(0,240,10)), ['mode'])])
+def test_a_palette_with_transparency(colours, expected, tmp_path):
+    p,alpha = palette(colours, range(0, 256, 32))
+    p.save(tmp_path/'a.png', transparency=alpha)
+    assert look([tmp_path/'a.png']).fault.tolist()==expected
+
+def flat(colour, noise=0, size=(320,240), seed=0):
+    "A picture of one colour, with up to `noise` grey levels added or taken away"
+    rng = np.random.default_rng(seed)
+    return Image.fromarray((np.array(colour)+rng.integers(-noise, noise+1, (size[1],size[0],1))+np.zeros(3)).astype(np.uint8))
+
+def saved(folder, **ims):
+    "Table of pictures saved as PNG, those whose name has q as JPEG"
+    for k,o in ims.items(): o.convert('RGB').save(folder/(f'{k}.jpg' if 'q' in k else f'{k}.png'))
+    return pd.DataFrame({'path': sorted(folder.iterdir())})
+
+def near_pairs(t): return {(o.other.stem, o.path.stem) for o in look(t).itertuples() if o.fault=='near duplicate'}
+
+def test_pictures_of_one_colour_are_near_to_nothing(tmp_path):
+    t = saved(tmp_path, a=flat((200,30,30)), b=flat((20,90,200)), b2=flat((20,90,200)), c=flat((20,90,200), size=(100,80)), dq=flat((90,90,20)), eq=flat((10,20,30)),
+        f=flat((99,99,99), 1), g=flat((120,130,140), 1), h=flat((50,60,70), 1, (64,64)), i=flat((80,90,100), 1, (64,64)), jq=flat((90,90,90), 2), k=noise(3, (320,240)), z=flat((0,0,0)))
+    faults = look(t)
+    assert [(o.fault, o.path.stem, o.other.stem) for o in faults.itertuples()]==[('duplicate','b2','b')]
+    assert picture_groups(t).tolist()==[0,1,1,*range(2, 12)]
+    assert leaks(t, [0,1,2,4,6,8])==[]
+
+def test_pictures_of_one_colour_in_grey_and_16_bits(tmp_path):
+    for i,k in enumerate((0,70,4000,65535)): Image.fromarray(np.full((48,64), k, np.uint16)).save(tmp_path/f'{i}.png')
+    stripes = np.where(np.arange(64)//8%2, 90, 0)[None]+np.zeros((48,1), int) # red and green of one brightness
+    Image.merge('RGB', [Image.fromarray(o.astype(np.uint8)) for o in (stripes*587//299, 90-stripes, stripes*0)]).save(tmp_path/'z.png')
+    assert 'near duplicate' not in set(look(sorted(tmp_path.iterdir())).fault)
+
+def test_gradients_are_compared_by_their_frequencies(tmp_path):
+    x = np.linspace(0, 255, 320)[None]+np.zeros((240,1))
+    y = np.linspace(0, 255, 240)[:,None]+np.zeros((1,320))
+    make = lambda a: Image.fromarray(a.astype(np.uint8))
+    bars = (np.arange(320)//20%2*255)[None]+np.zeros((240,1))
+    t = saved(tmp_path, across=make(x), acrossq=make(x), back=make(255-x), bars=make(bars), barsq=make(bars), down=make(y), downhalf=make(y).resize((160,120)), flat=flat((90,90,90)),
+        photo=noise(0, (320,240)), up=make(255-y), wide=make(bars).resize((640,240)).crop((0,0,320,240)))
+    assert near_pairs(t)=={('across','acrossq'), ('bars','barsq'), ('down','downhalf')}
+    g = picture_groups(t)
+    assert g.nunique()==8 and g[0]==g[1] and g[3]==g[4] and g[5]==g[6]
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -157,7 +252,7 @@ def test_order_of_several_labels_is_no_conflict(pictures):
 
 def test_pictures_of_16_bits_are_compared_by_all_of_them(tmp_path):
     for i in range(2): Image.fromarray(np.asarray(noise(i).convert('L')).astype(np.uint16)*100+2000).save(tmp_path/f'{i}.png')
-    assert look(sorted(tmp_path.iterdir())).fault.tolist()==['mode']*2
+    assert look(sorted(tmp_path.iterdir())).fault.tolist()==['lost in RGB']*2+['mode']*2
 
 def test_faults_have_a_picture(pictures, tmp_path):
     import matplotlib.pyplot as plt

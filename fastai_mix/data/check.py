@@ -18,6 +18,7 @@ import imagehash
 from fastai.basics import *
 from fastprogress import progress_bar
 from PIL import Image, ImageFile, UnidentifiedImageError
+from scipy.fft import dctn
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -75,9 +76,9 @@ def label_table(
     return pd.DataFrame(made.fit_transform(cells).astype(bool), df.index, made.classes_)
 
 # %% ../../nbs/02_data.check.ipynb #ad461c46
-image_faults = ['missing', 'empty', 'not an image', 'truncated', 'huge', 'mode', 'rotated', 'tiny',
+image_faults = ['missing', 'empty', 'not an image', 'truncated', 'huge', 'lost in RGB', 'mode', 'rotated', 'tiny',
                 'duplicate', 'conflicting labels', 'near duplicate']
-unusable_faults = image_faults[:5]
+unusable_faults = image_faults[:6]
 
 # %% ../../nbs/02_data.check.ipynb #7f56f558
 _modes = {'CMYK': 'CMYK', 'P': 'palette', 'PA': 'palette', 'RGBA': 'transparency', 'LA': 'transparency', '1': '1 bit per pixel',
@@ -89,12 +90,30 @@ def _oddity(im):
     if frames>1: return f'animated, {frames} frames'
     if im.mode not in ('RGB','L','YCbCr'): return f"{_modes.get(im.mode.split(';')[0], 'unusual')} (mode {im.mode})"
 
+def _loss(im):
+    "What of the content of `im` is lost in 8-bit RGB, and what to do; None for nothing"
+    if im.mode[0] in 'IF':
+        a,read = (np.asarray(o, dtype=np.float64) for o in (im, im.convert('RGB').getchannel(0)))
+        said = f'mode {im.mode} with values {a.min():.6g} to {a.max():.6g}'
+        if not (a.min()>=0 and a.max()<=255) and a.std()!=0: return f'{said}, cut to 0 to 255: save it with 8 bits, scaled to 0 to 255'
+        if (a-read).std()>.1*a.std(): return f'{said}, cut to whole numbers: save it with 8 bits, scaled to 0 to 255'
+    elif 'A' in im.mode or 'a' in im.mode or 'transparency' in im.info:
+        alpha,*spans = (np.ptp(o) for o in map(np.asarray, (im.convert('RGBA').getchannel('A'), *im.convert('RGB').split())))
+        if alpha>8>=max(spans): return f'mode {im.mode} with one colour, only its transparency draws: save it on a background, without transparency'
+
 def _bits(im):
-    "Perceptual hash of picture `im`: 256 numbers, -1 or 1"
+    "Perceptual hash of picture `im`: 256 numbers, -1 or 1, and behind them its frequencies if they are few; None if it is of one colour"
     if im.mode[0] in 'IF': # Pillow would cut these at 255
         a = np.asarray(im, dtype=np.float32)
         im = Image.fromarray(np.uint8(255*(a-a.min())/max(a.max()-a.min(), 1e-9)))
-    return (imagehash.phash(im, hash_size=16).hash.ravel()*2-1).astype(np.int8)
+    small = im.convert('L').resize((64,64), Image.LANCZOS) # as `phash` does
+    a = np.asarray(small, dtype=np.float32)
+    freq = dctn(a)[:16,:16].ravel()
+    freq[0] = 0
+    size = (freq**2).mean()**.5
+    if a.std()<1 or size<128: return # 128 is what noise of one grey level has
+    bits = (imagehash.phash(small, hash_size=16).hash.ravel()*2-1).astype(np.int8)
+    return bits if (abs(freq)>128).sum()>=64 else np.concatenate([bits, freq/size])
 
 def _probe(path, min_side=0, max_pixels=None, near=True):
     "Faults of the file `path` as (fault, detail); if it can be used, digest of its bytes and, with `near`, bits of its perceptual hash"
@@ -109,26 +128,42 @@ def _probe(path, min_side=0, max_pixels=None, near=True):
     try:
         w,h = im.size
         if w*h>(max_pixels or Image.MAX_IMAGE_PIXELS or np.inf): return [('huge', f'{w}×{h} pixels')],None,None
-        if odd := _oddity(im): faults.append(('mode', odd))
+        odd = _oddity(im)
         turn = im.getexif().get(0x0112, 1)
         if 1<turn<9: faults.append(('rotated', f'EXIF orientation {turn}'))
         if min(w,h)<min_side: faults.append(('tiny', f'{w}×{h} pixels'))
         im.draft('RGB', (64,64))
         im.load()
+        if odd: faults = [*[('lost in RGB', o) for o in [_loss(im)] if o], ('mode', odd), *faults]
         return faults,digest,_bits(im) if near else None
     except Exception as e: return [('truncated', f'{e}')],None,None
 
 # %% ../../nbs/02_data.check.ipynb #39956d60
+def _arrays(*sides):
+    "The hashes of each side as rows, all of one length"
+    n = max(len(o) for side in sides for o in side)
+    rows = [np.zeros((len(side), n), np.float32) for side in sides]
+    for array,side in zip(rows, sides):
+        for row,o in zip(array, side): row[:len(o)] = o
+    return rows
+
+def _apart(a, b, n=256):
+    "How many of up to `n` bits differ, for each row of `a` and of `b`; at least as many as frequencies say, if both have few"
+    far = (min(n, a.shape[1])-a[:,:n]@b[:,:n].T)/2
+    a,b = a[:,n:],b[:,n:]
+    few = a.any(1)[:,None]&b.any(1)
+    if few.any(): far[few] = np.maximum(far, (n-a@b.T)/2)[few]
+    return far
+
 def _nearest(a, b, before=False, chunk=1024):
     "For each row of bits in `a` the most similar row of `b` (with `before`, of those ahead of it), and how many bits differ"
-    a,b = (np.asarray(o, dtype=np.float32) for o in (a,b))
+    a,b = _arrays(a, b)
     at,far = np.zeros(len(a), int),np.full(len(a), np.inf)
     for s in range(0, len(a), chunk):
         e = min(s+chunk, len(a))
-        same = a[s:e]@(b[:e] if before else b).T
-        if before: same[np.arange(e)>=np.arange(s, e)[:,None]] = -np.inf
-        at[s:e] = same.argmax(1)
-        far[s:e] = (a.shape[1]-same.max(1))/2
+        d = _apart(a[s:e], b[:e] if before else b)
+        if before: d[np.arange(e)>=np.arange(s, e)[:,None]] = np.inf
+        at[s:e],far[s:e] = d.argmin(1),d.min(1)
     return at,far
 
 def _check_near(near):
@@ -136,9 +171,8 @@ def _check_near(near):
 
 def _similar(bits, near, chunk=1024):
     "All pairs of rows of `bits` that differ in up to `near` bits: two arrays"
-    bits = np.asarray(bits, dtype=np.float32)
-    least = bits.shape[1]-2*near
-    found = [np.argwhere(bits[s:s+chunk]@bits.T>=least)+(s,0) for s in range(0, len(bits), chunk)]
+    bits, = _arrays(bits)
+    found = [np.argwhere(_apart(bits[s:s+chunk], bits)<=near)+(s,0) for s in range(0, len(bits), chunk)]
     return np.concatenate(found).T
 
 # %% ../../nbs/02_data.check.ipynb #41218453
@@ -259,13 +293,14 @@ def plot_faults(
 def require_images(
     paths, # Files
 ):
-    "ValueError if any of `paths` does not open as a picture: all are counted, the first five named"
+    "ValueError if any of `paths` does not open as a picture or loses its content in 8-bit RGB: all are counted, the first five named"
     paths = list(paths)
     refused = 2*Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
     faults = check_images(paths, min_side=0, max_pixels=refused, near=None, progress=len(paths)>1000)
     faults = faults[faults.fault.isin(unusable_faults)]
     if not len(faults): return
-    some = '; '.join(f'{o.path} {o.fault} ({o.detail})' for o in faults[:5].itertuples())
+    def shown(p): return p if p.isprintable() and p==p.strip() else repr(p)
+    some = '; '.join(f'{shown(str(o.path))} {o.fault} ({o.detail})' for o in faults[:5].itertuples())
     more = f'; and {len(faults)-5} more' if len(faults)>5 else ''
     raise ValueError(f"{len(faults)} of {len(paths)} pictures cannot be used: {some}{more}. Mend the files or drop their rows")
 
@@ -315,11 +350,12 @@ def _check_pictures(train, valid, near):
     if both := [d for d in b if d in a]:
         raise ValueError(f"{len(both)} pictures are on both sides, the first {a[both[0]][0]} and {b[both[0]][0]}: "
             f"drop one of each, or {fix}")
-    if near is None or not a or not b: return
-    (pa,ha),(pb,hb) = (zip(*o.values()) for o in (a,b))
+    seen = [[o for o in side.values() if o[1] is not None] for side in (a,b)]
+    if near is None or not all(seen): return
+    (pa,ha),(pb,hb) = (zip(*o) for o in seen)
     at,far = _nearest(hb, ha)
     close = [f'{pb[j]} and {pa[at[j]]}' for j in np.argsort(far, kind='stable') if far[j]<=near]
-    if close: warnings.warn(f"{len(close)} of {len(pb)} pictures to validate on look like one to train on, "
+    if close: warnings.warn(f"{len(close)} of {len(b)} pictures to validate on look like one to train on, "
         f"the closest {'; '.join(close[:3])}: if they are the same, {fix}")
 
 # %% ../../nbs/02_data.check.ipynb #8ddf127a
