@@ -8,7 +8,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/cli.html.md"""
 __all__ = ['read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner', 'main']
 
 # %% ../nbs/40_cli.ipynb #f0c84bc8
-import hashlib,json,os,platform,sys
+import csv,hashlib,json,os,platform,sys,unicodedata
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from .callback.plc import *
 from .callback.snapmix import *
 from .checkpoint import write_atomic
 from .crossval import *
-from .crossval import _check_classes, _read_csv, _write_csv
+from .crossval import _check_classes, _write_csv
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
@@ -37,31 +37,162 @@ from .vision.cam import clean_logits, find_layer
 from .vision.tta import *
 
 # %% ../nbs/40_cli.ipynb #712891a3
+def _look(name):
+    "`name` without what cannot be seen: blanks around it or doubled, invisible characters, the two ways Unicode writes é"
+    return ' '.join(unicodedata.normalize('NFC', ''.join(c for c in name if unicodedata.category(c)!='Cf')).split())
+
+def _pair(a, b):
+    "Two names that look the same, so that they do not"
+    return f'{a!r} and {b!r}' if _look(repr(a))!=_look(repr(b)) else f'{a!a} and {b!a}'
+
+def _check_looks(labels):
+    "ValueError for two classes that look the same; a line for two that differ in case"
+    looks,cases = {},{}
+    for o in sorted(set(labels)):
+        if (other := looks.setdefault(_look(o), o))!=o: raise ValueError(
+            f"{_pair(other, o)} are two classes that look the same: give both the same name")
+        if (other := cases.setdefault(_look(o).casefold(), o))!=o: print(
+            f"{other!r} and {o!r} are two classes, though only the case of letters differs")
+
+_splits = dict(train=('train','training','trn','trainval'), test=('test','testing','tst'), holdout=('holdout','heldout'),
+    valid=('valid','validation','validate','val','vld'), eval=('eval','evaluation'), dev=('dev','development'))
+
+def _split_kind(name):
+    "What part of a split `name` is, in whatever spelling (Training_set, TRN, val2017), a key of `_splits`; None: it is none"
+    words = [re.sub('(data)?(set|data|image|img|picture|photo|split)?s?$', '', o) for o in re.findall(r'[^\W\d_]+', name.casefold())]
+    return next((k for k,v in _splits.items() if ''.join(words) in v), None)
+
+def _is_run(folder):
+    "Whether a run of the command has written to `folder`"
+    try: return 'fastai_mix' in json.loads((folder/'config.json').read_text(encoding='utf-8'))['versions']
+    except (OSError, ValueError, TypeError, KeyError): return False
+
+def _visit(top, out, folders):
+    "Pictures, and links to folders, below `top`; all folders in it are added to `folders`, and those that are in it are not visited again"
+    files,links = [],[]
+    for at,below,names in os.walk(top):
+        at = Path(at)
+        folders.add(at.resolve())
+        below[:] = [o for o in below if not o.startswith('.')]
+        runs = [o for o in below if (at/o).resolve()==out or _is_run(at/o)]
+        for o in runs: print(f'{at/o} is the folder of a run, and left out')
+        links += [at/o for o in below if o not in runs and (at/o).is_symlink()]
+        below[:] = [o for o in below if o not in runs and at/o not in links and (at/o).resolve() not in folders]
+        files += [at/o for o in names if not o.startswith('.') and Path(o).suffix.lower() in image_extensions]
+    return files,links
+
+def _picture_files(folder, out=None, classes=False):
+    "Each picture below `folder` once, or once in each class folder: as it is there, else by a link"
+    folder,out = Path(folder),out and Path(out).resolve()
+    def kind(o): return classes and o.relative_to(folder).parts[0]
+    def leads_on(o):
+        real,around = o.resolve(),[p for o in (o.parent.resolve(), folder.resolve()) for p in (o, *o.parents)]
+        return real not in around and real not in seen[kind(o)] and (real not in inside or classes and o.parent==folder)
+    found,inside,seen = {},set(),defaultdict(set)
+    files,links = _visit(folder, out, inside)
+    while files or links:
+        for f in sorted(files, key=lambda o: (o.is_symlink(), o)): found.setdefault((kind(f), os.path.realpath(f)), f)
+        more = [_visit(o, out, seen[kind(o)]) for o in sorted(links) if leads_on(o)]
+        files,links = ([o for part in more for o in part[i]] for i in (0,1))
+    return sorted(found.values())
+
 def _find_images(root, names):
-    "The files `names` stand for: as they are, or below `images`, with or without an ending"
+    "The files `names` stand for: as they are, or below `images`, with or without an ending, in either normal form of Unicode"
     bases = root,root/'images'
     @cache
-    def stems(folder): return {f.stem: f for f in sorted(folder.iterdir(), reverse=True) if f.suffix.lower() in image_extensions} if folder.is_dir() else {}
+    def stems(folder):
+        files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in image_extensions] if folder.is_dir() else []
+        return groupby(files, lambda f: f.stem)
     def find(name):
-        found = next((b/name for b in bases if (b/name).is_file()), None)
-        return found or next((f for b in bases if (f := stems((b/name).parent).get(Path(name).name))), root/name)
+        name = os.path.expanduser(name)
+        forms = dict.fromkeys([name, unicodedata.normalize('NFC', name), unicodedata.normalize('NFD', name)])
+        exact = next((b/o for o in forms for b in bases if os.path.isfile(b/o)), None)
+        if exact: return exact
+        for o in forms:
+            found = list(dict.fromkeys(f for b in bases for f in stems((b/o).parent).get(Path(o).name, ())))
+            if len(found)>1: raise ValueError(f"{name!r} may be {' or '.join(str(f.relative_to(root) if root in f.parents else f) for f in found)}: "
+                "write the ending in the table, or remove the files that are not meant")
+            if found: return found[0]
+        return root/name
     return [find(o) for o in names]
 
-def _folder_table(folder):
+def _check_found(root, names, paths, file):
+    "ValueError if a name is of no file, but looks like that of one"
+    @cache
+    def looks(folder):
+        files = [f for f in folder.iterdir() if f.suffix.lower() in image_extensions] if folder.is_dir() else []
+        return {_look(o).casefold(): f.name for f in files for o in (f.stem, f.name)}
+    lost = [n for n,p in zip(names, paths) if not os.path.isfile(p)]
+    for n in lost:
+        own = [Path(n).name] + [Path(n).stem]*(Path(n).suffix.lower() in image_extensions)
+        other = next((f for b in (root, root/'images') for o in own if (f := looks((b/n).parent).get(_look(o).casefold()))), None)
+        if other: raise ValueError(f"{len(lost)} of {len(names)} pictures in {file} are not there; {n!a} looks like {other!a}: "
+            "write its name as it is")
+
+def _folder_table(folder, out=None, classes=False):
     "Columns id and path of all pictures below `folder`"
-    files = get_image_files(folder).sorted()
-    return pd.DataFrame({'id': [f.relative_to(folder).as_posix() for f in files], 'path': list(files)})
+    files = _picture_files(folder, out, classes)
+    return pd.DataFrame({'id': [f.relative_to(folder).as_posix() for f in files], 'path': files})
+
+def _read_cells(file):
+    "All cells of a CSV as strings, missing if they are empty, its header in the first row"
+    read = partial(pd.read_csv, file, header=None, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    try:
+        lines = read(sep='\x01', names=['line'], quoting=csv.QUOTE_NONE).line
+        cells = read(names=range(max(lines.str.count(',').tolist(), default=0)+1), na_values=['']) # as wide as its longest line
+    except Exception as e: # of pandas, and of whatever it opens archives with
+        if Path(file).suffix.lower() in ('.zip','.tar','.gz','.tgz','.bz2','.xz','.7z','.rar'):
+            raise ValueError(f"{file} is an archive: unpack it, and give the folder or the CSV") from None
+        if Path(file).suffix.lower() in image_extensions: raise ValueError(f"{file} is a picture: give the folder it is in, or a CSV") from None
+        if isinstance(e, UnicodeDecodeError): raise ValueError(f"{file} is not in UTF-8: save it as UTF-8, with commas between the columns") from None
+        raise ValueError(f"{file} is no CSV with commas between the columns ({e}): save it as one".replace('\n', ' ')) from None
+    if not len(cells): raise ValueError(f"{file} is empty: expected a header and a row per picture")
+    return cells.mask(cells.map(lambda o: isinstance(o, str) and not o.strip()))
+
+def _read_table(file, *cols):
+    "A CSV as a table of strings; ValueError unless it has each of `cols`, and names those (none: all) once"
+    cells = _read_cells(file)
+    head,rows = [None if pd.isna(o) else o for o in cells.iloc[0]],cells[1:].reset_index(drop=True)
+    n = max((i+1 for i,o in enumerate(head) if o is not None), default=0)
+    if not n: raise ValueError(f"{file} has no names of columns in its first line: expected a header")
+    long = rows[rows.iloc[:,n:].notna().any(axis=1)]
+    if len(long): raise ValueError(f"{len(long)} rows of {file} have more cells than its header has columns, the first "
+        f"{','.join(long.iloc[0].fillna(''))!r}: put cells with commas into quotes")
+    sep = next((o for o in ';\t|' if n==1 and o in head[0]), None)
+    if sep and (not cols or {*cols}!={head[0]}): raise ValueError(f"{file} has {sep!r} between its columns: save it with commas")
+    table = rows.iloc[:,:n].set_axis([f'Unnamed: {i}' if o is None else o for i,o in enumerate(head[:n])], axis=1)
+    try: check_columns(table, *cols, table=str(file))
+    except ValueError as e: raise ValueError(f"{e}; --image-col, --label-col and --split-col say which are meant") from None
+    twice = [o for o in cols or table if head.count(o)>1]
+    if twice: raise ValueError(f"{file} has {head.count(twice[0])} columns {twice[0]!r}: give them different names")
+    if not len(table): raise ValueError(f"{file} has a header, but no rows")
+    return table
 
 def _csv_table(file, images, image_col, **cols):
     "Columns id and path of the pictures a CSV names, and those of its columns that are the values of `cols`"
-    # a class may be called 01 or None
-    table = _read_csv(file, dtype={c: str for c in (image_col, *cols.values())}, na_values=[''])
-    check_columns(table, image_col, *cols.values(), table=str(file))
+    table = _read_table(file, image_col, *cols.values()) # a class may be called 01 or None
     nameless = table[image_col].isna()
     if nameless.any(): raise ValueError(f"{nameless.sum()} rows of {file} name no picture in {image_col!r}: fill them in or drop the rows")
     root = Path(images or file.parent)
     if not root.is_dir(): raise ValueError(f"no folder {root}: --images names the folder the pictures of the CSV are in")
-    return pd.DataFrame({'id': table[image_col], 'path': _find_images(root, table[image_col]), **{k: table[c] for k,c in cols.items()}})
+    paths = _find_images(root, table[image_col])
+    _check_found(root, table[image_col], paths, file)
+    return pd.DataFrame({'id': table[image_col], 'path': paths, **{k: table[c] for k,c in cols.items()}})
+
+def _class_table(folder, out=None):
+    "Columns id, path and label of the pictures in class folders; ValueError if these are no classes"
+    df = _folder_table(folder, out, classes=True)
+    if not len(df): raise ValueError(f"no pictures in {folder}: expected one folder of pictures per class, or give a CSV")
+    loose = [f for f in df.path if f.parent==folder]
+    if len(loose)==len(df): raise ValueError(f"the pictures in {folder} are in no class folder: expected {folder}/CLASS/picture.jpg, or give a CSV")
+    if loose: raise ValueError(f"{len(loose)} of {len(df)} pictures in {folder} are in no class folder, the first {loose[0].name!r}: "
+        "move them into one")
+    df['label'] = [f.relative_to(folder).parts[0] for f in df.path]
+    names = sorted(set(df.label))
+    kinds = list(map(_split_kind, names))
+    if 'train' in kinds and all(kinds): raise ValueError(f"the folders in {folder} are {', '.join(names)} "
+        f"and no classes: give --data {folder/names[kinds.index('train')]}, or a CSV with --split-col")
+    return df
 
 def read_data(
     data:Path=None, # Folder of class folders, or a CSV; None: the embedded leaves
@@ -69,74 +200,119 @@ def read_data(
     image_col:str='image_id', # The CSV's column of pictures, with or without an ending
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` for the rows to train on, and what else they are for
+    out:Path=None, # Folder of the run, left out if it is below `data`; other runs are known by their `config.json`
 )->pd.DataFrame: # Columns id, path, label, and split if there is `split_col`
-    "One table for all pictures; ValueError for what is missing"
+    "One table for all pictures; ValueError for what is missing, or can be read in two ways"
     if data is None:
         if split_col: raise ValueError("--split-col names a column of a CSV: give it with --data")
         path = leaf_data()
         return read_data(path/'train.csv', label_col='labels')
     data = Path(data)
     if data.is_dir():
-        df = _folder_table(data)
-        df['label'] = [f.relative_to(data).parts[0] if f.parent!=data else None for f in df.path]
-        if not len(df): raise ValueError(f"no pictures in {data}: expected one folder of pictures per class, or give a CSV")
-        if df.label.isna().all(): raise ValueError(f"the pictures in {data} are in no class folder: expected {data}/CLASS/picture.jpg, or give a CSV")
         if split_col: raise ValueError("--split-col names a column of a CSV, but --data is a folder: give the CSV")
-        if 'train' in set(df.label)<={'train','valid','validation','val','test'}: raise ValueError(f"the folders in {data} are {', '.join(sorted(set(df.label)))} "
-            f"and no classes: give --data {data/'train'}, or a CSV with --split-col")
+        df = _class_table(data, out)
     elif data.is_file(): df = _csv_table(data, images, image_col, label=label_col, **({'split':split_col} if split_col else {}))
     else: raise ValueError(f"no such file or folder: {data}; --data takes a folder of class folders or a CSV")
     check_labels(df, 'label')
+    _check_looks(df.label)
     require_images(df.path)
-    return df.assign(label=df.label.astype(str))
+    return df
+
 
 # %% ../nbs/40_cli.ipynb #1d9cfb71
+def _named_as(ids, names):
+    "`ids` as they are written among `names`: with their endings or without, in either normal form of Unicode"
+    plain = partial(unicodedata.normalize, 'NFC')
+    known = {plain(o): o for o in names.dropna()}
+    if not any(plain(o) in known for o in ids): ids = [Path(o).with_suffix('').as_posix() for o in ids]
+    return [known.get(plain(o), o) for o in ids]
+
 def read_test(
     test:Path, # Folder of pictures, or a CSV
     images:Path=None, # Folder the CSV's pictures are in; None: the CSV's own, or `images` in it
     image_col:str='image_id', # The CSV's column of pictures, with or without an ending
     sample:Path=None, # Sample submission: a CSV with identities in its first column
+    out:Path=None, # Folder of the run, left out if it is below `test`
 )->pd.DataFrame: # Columns id, path
     "One table for all pictures to predict; ValueError for what is missing"
     test = Path(test)
     if sample and not Path(sample).is_file(): raise ValueError(f"no such file: --sample {sample}")
     if test.is_dir():
-        df = _folder_table(test)
-        if sample and not _read_csv(sample, dtype=str).iloc[:,0].isin(df.id).any(): df['id'] = [Path(o).with_suffix('').as_posix() for o in df.id]
+        df = _folder_table(test, out)
+        if sample: df['id'] = _named_as(df.id, _read_table(sample).iloc[:,0])
     elif test.is_file(): df = _csv_table(test, images, image_col)
     else: raise ValueError(f"no such file or folder: {test}; --test takes a folder of pictures or a CSV")
     if not len(df): raise ValueError(f"no pictures in {test}: --test takes a folder of pictures or a CSV")
     require_images(df.path)
     return df
 
+def _check_test(df, test):
+    "ValueError if a picture to predict is one of `df`; a line for those that have the bytes of one"
+    own = set(map(os.path.realpath, df.path))
+    both = [o for o in test.path if os.path.realpath(o) in own]
+    if both: raise ValueError(f"{len(both)} of {len(test)} pictures of --test are pictures of --data, the first {both[0]}: "
+        "give a folder of others, or the folder of the CSV's with --test-images")
+    same = picture_groups(pd.concat([df[['path']], test[['path']]]), near=None)
+    known = same.iloc[len(df):].isin(same.iloc[:len(df)]).to_numpy()
+    if known.any(): print(f"{known.sum()} of {len(test)} pictures of --test have the bytes of one of --data, the first {test.path.iloc[known.argmax()]}")
+
+
 # %% ../nbs/40_cli.ipynb #2f874133
+def _read_split(df):
+    "`df` with the column `split` as `train` and one other part; rows of neither are gone, which is said; ValueError if it says anything else"
+    kinds = pd.Series([None if pd.isna(o) else _split_kind(str(o)) for o in df.split], df.index, dtype=object)
+    held = next((o for o in _splits if o!='train' and (kinds==o).any()), None)
+    if held is None or not (kinds=='train').any(): raise ValueError("the split column must say 'train' and 'test' "
+        f"(or 'valid'), but it says {', '.join(map(repr, df.split.unique()[:6]))}")
+    unknown = df.split[df.split.notna()&kinds.isna()]
+    if len(unknown): raise ValueError(f"the split column says {unknown.iloc[0]!r} in {(unknown==unknown.iloc[0]).sum()} of {len(df)} rows: "
+        f"expected 'train' and {held!r}, or nothing for rows to leave out")
+    left = df.split[~kinds.isin(['train',held])]
+    if len(left): print(f"{len(left)} of {len(df)} rows are neither 'train' nor {held!r} and left out: "
+        f"{', '.join('nothing' if pd.isna(k) else repr(k) for k in left.unique())}")
+    return df.assign(split=kinds).drop(index=left.index)
+
 def fold_data(
     df:pd.DataFrame, # From `read_data`
     folds:int=5, # Number of folds
     seed:int=0, # Of the folds
 )->pd.DataFrame: # `df` with a column `fold`; rows to neither train nor validate on are gone
-    "Stratified folds, or one: `test` in the column `split` (else `valid`, `validation`, `val`)"
+    "Stratified folds, or one: `test` in the column `split` (else `holdout`, `valid`, `eval`, `dev`), in any usual spelling"
     if 'split' not in df:
         same = picture_groups(df, 'path', near=None)
         n,twice = same.groupby(df.label).nunique(),same.duplicated().any()
         if n.min()<folds: raise ValueError(f"{n.idxmin()!r} has {n.min()} {'different pictures' if twice else 'rows'}, too few for {folds} folds: "
             + (f"use --folds {n.min()}, or " if n.min()>1 else "") + "merge or drop that class")
         return add_folds(df.assign(same=same), 'label', folds, 'same' if twice else None, seed=seed)
-    held = next((o for o in ('test','valid','validation','val') if (df.split==o).any()), None)
-    if held is None or not (df.split=='train').any(): raise ValueError("the split column must say 'train' and 'test' "
-        f"(or 'valid'), but it says {', '.join(map(repr, df.split.unique()[:6]))}")
-    df = df[df.split.isin(['train',held])]
-    unseen = set(df.label)-set(df.label[df.split=='train'])
-    if unseen: raise ValueError(f"{', '.join(sorted(unseen))} in the {held} split, but never in train: a classifier cannot learn it")
-    return df.assign(fold=np.where(df.split==held, 0, -1))
+    df = _read_split(df)
+    train = df.split=='train'
+    unseen = set(df.label)-set(df.label[train])
+    if unseen: raise ValueError(f"{', '.join(sorted(unseen))} in the {df.split[~train].iloc[0]} split, but never in train: "
+        "a classifier cannot learn it")
+    return df.assign(fold=np.where(train, -1, 0))
+
+def _multiples(text, classes):
+    "All ways to read `text` as class=number, several with commas between; classes may have commas and = in them"
+    for c in classes:
+        if not text.startswith(f'{c}='): continue
+        number,comma,rest = text[len(c)+1:].partition(',')
+        try: one = {c: float(number)}
+        except ValueError: continue
+        yield from ({**one, **o} for o in _multiples(rest, classes)) if comma else [one]
 
 def read_oversample(
     text:str=None, # `class=3`, several with commas; `balance`; `sqrt`; a number of rows; None: nothing
+    classes:list=(), # Names of classes, needed if there are commas in them
 ): # What `FoldSplitter` takes
     "What `--oversample` stands for"
     if text is None or text in ('balance','sqrt'): return text
+    ways = list(_multiples(text, classes))
+    if len(ways)>1: raise ValueError(f"--oversample {text} may be {' or '.join(map(str, ways))}: rename a class")
+    if ways: return ways[0]
     try: return int(text) if '=' not in text else {k: float(v) for k,v in (o.rsplit('=', 1) for o in text.split(','))}
-    except ValueError: raise ValueError(f"--oversample {text}: expected class=3, several of them with commas between, balance, sqrt or a number of rows")
+    except ValueError: raise ValueError(f"--oversample {text}: expected class=3, several of them with commas between, balance, sqrt or a number "
+        "of rows" + (f"; the classes are {', '.join(map(repr, classes))}" if len(classes) else '')) from None
+
 
 # %% ../nbs/40_cli.ipynb #ccdbab01
 def read_weights(
@@ -204,7 +380,7 @@ _views = {'none': [identity], 'flips': flips, 'd4': d4}
 
 def _make_dls(o, df, fold):
     block = DataBlock((ImageBlock, CategoryBlock(vocab=sorted(df.label.unique()))), get_x=ColReader('path'), get_y=ColReader('label'),
-        splitter=FoldSplitter(fold, oversample=read_oversample(o.oversample), seed=o.seed, label_col='label', near=None),
+        splitter=FoldSplitter(fold, oversample=read_oversample(o.oversample, sorted(df.label.unique())), seed=o.seed, label_col='label', near=None),
         item_tfms=Resize(o.size), batch_tfms=Flip() if o.data else Dihedral())
     return block.dataloaders(df, bs=o.bs, num_workers=0 if len(df)<1000 else min(4, defaults.cpus))
 
@@ -225,7 +401,7 @@ def _check_out(o):
     "ValueError if `out` has something that is not of a run like this"
     if o.out.exists() and not o.out.is_dir(): raise ValueError(f"--out {o.out} is a file: give a folder")
     if not o.out.is_dir() or all(f.name.startswith('.') for f in o.out.iterdir()): return
-    if not (o.out/'config.json').exists(): raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix: give another folder")
+    if not _is_run(o.out): raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix: give another folder")
     if (json.loads((o.out/'config.json').read_text()).get('fold') is None)!=(o.fold is None):
         raise ValueError(f"--out {o.out} holds a run of {'one fold' if o.fold is None else 'all folds'}, and this is one of "
             f"{'all folds, as --folds is given without --fold' if o.fold is None else 'one fold'}: give another folder")
@@ -244,15 +420,20 @@ def _prepare(o):
     if o.tta not in _views: raise ValueError(f"--tta {o.tta}: expected {', '.join(_views)}")
     if o.pretrained and o.weights: raise ValueError("--pretrained takes timm's weights and --weights those of a file: give one of them")
     if o.sample and not o.test: raise ValueError("--sample says how predictions of test pictures are written: give these with --test")
+    if o.test_images and not (o.test and Path(o.test).is_file()): raise ValueError(
+        "--test-images names the folder of the pictures of a CSV: give the CSV with --test")
     _settle_folds(o)
     _check_out(o)
-    df = fold_data(read_data(o.data, o.images, o.image_col, o.label_col, o.split_col), o.folds, o.seed)
+    df = fold_data(read_data(o.data, o.images, o.image_col, o.label_col, o.split_col, o.out), o.folds, o.seed)
+    if o.images and not any(k and Path(k).is_file() for k in (o.data, o.test)):
+        raise ValueError("--images names the folder of the pictures of a CSV: give the CSV with --data, or leave it out")
     _check_classes(df.label.unique())
     twice = df.id[df.id.duplicated()]
     if len(twice) and (o.fold is None or o.plc): raise ValueError(f"{len(twice)} rows name a picture again, the first {twice.iloc[0]!r}: "
         "drop them, and repeat rows with --oversample, which leaves those to validate on alone")
-    test = read_test(o.test, o.images, o.image_col, o.sample) if o.test else None
-    if o.sample: fill_sample(o.sample, pd.DataFrame(0., test.id, sorted(df.label.unique())))
+    test = read_test(o.test, o.test_images or o.images, o.image_col, o.sample, o.out) if o.test else None
+    if o.test: _check_test(df, test)
+    if o.sample: fill_sample(_read_table(o.sample), pd.DataFrame(0., test.id, sorted(df.label.unique())))
     n = min((df.fold!=k).sum() for k in (df.fold.unique() if o.fold is None else [o.fold]))
     if n<o.bs: raise ValueError(f"--bs {o.bs}: there are only {n} pictures to train on")
     set_seed(o.seed)
@@ -264,8 +445,18 @@ def _prepare(o):
     _make_out(o)
     return df,learn,test
 
+def _show_conflicts(df):
+    "A line for pictures, by path or bytes, with several labels"
+    same = picture_groups(df, 'path', near=None)
+    several = df.label.groupby(same).transform('nunique')>1
+    if not several.any(): return
+    a,b = df[same==same[several].iloc[0]].drop_duplicates('label')[:2].itertuples()
+    print(f"{same[several].nunique()} pictures have several labels, the first {a.path} {a.label!r} and {b.path} {b.label!r}: "
+        "drop those that are wrong")
+
 def _show_data(df, fold):
     from PIL import Image
+    _show_conflicts(df)
     sizes = pd.DataFrame([Image.open(o).size for o in df.path], columns=['w','h'])
     counts = pd.crosstab(df.label, df.fold.map('fold {}'.format) if fold is None else (df.fold==fold).map({False:'train', True:'valid'}))
     print(f"{len(df)} pictures of {sizes.w.min()}×{sizes.h.min()} to {sizes.w.max()}×{sizes.h.max()} pixels, {len(counts)} classes")
@@ -361,7 +552,7 @@ def _predict_test(o, ensemble, test):
     "Write probabilities of the test pictures, and the submission if there is a sample"
     probs = ensemble.predict(test, _views[o.tta])
     _write_csv(o.out/'test_predictions.csv', _beside(test[['id']], probs))
-    if o.sample: _write_csv(o.out/'submission.csv', fill_sample(o.sample, probs.set_axis(test.id)))
+    if o.sample: _write_csv(o.out/'submission.csv', fill_sample(_read_table(o.sample), probs.set_axis(test.id)))
 
 @call_parse
 def main(
@@ -385,14 +576,17 @@ def main(
     folds:int=None, # Number of stratified folds (default: 5); without `fold`, all are trained, one network each
     oversample:str=None, # Repeat rows to train on: class=3, several with commas; balance; sqrt; or a number of rows per class
     plc:bool=False, # Correct labels while training (ProgressiveLabelCorrection)
-    test:str=None, # Pictures to predict: a folder, or a CSV with `image_col`
+    test:str=None, # Pictures to predict: a folder, or a CSV with `image_col`; none of those in `data`
+    test_images:str=None, # Folder the pictures of the CSV of `test` are in (default: `images`)
     tta:str='none', # Views to average over, of test pictures and of those one fold validates on: none, flips or d4
     sample:str=None, # Sample submission, to be filled for the test pictures: identities, and a column per class or one of labels
     seed:int=0, # Seed of folds, weights and training
     out:str='fastai-mix-run', # Folder for weights, predictions, history and pictures; all folds go on where they were
 ):
     "Train a classifier with SnapMix, or another mix, and report on it"
-    o = AttrDict(locals(), out=Path(out), p=ifnone(p, 1. if echo else .5))
+    o = AttrDict(locals(), p=ifnone(p, 1. if echo else .5))
+    o.update({k: os.path.expanduser(o[k]) for k in ('data','images','weights','test','test_images','sample','out') if o[k]})
+    o.out = Path(o.out)
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a pipe may take fewer characters
     try:
         df,learn,test_df = _prepare(o)

@@ -1,6 +1,10 @@
 "The command: what it writes, and what it says to wrong input."
 import json
+import os
 import shutil
+import unicodedata
+import zipfile
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -10,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from fastai_mix import cli
-from fastai_mix.cli import main, read_data, read_oversample
+from fastai_mix.cli import fold_data, main, read_data, read_oversample, read_test
 from fastai_mix.crossval import CrossVal, load_ensemble
 from fastai_mix.data.leaves import leaf_data
 
@@ -113,6 +117,256 @@ def test_the_search_for_a_rate_writes_nothing_elsewhere(table, tmp_path, monkeyp
     args = dict(table(), lr=None, arch='resnet10t', mix='none', fold=0, folds=3)
     main(**args)
     assert [o.name for o in (tmp_path/'here').iterdir()]==['models'] and not [o for o in (tmp_path/'run').iterdir() if o.name[0]=='.']
+
+# ---- what could be read in two ways
+
+def noise(seed=0, size=(48,40)):
+    "A picture with structure of its own"
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6,6,3), dtype=np.uint8)).resize(size, Image.BICUBIC)
+
+@pytest.fixture
+def folders(tmp_path):
+    "Class folders with three pictures each, all different"
+    def make(*names, root='d', n=3):
+        for name in names:
+            (tmp_path/root/name).mkdir(parents=True)
+            for i in range(n): noise(zlib.crc32(f'{name} {i}'.encode())).save(tmp_path/root/name/f'{i}.png')
+        return tmp_path/root
+    return make
+
+@pytest.fixture
+def csv(tmp_path):
+    "A CSV of given text, and pictures of given names, all different"
+    def make(text, *names, file='t.csv'):
+        (tmp_path/file).parent.mkdir(exist_ok=True)
+        (tmp_path/file).write_text(text, encoding='utf-8')
+        for i,n in enumerate(names):
+            (tmp_path/n).parent.mkdir(parents=True, exist_ok=True)
+            noise(i).save(tmp_path/n)
+        return tmp_path/file
+    return make
+
+@pytest.mark.parametrize('names', [('Training','Testing'), ('Train','Val'), ('TRAIN','test'), ('train_set','test_set'), ('trn','tst'), ('trainset','hold-out'),
+    ('images_train','images_val'), ('train2017','val2017'), ('train','dev','eval'), ('Train Data','Validation Data')])
+def test_folders_of_a_split_in_any_spelling_are_no_classes(folders, names):
+    d = folders(*names)
+    train = next(o for o in names if 'tr' in o.lower())
+    with pytest.raises(ValueError, match=f'and no classes: give --data {d/train}'): read_data(d)
+
+@pytest.mark.parametrize('names', [('train','bus'), ('trainer','tester'), ('test','val'), ('train','testament')])
+def test_classes_whose_names_are_like_parts_of_a_split(folders, names): assert set(read_data(folders(*names)).label)==set(names)
+
+def test_folders_of_runs_are_no_classes(folders, tmp_path, capsys):
+    d = folders('cat','dog','mine','.cache','run')
+    (d/'mine'/'config.json').write_text(json.dumps(dict(size=32, versions=dict(fastai_mix='0.1'))))
+    (d/'cat'/'config.json').write_text(json.dumps(dict(versions=1)))
+    (d/'dog'/'config.json').write_text('[]')
+    df = read_data(d, out=d/'run')
+    assert set(df.label)=={'cat','dog'} and len(df)==6
+    assert {o.split(' ')[0] for o in capsys.readouterr().out.splitlines()}=={str(d/'mine'),str(d/'run')}
+    assert len(read_test(d, out=d/'run'))==6
+
+def test_the_same_command_again_in_the_folder_of_the_pictures(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(folders('cat','dog', n=8))
+    monkeypatch.setattr(cli, '_fit', lambda o, learn: None)
+    for _ in range(2):
+        main(data='.', size=32, bs=4, epochs=1, lr=1e-3, folds=2, fold=0, arch='resnet10t', mix='none')
+        assert len(pd.read_csv('fastai-mix-run/predictions.csv'))==8 and json.loads(open('fastai-mix-run/config.json').read())['vocab']==['cat','dog']
+
+def test_another_config_is_not_of_a_run(table, tmp_path, capsys):
+    (tmp_path/'run').mkdir()
+    for text in ('{"versions": 3}', '[]', 'not json'):
+        (tmp_path/'run'/'config.json').write_text(text)
+        with pytest.raises(SystemExit): main(**table())
+        assert 'holds something that is not a run of fastai-mix' in capsys.readouterr().err
+
+def test_pictures_beside_class_folders(folders):
+    d = folders('cat','dog')
+    noise().save(d/'a.png')
+    with pytest.raises(ValueError, match="1 of 7 pictures in .* are in no class folder, the first 'a.png'"): read_data(d)
+
+def test_links_lead_to_each_file_once(folders, tmp_path):
+    d = folders('cat','dog')
+    other,more = folders('x', root='other'),folders('y', root='more')
+    def link(at, to): (d/at).symlink_to(to, target_is_directory=to.is_dir())
+    link('cat/up', d)                    # to what is around it
+    link('cat/self', d/'cat')
+    link('cat/far', d.parent)
+    link('cat/dogs', d/'dog')            # to another class, and back
+    link('dog/cats', d/'cat')
+    link('cat/out', other/'x')           # outside, twice, with a loop of its own
+    link('cat/out2', other/'x')
+    (other/'x'/'loop').symlink_to(other, target_is_directory=True)
+    (other/'x'/'back').symlink_to(d/'dog', target_is_directory=True)
+    link('cat/a.png', d/'cat'/'0.png')   # one more name
+    link('bird', more/'y')               # a class of its own
+    df = read_data(d)
+    assert df.label.value_counts().to_dict()==dict(cat=6, dog=3, bird=3)
+    assert [o for o in df.id if o.startswith('cat')]==[f'cat/{i}.png' for i in range(3)]+[f'cat/out/{i}.png' for i in range(3)]
+    assert len(read_test(d))==12 and len({os.path.realpath(o) for o in df.path})==12
+
+def test_a_file_linked_into_two_classes_is_said(folders, capsys):
+    d = folders('cat','dog')
+    (d/'dog'/'z.png').symlink_to(d/'cat'/'1.png')
+    df = read_data(d)
+    assert df.label.tolist()==['cat']*3+['dog']*4
+    cli._show_conflicts(df)
+    out = capsys.readouterr().out
+    assert out.startswith('1 pictures have several labels') and f"{d/'cat'/'1.png'} 'cat' and {d/'dog'/'z.png'} 'dog'" in out
+
+@pytest.mark.parametrize('a,b,shown', [('cat','cat ',"'cat' and 'cat '"), (' cat','cat',"' cat' and 'cat'"), ('cat','cat\u200b',r"'cat' and 'cat\\u200b'"),
+    ('caf\u00e9','cafe\u0301',r"'cafe\\u0301' and 'caf\\xe9'"), ('a b','a\u00a0b',r"'a b' and 'a\\xa0b'"), ('a  b','a b',"'a  b' and 'a b'")])
+def test_classes_that_look_the_same(csv, folders, a, b, shown):
+    file = csv(f'image_id,label\np0,"{a}"\np1,"{b}"\np2,dog\n', 'p0.png', 'p1.png', 'p2.png')
+    for data in (file, folders(a, b, 'dog')):
+        with pytest.raises(ValueError, match=f'{shown} are two classes that look the same: '): read_data(data)
+
+def test_classes_that_differ_in_case(csv, capsys):
+    assert read_data(csv('image_id,label\np0,A\np1,a\n', 'p0.png', 'p1.png')).label.tolist()==['A','a']
+    assert capsys.readouterr().out=="'A' and 'a' are two classes, though only the case of letters differs\n"
+
+def test_one_name_for_two_files(csv):
+    file = csv('image_id,label\ns1,a\ns2,b\n', 's1.tif', 's1.png', 's2.png')
+    with pytest.raises(ValueError, match="'s1' may be s1.png or s1.tif: write the ending"): read_data(file)
+    csv('image_id,label\ns1.tif,a\ns2,b\n')
+    assert [o.name for o in read_data(file).path]==['s1.tif','s2.png']
+    csv('image_id,label\ns2,a\ns1.tif,b\n', 'images/s2.jpg')
+    with pytest.raises(ValueError, match="'s2' may be s2.png or images/s2.jpg"): read_data(file)
+    csv(f'image_id,label\n{file.parent}/s1,a\ns1.tif,b\n')
+    with pytest.raises(ValueError, match="may be s1.png or s1.tif"): read_data(file)
+
+def test_names_in_either_normal_form(csv, tmp_path):
+    nfc,nfd = (unicodedata.normalize(o, 'caf\u00e9') for o in ('NFC','NFD'))
+    file = csv(f'image_id,label\n{nfc},a\n{nfd}2.png,b\n{nfd}/3,a\n', f'{nfd}.png', f'{nfc}2.png', f'{nfc}/3.png')
+    assert [o.relative_to(tmp_path).as_posix() for o in read_data(file).path]==[f'{nfd}.png',f'{nfc}2.png',f'{nfc}/3.png']
+    sample = csv(f'file,a,b\n{nfc},0,0\n', f'test/{nfd}.png', file='sample.csv')
+    assert read_test(tmp_path/'test', sample=sample).id.tolist()==[nfc]
+
+@pytest.mark.parametrize('name,shown', [('p0 ',"'p0 '"), ('p0.png ',"'p0.png '"), (' p0.png',"' p0.png'"), ('p0 .png',"'p0 .png'"), ('P0',"'P0'"),
+    ('p0.jpg',"'p0.jpg'"), ('p0\u200b',r"'p0\\u200b'")])
+def test_a_name_that_looks_like_that_of_a_file(csv, name, shown):
+    file = csv(f'image_id,label\n{name},a\np1,b\n', 'p0.png', 'p1.png')
+    with pytest.raises(ValueError, match=f"1 of 2 pictures in .*t.csv are not there; {shown} looks like 'p0.png'"): read_data(file)
+
+def test_absolute_names_and_home(csv, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    file = csv(f'image_id,label\n{tmp_path}/p0.png,a\n{tmp_path}/p1,b\n~/in/p2,a\n', 'p0.png', 'p1.png', 'in/p2.png', file='in/t.csv')
+    assert [o.name for o in read_data(file).path]==['p0.png','p1.png','p2.png']
+    csv('image_id,label\n~p2,a\n'+'x'*300+',b\n', 'in/~p2.png', file='in/t.csv')
+    with pytest.raises(ValueError, match='1 of 2 pictures cannot be used.*missing .File name too long'): read_data(file)
+
+def test_home_in_options(folders, tmp_path, monkeypatch):
+    class Enough(Exception): pass
+    def stop(o): raise Enough(o)
+    folders('cat','dog', n=8)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(cli, '_make_out', stop)
+    with pytest.raises(Enough) as e: main(data='~/d', size=32, bs=4, folds=2, fold=0, arch='resnet10t', out='~/run')
+    assert e.value.args[0].out==tmp_path/'run'
+
+tables = {
+    'empty':            ('', 't.csv is empty'),
+    'blank lines':      ('\n\n', 't.csv is empty'),
+    'header only':      ('image_id,label\n', 't.csv has a header, but no rows'),
+    'no header':        (',,\np0,a\n', 'has no names of columns'),
+    'ragged':           ('image_id,label\np0,a\np1,b,c\n', "1 rows of .*t.csv have more cells than its header has columns, the first 'p1,b,c'"),
+    'commas in labels': ('image_id,label\np0,a, b\np1,b, c\n', "2 rows of .*t.csv have more cells .* the first 'p0,a, b': put cells with commas into quotes"),
+    'open quote':       ('image_id,label\np0,"a\np1,b\n', 't.csv is no CSV with commas'),
+    'semicolons':       ('image_id;label\np0;a\np1;b\n', "t.csv has ';' between its columns: save it with commas"),
+    'tabs':             ('image_id\tlabel\np0\ta\np1\tb\n', r"t.csv has '\\t' between its columns: save it with commas"),
+    'column twice':     ('image_id,label,label\np0,a,b\np1,b,a\n', "t.csv has 2 columns 'label': give them different names"),
+    'no such column':   ('file,label\np0,a\n', "t.csv has no column 'image_id': it has 'file', 'label'; --image-col"),
+    'blank label':      ('image_id,label\np0,a\np1, \n', "1 of 2 rows have no label in 'label'"),
+}
+
+@pytest.mark.parametrize('name', tables)
+def test_a_csv_that_is_none(name, csv):
+    text,message = tables[name]
+    with pytest.raises(ValueError, match=message) as e: read_data(csv(text, 'p0.png', 'p1.png'))
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('text', ['image_id,label,\np0,a,\np1,b,\n', 'image_id,label\np0,a,\np1,b,\n', 'image_id,label\np0,a,, \np1,b\n', '\ufeffimage_id,label\np0,a\np1,b\n',
+    ',image_id,label\n0,p0,a\n1,p1,b\n', 'x,x,image_id,label\n1,2,p0,a\n1,2,p1,b\n', '"image_id","label","a;b"\r\n"p0","a","x\ny"\r\n"p1","b"\r\n'])
+def test_a_csv_that_is_one(text, csv):
+    df = read_data(csv(text, 'p0.png', 'p1.png'))
+    assert df.id.tolist()==['p0','p1'] and df.label.tolist()==['a','b']
+
+def test_data_of_another_kind(csv, folders, tmp_path, capsys):
+    file = csv('image_id,label\np0,a\n', 'p0.png', 'p1.png')
+    for name,names in (('pictures.zip',('p0.png','p1.png')), ('one.zip',('p0.png',))):
+        with zipfile.ZipFile(tmp_path/name, 'w') as z:
+            for o in names: z.write(tmp_path/o, o)
+    (tmp_path/'t.tar.gz').write_bytes(b'\x1f\x8b cut')
+    (tmp_path/'t.txt').write_text('a/1.png 0\na/2.png 1\n')
+    (tmp_path/'t.xlsx').write_bytes(b'PK\x03\x04\xff\xfe')
+    for data,message in (('pictures.zip','is an archive: unpack it'), ('one.zip','is an archive: unpack it'), ('t.tar.gz','is an archive: unpack it'), ('p0.png','is a picture'),
+                         ('t.txt',"has no column 'image_id' or 'label'"), ('t.xlsx','is not in UTF-8')):
+        for args in (dict(data=str(tmp_path/data)), dict(data=str(folders('cat','dog', root=data+'d')), test=str(tmp_path/data))):
+            with pytest.raises(SystemExit) as e: main(**args, size=32, bs=2, folds=2, fold=0, arch='resnet10t', out=str(tmp_path/'run'))
+            err = capsys.readouterr().err.strip().splitlines()
+            assert e.value.code==2 and len(err)==1 and (message if 'test' not in args else message.split(' or ')[0]) in err[0] and data in err[0], err
+
+def test_a_sample_that_is_no_csv(table, test_folder, tmp_path, capsys):
+    args = dict(table(), folds=3, arch='resnet10t', **test_folder())
+    for text,message in (('', 'sample.csv is empty'), ('file;scab;rust\nTrain_3;0;0\n', "sample.csv has ';' between its columns"), ('file,rust,rust\nTrain_3,0,0\n', "2 columns 'rust'"),
+                         ('file,scab,rust,healthy\nTrain_3,0,0,0,1\n', 'more cells than its header')):
+        (tmp_path/'sample.csv').write_text(text)
+        with pytest.raises(SystemExit) as e: main(**args)
+        err = capsys.readouterr().err.strip().splitlines()
+        assert e.value.code==2 and len(err)==1 and message in err[0] and not (tmp_path/'run').exists(), err
+
+def split_of(values): return pd.DataFrame({'label': list('ab')*(len(values)//2), 'split': values})
+
+def test_values_of_a_split_in_any_spelling(capsys):
+    df = fold_data(split_of(['Train','train ','TRAIN','training','trn','train','Test',' test ','TESTING','tst','test','test-set']))
+    assert df.fold.tolist()==[-1]*6+[0]*6 and capsys.readouterr().out==''
+
+def test_rows_of_a_third_part_are_counted(capsys):
+    df = fold_data(split_of(['train']*4+['valid','Valid']+[np.nan]*2+['test']*4))
+    assert df.index.tolist()==[0,1,2,3,8,9,10,11] and df.fold.tolist()==[-1]*4+[0]*4
+    assert capsys.readouterr().out=="4 of 12 rows are neither 'train' nor 'test' and left out: 'valid', 'Valid', nothing\n"
+    assert fold_data(split_of(['train']*2+['validation']*2)).fold.tolist()==[-1,-1,0,0]
+
+def test_a_split_that_says_what_it_cannot_mean():
+    with pytest.raises(ValueError, match="says 'tarin' in 2 of 10 rows: expected 'train' and 'test', or nothing"): fold_data(split_of(['train']*4+['tarin']*2+['test']*4))
+
+def test_pictures_whose_content_is_lost_are_refused(folders, tmp_path, capsys):
+    d = folders('cat','dog', n=4)
+    deep = np.asarray(noise().convert('L')).astype(np.uint16)*200+300
+    Image.fromarray(deep).save(d/'dog'/'1.png')
+    args = dict(data=str(d), size=32, bs=2, folds=2, fold=0, epochs=1, lr=1e-3, arch='resnet10t', mix='none', out=str(tmp_path/'run'))
+    with pytest.raises(SystemExit) as e: main(**args)
+    err = capsys.readouterr().err.strip().splitlines()
+    assert e.value.code==2 and len(err)==1 and not (tmp_path/'run').exists()
+    assert f"1 of 8 pictures cannot be used: {d/'dog'/'1.png'} lost in RGB (mode I;16 with values" in err[0] and 'save it with 8 bits' in err[0]
+
+def test_a_picture_with_two_labels_is_said(leaves, table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', lambda o, learn: None)
+    shutil.copytree(leaves/'images', tmp_path/'images')
+    labels = pd.read_csv(leaves/'train.csv').labels.replace('multiple_diseases', 'rust')
+    i,j = labels[labels=='rust'].index[0],labels[labels=='scab'].index[0]
+    shutil.copy(tmp_path/'images'/f'Train_{i}.jpg', tmp_path/'images'/f'Train_{j}.jpg')
+    args = dict(table(lambda t: pd.concat([t, t[t.label=='healthy'][:1].assign(label='scab')])), arch='resnet10t', fold=0, folds=3, mix='none')
+    main(**{**args, 'images': str(tmp_path/'images')})
+    out = capsys.readouterr().out.splitlines()
+    said = [o for o in out if 'several labels' in o]
+    assert len(said)==1 and said[0].startswith('2 pictures have several labels, the first ')
+
+def test_images_without_a_csv(folders, leaves, tmp_path, capsys):
+    d = folders('cat','dog', n=4)
+    for more,message in ((dict(images=str(leaves/'images')), '--images names the folder'), (dict(test_images=str(d)), '--test-images names the folder'),
+                         (dict(test_images=str(d), test=str(d)), '--test-images names the folder')):
+        with pytest.raises(SystemExit): main(data=str(d), size=32, bs=2, folds=2, fold=0, arch='resnet10t', out=str(tmp_path/'run'), **more)
+        assert message in capsys.readouterr().err
+
+@pytest.mark.parametrize('text,value', [('a,b=3',{'a,b':3.}), ('a,b=3,c=2',{'a,b':3.,'c':2.}), ('c=2,a,b=3',{'a,b':3.,'c':2.}), ('x=1=1.5,c=2',{'x=1':1.5,'c':2.}), ('c=2',{'c':2.}), ('7',7)])
+def test_oversample_of_classes_with_commas(text, value): assert read_oversample(text, ['a,b','c','x=1'])==value
+
+def test_oversample_of_what_is_no_class(table, capsys):
+    with pytest.raises(ValueError, match="expected class=3.*; the classes are 'c', 'd'"): read_oversample('a,b=3', ['c','d'])
+    with pytest.raises(ValueError, match='may be .* or .*: rename a class'): read_oversample('a=3,b=2', ['a','b','a=3,b'])
+    with pytest.raises(SystemExit): main(**table(), arch='resnet10t', fold=0, folds=3, oversample='rost=3')
+    assert "oversample names 'rost', but the classes to train on are 'healthy', 'rust', 'scab'" in capsys.readouterr().err
 
 def without(col): return lambda t: t.drop(columns=col)
 def setting(col, v, rows=slice(0,3)):
@@ -286,10 +540,24 @@ def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
     main(**{**args, 'plc':False})
     assert not (run/'submission.csv').exists() and not (run/'labels.csv').exists()
 
-def test_a_table_of_test_pictures(leaves, table, tmp_path):
+def test_a_table_of_test_pictures(leaves, table, tmp_path, capsys):
     pd.DataFrame({'image_id': ['Train_7','Train_2']}).to_csv(tmp_path/'test.csv', index=False)
-    main(**table(), fold=0, folds=3, arch='resnet10t', mix='none', test=str(tmp_path/'test.csv'))
+    args = dict(table(), fold=0, folds=3, arch='resnet10t', mix='none', test=str(tmp_path/'test.csv'))
+    def refused(message):
+        with pytest.raises(SystemExit) as e: main(**args)
+        err = capsys.readouterr().err.strip().splitlines()
+        assert e.value.code==2 and len(err)==1 and message in err[0] and not (tmp_path/'run').exists(), err
+    refused('2 of 2 pictures of --test are pictures of --data, the first')
+    (tmp_path/'links').mkdir()
+    (tmp_path/'links'/'Train_7.jpg').symlink_to(leaves/'images'/'Train_7.jpg')
+    shutil.copy(leaves/'images'/'Train_2.jpg', tmp_path/'links')
+    args['test_images'] = str(tmp_path/'links')
+    refused('1 of 2 pictures of --test are pictures of --data, the first')
+    (tmp_path/'links'/'Train_7.jpg').unlink()
+    noise(7).save(tmp_path/'links'/'Train_7.jpg')
+    main(**args)
     assert pd.read_csv(tmp_path/'run'/'test_predictions.csv').id.tolist()==['Train_7','Train_2']
+    assert '1 of 2 pictures of --test have the bytes of one of --data, the first' in capsys.readouterr().out
 
 wrong_samples = {
     'unknown picture': (dict(ids=(3,9)), '1 rows of the sample not (Train_9)'),
