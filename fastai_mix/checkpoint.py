@@ -9,14 +9,20 @@ __all__ = ['write_atomic', 'is_plain', 'save_state', 'load_state', 'learner_stat
            'resumable']
 
 # %% ../nbs/28_checkpoint.ipynb #3c30673a
-import inspect,json,os,random,time
+import hashlib,inspect,json,os,random,time
+from collections.abc import Mapping
 from contextlib import contextmanager
+from enum import Enum
+from types import CellType,CodeType,FunctionType,MethodType
 
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.distributions import Distribution
+
+from .vision.forward import *
 
 # %% ../nbs/28_checkpoint.ipynb #d66a9bbf
 def write_atomic(
@@ -103,6 +109,88 @@ def load_state(
         tensors = {k: f.get_tensor(k).clone() for k in f.keys()} # not a window on the file
         return _unpack(json.loads(f.metadata()['state']), tensors, device)
 
+# %% ../nbs/28_checkpoint.ipynb #a78642df
+def _hash(o): return hashlib.sha256(o if isinstance(o, bytes) else repr(o).encode()).hexdigest()[:10]
+
+def _code(c):
+    "What a code object does, without names of variables and places in files"
+    def const(o): return _code(o) if isinstance(o, CodeType) else sorted(map(repr, o)) if isinstance(o, frozenset) else repr(o)
+    return c.co_code, [const(o) for o in c.co_consts], c.co_names
+
+def _globals_of(f):
+    "Numbers, strings and functions of its own module that a function uses"
+    def names(c): return {*c.co_names}.union(*(names(o) for o in c.co_consts if isinstance(o, CodeType)))
+    used = {k: f.__globals__[k] for k in sorted(names(f.__code__)) if k in f.__globals__}
+    return {k:v for k,v in used.items() if isinstance(v, (bool,int,float,str)) or isinstance(v, FunctionType) and v.__module__==f.__module__}
+
+def _describe_function(f, told, deep):
+    parts = _code(f.__code__)
+    if deep:
+        cells = [c.cell_contents for c in f.__closure__ or () if c!=CellType()] # an empty one has no contents
+        parts = *parts, told([f.__defaults__, f.__kwdefaults__, cells, _globals_of(f)])
+    return f'{f.__name__} [{_hash(parts)}]'
+
+def _describe_tensor(t, told):
+    if t.requires_grad or t.layout!=torch.strided: return f'{type(t).__name__} {list(t.shape)}' # learned
+    t = t.detach().cpu().as_subclass(Tensor)
+    return told(t.tolist()) if t.numel()<=32 else f'{list(t.shape)} [{_hash(t.contiguous().view(torch.uint8).numpy().tobytes())}]'
+
+_module_attrs = {*vars(nn.Module())}
+_too_much = Learner,DataLoaders,DataLoader,pd.DataFrame,torch.device
+
+def _attrs(o):
+    "What an object is made of; of a Distribution its parameters"
+    if isinstance(o, Distribution) and o.arg_constraints: return {k: getattr(o, k) for k in o.arg_constraints}
+    own = {k:v for k,v in getattr(o, '__dict__', {}).items() if k not in _module_attrs and not k.startswith('__')}
+    return own | o._buffers | o._parameters | o._modules if isinstance(o, nn.Module) else own
+
+def _describe(o, layers=None, deep=True, seen=()):
+    "What tells `o` from others, the same in every process; unless `deep` of a function its code alone, of an object its class"
+    def told(v): return _describe(v, layers, deep, (*seen, id(o)))
+    kind = type(o).__qualname__
+    if isinstance(o, Enum): return str(o)
+    if id(o) in seen or len(seen)>9 or isinstance(o, _too_much): return kind
+    if isinstance(o, Tensor): return _describe_tensor(o, told)
+    if isinstance(o, Callback): return o.name
+    if isinstance(o, type): return o.__qualname__
+    if layers and isinstance(o, nn.Module) and o in layers: return layers[o]
+    if hasattr(o, 'tolist'): return told(o.tolist()) # arrays, series, numbers of NumPy
+    if o is None or isinstance(o, (bool,int,float)): return o if o==o else 'nan'
+    if isinstance(o, (str,Path)): return str(o)
+    if isinstance(o, Mapping): return {str(told(k)): told(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple,L)): return [told(v) for v in o]
+    if isinstance(o, (set,frozenset)): return sorted((told(v) for v in o), key=repr)
+    if isinstance(o, partial): return [told(o.func), told(o.args), told(o.keywords)]
+    if isinstance(o, MethodType): return [told(o.__func__), told(o.__self__)]
+    if isinstance(o, FunctionType): return _describe_function(o, told, deep)
+    attrs = _attrs(o) if deep or isinstance(o, Distribution) else {}
+    if attrs: return f"{kind}({', '.join(f'{k}={told(v)}' for k,v in attrs.items())})"
+    return repr(o) if (deep or callable(o)) and not isinstance(o, nn.Module) and ' at 0x' not in repr(o) else getattr(o, '__name__', kind)
+
+def _in_short(o):
+    "A description of a line: a long one is its beginning and a hash of all"
+    return o if len(text := str(o))<=200 else f'{text[:80]}… [{_hash(text)}]'
+
+def _arguments(cb, name, layers):
+    "All that a callback was made with, by name, and callbacks inside it, too"
+    attrs,own = vars(cb),vars(cb).get('made_with', {})
+    params = {*inspect.signature(type(cb)).parameters, 'kwargs'}
+    def word(v): return v.isidentifier() if isinstance(v, str) else not isinstance(v, Path) # a place need not stay the same
+    found = {k:v for k,v in attrs.items() if (k in params and word(v) or isinstance(v, Distribution)) and k not in own and not any(v is o for o in own.values())}
+    def parts(o): return list(o) if isinstance(o, (list,tuple,L)) else [o]
+    for k,v in {**own, **found}.items():
+        # a list of callbacks may have held classes, or been an iterator
+        cbs = next((parts(o) for o in (attrs.get(k), v) if any(isinstance(c, Callback) for c in parts(o))), [])
+        yield f'{name}.{k}', _in_short(_describe(cbs or v, layers, k in own))
+        for i,o in enumerate(cbs):
+            if isinstance(o, Callback): yield from _arguments(o, f'{name}.{i}.{o.name}', layers)
+
+def _numbered(rows):
+    "A dictionary of pairs; what comes again under a name is `name_2`"
+    res = {}
+    for k,v in rows: res[next(o for o in (k, *(f'{k}_{i}' for i in range(2, len(res)+3))) if o not in res)] = v
+    return res
+
 # %% ../nbs/28_checkpoint.ipynb #7ba064a6
 def _by_dict(o): return all(callable(getattr(type(o), m, None)) for m in ('state_dict','load_state_dict')) # a callback has its model's, too
 
@@ -113,11 +201,12 @@ def _state_of(o):
     if isinstance(o, torch.Generator): return o.get_state()
     if _by_dict(o): return o.state_dict()
     if not isinstance(o, (Callback,Metric)): return
-    attrs = {k:v for k,v in vars(o).items() if k!='learn'}
+    attrs = {k:v for k,v in vars(o).items() if k not in ('learn','made_with')}
     plain = {k:v for k,v in attrs.items() if is_plain(v)}
     return plain, {k:s for k,v in attrs.items() if k not in plain and is_plain(s := _state_of(v)) and s is not None}
 
-def _set_state(o, state):
+def _set_state(o, state, keep=()):
+    "Give `o` back its state, but for the attributes in `keep`"
     if isinstance(o, random.Random): o.setstate(state)
     elif isinstance(o, np.random.Generator): o.bit_generator.state = state
     elif isinstance(o, torch.Generator): o.set_state(state)
@@ -125,12 +214,14 @@ def _set_state(o, state):
     else:
         for k,v in state[0].items():
             was = vars(o).get(k)
+            if k in keep: continue
             if isinstance(was, dict) and type(was) is not dict: was.clear(), was.update(v) # a Counter stays one
             else: vars(o)[k] = v
         late = [k for k in state[1] if vars(o).get(k) is None]
         if late: raise ValueError(f"{type(o).__name__}.{late[0]} has a state in the checkpoint, but is made only later in the fit: "
             "give the callback `state_dict` and `load_state_dict`")
-        for k,s in state[1].items(): _set_state(vars(o)[k], s)
+        for k,s in state[1].items():
+            if _state_of(vars(o)[k]) is not None: _set_state(vars(o)[k], s) # a layer may be given by its name now
 
 def _kept_cbs(learn): return learn.cbs.filter(lambda cb: not isinstance(cb, ProgressCallback)).sorted('order')
 
@@ -170,20 +261,24 @@ def learner_state(
         learn={k:getattr(learn, k) for k in ('train_iter','pct_train','smooth_loss','final_record') if hasattr(learn, k)},
         cbs=[(cb.name,_state_of(cb)) for cb in cbs])
 
-def load_learner_state(
-    learn:Learner, # As it was made, with the callbacks it had
-    state:dict, # From `learner_state`
-):
-    "Put `learn` where it was; ValueError if it has other weights or callbacks"
-    model,opt = get_model(learn.model),learn.opt
-    was,now = _shapes(state['model']),_shapes(model.state_dict())
+def _refuse_other(learn, state):
+    "ValueError if `state` is of a Learner with other weights or callbacks"
+    was,now = _shapes(state['model']),_shapes(get_model(learn.model).state_dict())
     bad = [k for k in {**was, **now} if was.get(k)!=now.get(k)]
     if bad: raise ValueError(f"the checkpoint is of another network: {len(bad)} of its tensors differ, the first {bad[0]!r}: "
         f"{was.get(bad[0], 'none')} there, {now.get(bad[0], 'none')} here")
-    cbs = _kept_cbs(learn)
-    names = [n for n,_ in state['cbs']]
-    if names!=list(cbs.attrgot('name')): raise ValueError("the checkpoint is of a Learner with other callbacks: "
-        f"{', '.join(names)} there, {', '.join(cbs.attrgot('name'))} here")
+    names,cbs = [n for n,_ in state['cbs']],_kept_cbs(learn).attrgot('name')
+    if names!=list(cbs): raise ValueError("the checkpoint is of a Learner with other callbacks: "
+        f"{', '.join(names)} there, {', '.join(cbs)} here")
+
+def load_learner_state(
+    learn:Learner, # As it was made, with the callbacks it had
+    state:dict, # From `learner_state`
+    same_settings:bool=False, # Are its callbacks known to be made with the same arguments? If not, attributes that hold them stay as they are
+):
+    "Put `learn` where it was; ValueError if it has other weights or callbacks"
+    _refuse_other(learn, state)
+    model,opt = get_model(learn.model),learn.opt
     model.load_state_dict(state['model'])
     opt.load_state_dict(state['opt'])
     if isinstance(opt, Optimizer): opt.hypers = L(opt.hypers)
@@ -193,7 +288,9 @@ def load_learner_state(
     if state['loss']: learn.loss_func.load_state_dict(state['loss'])
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
     for k,v in state['learn'].items(): setattr(learn, k, v)
-    for cb,(_,s) in zip(cbs, state['cbs']): _set_state(cb, s)
+    for cb,(_,s) in zip(_kept_cbs(learn), state['cbs']):
+        made = [] if same_settings else [_describe(v) for v in vars(cb).get('made_with', {}).values()]
+        _set_state(cb, s, [k for k,v in vars(cb).items() if made and _describe(v) in made])
     for rng,s in zip(_rngs(learn), state['dls']):
         if s: rng.setstate(s)
     cuda = state['rng']['torch_cuda_state']
@@ -204,9 +301,22 @@ def load_learner_state(
 # %% ../nbs/28_checkpoint.ipynb #153c2876
 def _epoch_row(nth, recorder):
     "What the Recorder tells of an epoch; a second metric of one name is `name_2`"
-    row = dict(fit=nth)
-    for k,v in zip(recorder.metric_names, recorder.log): row[next(o for o in (k, *(f'{k}_{i}' for i in range(2, len(recorder.log)+2))) if o not in row)] = v
-    return row
+    return _numbered([('fit', nth), *zip(recorder.metric_names, recorder.log)])
+
+def _describe_opt(opt):
+    "Class of an optimizer, its steps and numbers that are no hyper-parameters, and of one inside the same"
+    own = {k:v for k,v in vars(opt).items() if isinstance(v, (bool,int,float)) and k not in ('count','frozen_idx')}
+    return [type(opt).__qualname__, own, _describe(list(vars(opt).get('cbs', []))), _describe_opt(opt.opt) if 'opt' in vars(opt) else None]
+
+def _describe_training(learn):
+    "Optimizer, groups of parameters, frozen ones, schedules and metrics"
+    names = {p:k for k,p in get_model(learn.model).named_parameters()}
+    scheds = {n:f for cb in learn._grab_cbs(ParamScheduler) for n,f in cb.scheds.items()}
+    yield 'optimizer',_describe_opt(learn.opt)
+    yield 'groups',[[names.get(p) for p in ps] for ps in learn.opt.param_lists]
+    yield 'frozen',[k for p,k in names.items() if not p.requires_grad]
+    for k,f in scheds.items(): yield f'schedule of {k}',[[f'{v:.8g}' for v in np.ravel(f(t))] for t in np.linspace(0, 1, 101)]
+    yield 'metrics',[m.name for m in learn.metrics]
 
 class ResumableFits:
     "Stands in for `Learner._do_fit`: the epochs of a fit, each followed by a checkpoint"
@@ -217,12 +327,22 @@ class ResumableFits:
         like:list=None, # Number of epochs each fit must have; None: any
     ):
         self.learn,self.path,self.comment,self.like = learn,Path(path),comment,like
-        self.nth,self.rows,self.seconds,self.plans = -1,[],0.,[]
+        self.nth,self.rows,self.seconds,self.plans,self.known = -1,[],0.,[],{}
 
     @property
     def history(self)->pd.DataFrame: # A row per epoch: fit, epoch, losses, metrics, time
         "All epochs so far, resumed ones too"
         return pd.DataFrame(self.rows)
+
+    def settings(self):
+        "What the fit's loss and callbacks were made with, as it was when each was first seen, and what else it goes by"
+        learn,layers = self.learn,{m:k for k,m in unwrap_model(self.learn.model).named_modules()}
+        def known(o, f):
+            if id(o) not in self.known: self.known[id(o)] = o,list(f()) # kept, so that no other has its address
+            return self.known[id(o)][1]
+        cbs = [kv for cb in _kept_cbs(learn) for kv in known(cb, lambda: _arguments(cb, cb.name, layers))]
+        loss = known(learn.loss_func, lambda: [('loss', _in_short(_describe(learn.loss_func)))])
+        return _numbered([*cbs, *loss, *((k, _in_short(v)) for k,v in _describe_training(learn))])
 
     def plan(self):
         "What this fit is going to do, as far as it can be told before"
@@ -234,7 +354,7 @@ class ResumableFits:
             if isinstance(v, (bool,int,float,str)) and not k.startswith('_') and k!='training'}
         weights = {k: v.tolist() for o in (loss, getattr(loss, 'func', None)) for k in ('weight','pos_weight') if isinstance(v := getattr(o, k, None), Tensor) and not v.requires_grad}
         return dict(n_epoch=learn.n_epoch, weights=weights, bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train),
-            loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds,
+            loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds, settings=self.settings(),
             **{k: v for cb in _kept_cbs(learn) for k,v in _settings(cb, cb.name)})
 
     def __call__(self):
@@ -266,6 +386,10 @@ class ResumableFits:
         if rank_distrib(): return # of several processes that train one model, the first writes
         save_state(self.file, dict(done=done, ended=ended, plan=self.plans[-1], rows=self.rows, seconds=self.seconds, learner=learner_state(self.learn)))
 
+    def _compare(self, was, now):
+        differ = [f'{k}={was[k]} then, {k}={now[k]} now'.replace('\n', ' ') for k in was if k in now and was[k]!=now[k]]
+        if differ: raise ValueError(f"{self.file} is of another fit, {differ[0]}: train as before, or remove {self.path}")
+
     def resume(self,
         mbar=None, # The bar of the fit, which is told how far it is
     )->int: # Epochs that are done
@@ -274,9 +398,11 @@ class ResumableFits:
         try: s = load_state(self.file, next(learn.model.parameters()).device)
         except SafetensorError as e: raise ValueError(f"{self.file} is broken ({e}): remove it, and those of later fits") from None
         was,now = s['plan'],self.plans[-1]
-        differ = [f'{k}={was[k]} then, {k}={now[k]} now' for k in was if k in now and was[k]!=now[k]]
-        if differ: raise ValueError(f"{self.file} is of another fit, {differ[0]}: train as before, or remove {self.path}")
-        load_learner_state(learn, s['learner'])
+        then = was.pop('settings', None) # none in a file of an older version
+        self._compare(was, now)
+        _refuse_other(learn, s['learner'])
+        self._compare(then or {}, now['settings'])
+        load_learner_state(learn, s['learner'], same_settings=then is not None)
         for row in s['rows'][len(self.rows):]:
             if mbar: mbar.update(row['epoch'])
             learn.logger(list(row.values())[1:])

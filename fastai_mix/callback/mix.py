@@ -11,6 +11,7 @@ __all__ = ['mix_loss', 'draw_partner', 'draw_beta', 'ramp', 'off_last', 'autocas
 # %% ../../nbs/20_callback.mix.ipynb #44ff8bff
 import inspect,random
 from contextlib import nullcontext
+from functools import wraps
 from numbers import Number
 
 from fastai.basics import *
@@ -138,8 +139,27 @@ def autocast(
     cast = next((vars(cb).get('autocast') for cb in learn.cbs if isinstance(cb, MixedPrecision)), None) # it has none before a fit
     return nullcontext() if cast is None or torch.is_autocast_enabled(cast.device) else cast # entered twice, it would not be left
 
+def _remember(init):
+    "An `__init__` that keeps in `made_with` what it is given, those of base classes what only they are given"
+    @wraps(init)
+    def f(self, *args, **kwargs):
+        try: given = inspect.signature(f).bind(self, *args, **kwargs)
+        except TypeError: return init(self, *args, **kwargs) # which says what is wrong
+        given.apply_defaults()
+        _,*named = given.arguments.items()
+        more = {k for k,o in given.signature.parameters.items() if o.kind is o.VAR_KEYWORD}
+        named = {k:v for k,v in named if k not in more} | {k:v for o in more for k,v in given.arguments[o].items()}
+        # an iterator is used up by then, and cannot be copied
+        for k,v in named.items(): vars(self).setdefault('made_with', {}).setdefault(k, type(v) if hasattr(v, '__next__') else v)
+        init(self, *args, **kwargs)
+    return f
+
 class _FitCallback(Callback):
-    "A callback whose fit goes on when another one validates or predicts in the middle of it"
+    "A callback whose fit goes on when another one validates or predicts in the middle of it, and which knows what it was made with"
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if '__init__' in vars(cls): cls.__init__ = _remember(cls.__init__)
+
     def __call__(self, event_name):
         if event_name in ('before_fit','after_fit') and self.learn.lock.locked(): return # of the validation
         return super().__call__(event_name)
