@@ -114,14 +114,17 @@ def _hash(o): return hashlib.sha256(o if isinstance(o, bytes) else repr(o).encod
 
 def _code(c):
     "What a code object does, without names of variables and places in files"
-    def const(o): return _code(o) if isinstance(o, CodeType) else sorted(map(repr, o)) if isinstance(o, frozenset) else repr(o)
+    def const(o):
+        if isinstance(o, CodeType): return _code(o)
+        return sorted(map(repr, o)) if isinstance(o, frozenset) else repr(o) # a set has another order in each process
     return c.co_code, [const(o) for o in c.co_consts], c.co_names
 
 def _globals_of(f):
     "Numbers, strings and functions of its own module that a function uses"
     def names(c): return {*c.co_names}.union(*(names(o) for o in c.co_consts if isinstance(o, CodeType)))
     used = {k: f.__globals__[k] for k in sorted(names(f.__code__)) if k in f.__globals__}
-    return {k:v for k,v in used.items() if isinstance(v, (bool,int,float,str)) or isinstance(v, FunctionType) and v.__module__==f.__module__}
+    def counts(v): return isinstance(v, (bool,int,float,str)) or isinstance(v, FunctionType) and v.__module__==f.__module__
+    return {k:v for k,v in used.items() if counts(v)}
 
 def _describe_function(f, told, deep):
     parts = _code(f.__code__)
@@ -133,7 +136,8 @@ def _describe_function(f, told, deep):
 def _describe_tensor(t, told):
     if t.requires_grad or t.layout!=torch.strided: return f'{type(t).__name__} {list(t.shape)}' # learned
     t = t.detach().cpu().as_subclass(Tensor)
-    return told(t.tolist()) if t.numel()<=32 else f'{list(t.shape)} [{_hash(t.contiguous().view(torch.uint8).numpy().tobytes())}]'
+    if t.numel()<=32: return told(t.tolist())
+    return f'{list(t.shape)} [{_hash(t.contiguous().view(torch.uint8).numpy().tobytes())}]'
 
 _module_attrs = {*vars(nn.Module())}
 _too_much = Learner,DataLoaders,DataLoader,pd.DataFrame,torch.device
@@ -145,7 +149,7 @@ def _attrs(o):
     return own | o._buffers | o._parameters | o._modules if isinstance(o, nn.Module) else own
 
 def _describe(o, layers=None, deep=True, seen=()):
-    "What tells `o` from others, the same in every process; unless `deep` of a function its code alone, of an object its class"
+    "What tells `o` from others, in any process; unless `deep` only the code of a function, and the class of an object"
     def told(v): return _describe(v, layers, deep, (*seen, id(o)))
     kind = type(o).__qualname__
     if isinstance(o, Enum): return str(o)
@@ -165,7 +169,8 @@ def _describe(o, layers=None, deep=True, seen=()):
     if isinstance(o, FunctionType): return _describe_function(o, told, deep)
     attrs = _attrs(o) if deep or isinstance(o, Distribution) else {}
     if attrs: return f"{kind}({', '.join(f'{k}={told(v)}' for k,v in attrs.items())})"
-    return repr(o) if (deep or callable(o)) and not isinstance(o, nn.Module) and ' at 0x' not in repr(o) else getattr(o, '__name__', kind)
+    told_by_repr = (deep or callable(o)) and not isinstance(o, nn.Module) and ' at 0x' not in repr(o)
+    return repr(o) if told_by_repr else getattr(o, '__name__', kind)
 
 def _in_short(o):
     "A description of a line: a long one is its beginning and a hash of all"
@@ -175,8 +180,11 @@ def _arguments(cb, name, layers):
     "All that a callback was made with, by name, and callbacks inside it, too"
     attrs,own = vars(cb),vars(cb).get('made_with', {})
     params = {*inspect.signature(type(cb)).parameters, 'kwargs'}
-    def word(v): return v.isidentifier() if isinstance(v, str) else not isinstance(v, Path) # a place need not stay the same
-    found = {k:v for k,v in attrs.items() if (k in params and word(v) or isinstance(v, Distribution)) and k not in own and not any(v is o for o in own.values())}
+    def told(k, v):
+        if k in own or any(v is o for o in own.values()): return False
+        if isinstance(v, (str,Path)): return k in params and isinstance(v, str) and v.isidentifier() # a path may be another one
+        return k in params or isinstance(v, Distribution) # from which fastai's mixes draw
+    found = {k:v for k,v in attrs.items() if told(k, v)}
     def parts(o): return list(o) if isinstance(o, (list,tuple,L)) else [o]
     for k,v in {**own, **found}.items():
         # a list of callbacks may have held classes, or been an iterator
@@ -274,7 +282,7 @@ def _refuse_other(learn, state):
 def load_learner_state(
     learn:Learner, # As it was made, with the callbacks it had
     state:dict, # From `learner_state`
-    same_settings:bool=False, # Are its callbacks known to be made with the same arguments? If not, attributes that hold them stay as they are
+    same_settings:bool=False, # Are its callbacks made with the same arguments? If not, attributes that hold them stay as they are
 ):
     "Put `learn` where it was; ValueError if it has other weights or callbacks"
     _refuse_other(learn, state)
@@ -306,7 +314,8 @@ def _epoch_row(nth, recorder):
 def _describe_opt(opt):
     "Class of an optimizer, its steps and numbers that are no hyper-parameters, and of one inside the same"
     own = {k:v for k,v in vars(opt).items() if isinstance(v, (bool,int,float)) and k not in ('count','frozen_idx')}
-    return [type(opt).__qualname__, own, _describe(list(vars(opt).get('cbs', []))), _describe_opt(opt.opt) if 'opt' in vars(opt) else None]
+    inside = _describe_opt(opt.opt) if 'opt' in vars(opt) else None
+    return [type(opt).__qualname__, own, _describe(list(vars(opt).get('cbs', []))), inside]
 
 def _describe_training(learn):
     "Optimizer, groups of parameters, frozen ones, schedules and metrics"
@@ -354,7 +363,8 @@ class ResumableFits:
             if isinstance(v, (bool,int,float,str)) and not k.startswith('_') and k!='training'}
         weights = {k: v.tolist() for o in (loss, getattr(loss, 'func', None)) for k in ('weight','pos_weight') if isinstance(v := getattr(o, k, None), Tensor) and not v.requires_grad}
         return dict(n_epoch=learn.n_epoch, weights=weights, bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train),
-            loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds, settings=self.settings(),
+            loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds,
+            settings=self.settings(),
             **{k: v for cb in _kept_cbs(learn) for k,v in _settings(cb, cb.name)})
 
     def __call__(self):

@@ -1,7 +1,9 @@
 import json
 import os
+from contextlib import suppress
 from copy import deepcopy
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,8 +19,8 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 
 from test_snapmix import Syncs, state
-from fastai_mix.all import (CutMix, GridMask, MixCallback, MixChoice, MixUp, ProgressiveLabelCorrection, ProgressiveResize, SnapMix, correct_labels,
-    resumable)
+from fastai_mix.all import (CutMix, GridMask, MixCallback, MixChoice, MixUp, ProgressiveLabelCorrection, ProgressiveResize, SnapMix, class_logits, correct_labels,
+    load_state, resumable, save_state)
 
 golden = Path(__file__).parent/'golden'/'plc.npz'
 Batchwise = partial(ProgressiveLabelCorrection, when='batch')
@@ -631,22 +633,259 @@ def test_wrong_use(toy):
     for f in (lambda: plc.labels, lambda: plc.plot(), lambda: plc.undo(1), plc.state_dict):
         with pytest.raises(ValueError, match='no labels yet'): f()
 
-def test_two_processes_hold_the_same_labels(in_processes):
+def test_one_and_two_processes(in_processes):
+    "Two hold the same labels; by epochs and passes both correct what one does, as each corrects all rows, and the cap is not divided"
     code = '''
 from test_plc import Oracle, Rows
-for when,most in (('batch',1.), ('epoch',1.), ('pass',1.), ('batch',.05)):
-    ds = Rows(n=41, wrong=(3,10,11,30,40))
+def correct(ds, n, **kwargs):
     dls = DataLoaders(DataLoader(ds, bs=8//world, shuffle=True, num_workers=0), DataLoader(Rows(), bs=8, num_workers=0), device='cpu')
-    plc = ProgressiveLabelCorrection(.5, warmup=0, when=when, max_change=most)
-    learn = Learner(dls, Oracle(), loss_func=CrossEntropyLossFlat(), cbs=plc, lr=0.)
-    fit(learn, 2)
+    plc = ProgressiveLabelCorrection(.5, warmup=0, **kwargs)
+    fit(Learner(dls, Oracle(), loss_func=CrossEntropyLossFlat(), cbs=plc, lr=0.), n)
     now = ''.join(map(str, plc.labels.current))
-    out = 'OUT', rank_distrib(), when, now, now==''.join(map(str, ds.true.tolist())), int(plc.history.corrected.sum()), len(plc.changed)
-    os.write(1, (' '.join(map(str, out))+chr(10)).encode()) # at once, since two processes write
+    out = 'OUT', rank_distrib(), now, now==''.join(map(str, ds.true.tolist())), plc.history.corrected.astype(int).tolist(), list(plc.changed.index)
+    os.write(1, (' '.join(str(o).replace(' ', '') for o in out)+chr(10)).encode()) # at once, since two processes write
+for when,most in (('batch',1.), ('epoch',1.), ('pass',1.), ('batch',.05)): correct(Rows(n=41, wrong=(3,10,11,30,40)), 2, when=when, max_change=most)
+for when,most in (('epoch',.3), ('pass',.3), ('epoch',.05)): correct(Rows(n=41, wrong=range(0,40,2)), 4, when=when, max_change=most)
 '''
     one,two = in_processes(code, 1, 2)
-    assert len(one)==4 and len(two)==8
+    assert len(one)==7 and len(two)==14
     first,second = ([o[1:] for o in two if o[0]==r] for r in '01')
     assert first==second
-    for o in one[:3]+two[:3]: assert o[-3:]==['True','5','5']
-    assert 0<int(first[3][-1])<=2 and int(one[3][-1])==2
+    one = [o[1:] for o in one]
+    for o in one[:3]+first[:3]: assert o[1:]==['True','[5,0]','[3,10,11,30,40]']
+    assert one[3][2]=='[2,0]' and first[3][2] in ('[1,0]','[1,1]','[2,0]')
+    assert first[4:]==one[4:] and [o[2] for o in one[4:]]==['[12,0,0,0]','[12,0,0,0]','[2,0,0,0]']
+
+class Told(nn.Module):
+    "Predicts what `learn.tells` says of each row"
+    def __init__(self, tells): super().__init__(); self.tells,self.bias = tells,nn.Parameter(torch.zeros(3))
+    def forward(self, x):
+        y,sure = (torch.tensor([t[k] for t in (self.tells.get(int(i), (0,9.)) for i in (x[:,0,0,0]*1024).round())]) for k in (0,1))
+        return F.one_hot(y, 3)*sure[:,None]+self.bias
+
+@pytest.mark.parametrize('when', ['epoch','batch','pass'])
+def test_the_cap_counts_rows_that_differ(when):
+    "Four of ten rows may differ: a change back makes room, one from a wrong label to another takes none"
+    ds = Rows(n=10)
+    given,tells = ds.y.tolist(),{}
+    plc = ProgressiveLabelCorrection(.05, warmup=0, when=when, max_change=.4, most=9, window=1)
+    learn = rows_learner(plc, ds, bs=10, shuffle=False)
+    learn.model = Told(tells)
+    def epoch(**now):
+        tells.update({i: (given[i], 9.) for i in range(10)})
+        tells.update({int(k[1:]): (y, sure) for k,(y,sure) in now.items()})
+        learn.fit(1)
+        return {i: plc.labels.current[i] for i in plc.changed.index},int(plc.history.corrected.iloc[-1])
+    up = lambda i, by=1: (given[i]+by)%3
+    full = epoch(r0=(up(0),3.), r1=(up(1),4.), r2=(up(2),5.), r3=(up(3),6.), r4=(up(4),7.)) # the largest gaps
+    assert full==({i: up(i) for i in (1,2,3,4)},4)
+    still = {f'r{i}': (up(i),9.) for i in (1,2,3,4)}
+    assert epoch(**still, r0=(up(0),9.))==({i: up(i) for i in (1,2,3,4)},0) # none left
+    assert epoch(**{**still, 'r1':(up(1,2),9.)}, r0=(up(0),9.))==({1: up(1,2), **{i: up(i) for i in (2,3,4)}},1) # one wrong label to another
+    still['r1'] = up(1,2),9.
+    back = {k:v for k,v in still.items() if k!='r2'}
+    assert epoch(**back)==({1: up(1,2), 3: up(3), 4: up(4)},1) # back, when the cap is full
+    del back['r3'], still['r2'], still['r3']
+    now,n = epoch(**back, r5=(up(5),3.), r6=(up(6),4.), r7=(up(7),5.)) # one back and one free: two of three
+    assert now=={1: up(1,2), 4: up(4), 6: up(6), 7: up(7)} and n==3
+    assert (plc.history.share<=.4).all()
+
+def test_the_cap_with_copies_and_several_labels():
+    df = table(wrong=range(0,40,2))
+    plc = ProgressiveLabelCorrection(.5, warmup=0, max_change=.29) # 11.6 of 40 rows
+    table_learner(df, plc, [i for i in range(40) for _ in range(2)]).fit(2)
+    assert len(plc.changed)==11
+    labels = df.assign(label=lambda d: [' '.join(sorted({o,'c'})) for o in d.label])
+    class Multi(nn.Module):
+        def __init__(self): super().__init__(); self.b = nn.Parameter(torch.zeros(3))
+        def forward(self, x): return (F.one_hot(x[:,1].mean((1,2)).round().long(), 3).float()*2-1)*9+self.b
+    plc = ProgressiveLabelCorrection(.5, warmup=0, max_change=.1)
+    table_learner(labels, plc, multi=True, model=Multi()).fit(2)
+    assert len(plc.changed)==4
+    for n,share,most in ((100,.29,29), (10,.7,7), (10,.1,1)): # products that come out below a whole number
+        plc = ProgressiveLabelCorrection(.5, warmup=0, max_change=share)
+        rows_learner(plc, Rows(n=n, wrong=range(n))).fit(1)
+        assert len(plc.changed)==most
+
+class TwoLosses(nn.Module):
+    def __init__(self, k): super().__init__(); self.ce = nn.CrossEntropyLoss(ignore_index=k)
+    def forward(self, p, y): return self.ce(p, y)
+
+ignoring = {
+    'flat': lambda k: CrossEntropyLossFlat(ignore_index=k), 'torch': lambda k: nn.CrossEntropyLoss(ignore_index=k), 'nll': lambda k: nn.NLLLoss(ignore_index=k),
+    'partial': lambda k: partial(F.cross_entropy, ignore_index=k), 'partial of a partial': lambda k: partial(partial(F.nll_loss, ignore_index=k), reduction='mean'),
+    'inside': TwoLosses, 'default': lambda k: {255: loss_255, 3: loss_3, 2: loss_2, -1: loss_m1}[k]}
+def loss_255(p, y, ignore_index=255): return F.cross_entropy(p, y, ignore_index=ignore_index)
+def loss_3(p, y, ignore_index=3): return F.cross_entropy(p, y, ignore_index=ignore_index)
+def loss_2(p, y, ignore_index=2): return F.cross_entropy(p, y, ignore_index=ignore_index)
+def loss_m1(p, y, ignore_index=-1): return F.cross_entropy(p, y, ignore_index=ignore_index)
+
+@pytest.mark.parametrize('k', [255,3,2,-1])
+@pytest.mark.parametrize('loss', ignoring)
+def test_labels_that_the_loss_ignores_are_refused(loss, k, toy):
+    learn = toy(cbs=ProgressiveLabelCorrection(.5), loss_func=ignoring[loss](k))
+    learn.dls.train.dataset.t = learn.dls.train.dataset.t.clamp(max=1)
+    learn.dls.train.dataset.t[5] = k
+    seen = []
+    learn.model.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(ValueError, match=f'row 5 has the label {k}: rows whose label the loss ignores have none to correct; take them out') as e: learn.fit(1)
+    assert not seen and str(e.value).count('\n')<3
+
+@pytest.mark.parametrize('known', [True,False])
+def test_labels_that_are_no_class_are_refused(known, toy):
+    learn = toy(cbs=ProgressiveLabelCorrection(.5))
+    learn.dls.train.dataset.t = learn.dls.train.dataset.t.clone()
+    learn.dls.train.dataset.t[7] = 3
+    if not known: del learn.dls.vocab
+    before = deepcopy(learn.model.state_dict())
+    with pytest.raises(ValueError, match='row 7 has the label 3, but there are 3 classes' if known else 'labels up to 3, but the model tells 3 classes apart'): learn.fit(1)
+    assert all(torch.equal(a, b) for (k,a),b in zip(before.items(), learn.model.state_dict().values()) if 'running' not in k and 'num' not in k)
+
+def test_what_the_loss_ignores_may_be_missing(toy):
+    learn = toy(cbs=ProgressiveLabelCorrection(.05, warmup=0), loss_func=CrossEntropyLossFlat(ignore_index=255))
+    learn.fit(1)
+    assert len(learn.progressive_label_correction.labels)==32
+
+days = pd.date_range('2024-03-30', periods=48, freq='h')
+indexes = {
+    'text': [f'p{i}' for i in range(48)], 'odd text': [f'{i} ü,"\t\n\u2028\x00\r' for i in range(48)], 'bytes of a file name': [f'{i}\udcff.jpg' for i in range(48)],
+    'numbers': range(48), 'floats': np.arange(48)/7, 'NaN': [np.nan, *np.arange(47)/7], 'numpy': pd.Index([np.int64(i) for i in range(48)], dtype=object),
+    'None': pd.Index([None, *(f'p{i}' for i in range(47))], dtype=object), 'None and numbers': pd.Index([None, *range(47)], dtype=object), 'bool and text': pd.Index([True, *(f'p{i}' for i in range(47))], dtype=object),
+    'dates': days, 'nanoseconds': pd.DatetimeIndex(np.arange(48)*1001), 'seconds': days.as_unit('s'), 'zone': days.tz_localize('UTC').tz_convert('Europe/Berlin'), 'NaT': pd.DatetimeIndex([pd.NaT, *days[1:]]),
+    'durations': pd.to_timedelta(np.arange(48)*1001), 'days': pd.Index([o.date()+pd.Timedelta(days=i).to_pytimedelta() for i,o in enumerate(days)]),
+    'datetimes': pd.Index([o.to_pydatetime() for o in days], dtype=object), 'periods': pd.period_range('2019Q1', periods=48, freq='Q'), 'weeks': pd.period_range('2019-01-01', periods=48, freq='W'),
+    'intervals': pd.interval_range(0, 48), 'intervals of dates': pd.interval_range(days[0], freq='h', periods=48), 'categories': pd.CategoricalIndex([f'p{i}' for i in range(48)]),
+    'paths': pd.Index([Path(f'a/p{i}') for i in range(48)], dtype=object), 'levels': pd.MultiIndex.from_product([['a','b'], range(24)]),
+    'levels of dates': pd.MultiIndex.from_arrays([days, [Path(f'{i}') for i in range(48)], np.arange(48)/7])}
+
+@pytest.mark.parametrize('way', ['index','column'])
+@pytest.mark.parametrize('kind', indexes)
+def test_rows_of_any_name_come_back(kind, way, tmp_path):
+    df,id_col = table(),None
+    names = pd.Index(indexes[kind], tupleize_cols=True)
+    if way=='index': df.index = names
+    else: df,id_col = df.assign(name=names.tolist() if kind in ('levels','levels of dates') else names).reset_index(drop=True),'name'
+    if kind=='None and numbers' and way=='column': df['name'] = df.name.astype(object).where(np.arange(48)>0, None)
+    plc = ProgressiveLabelCorrection(.5, warmup=0, id_col=id_col)
+    table_learner(df, plc).fit(1)
+    plc.save(tmp_path/'l')
+    save_state(tmp_path/'c', plc.state_dict())
+    for load in (lambda o: o.load(tmp_path/'l'), lambda o: o.load_state_dict(load_state(tmp_path/'c'))):
+        back = ProgressiveLabelCorrection(.5, warmup=0, id_col=id_col)
+        load(back)
+        pd.testing.assert_frame_equal(back.labels, plc.labels)
+        assert [type(o) for o in back.keys]==[type(o) for o in plc.keys] and len(back.changed)==3
+        assert back.corrected(df, 'label').corrected.tolist()[:40]==['abc'[t] for t in df.true[:40]]
+        table_learner(df, back).fit(1) # the same rows
+        assert len(back.changed)==3 and len(back.history)==2 and (back.labels.times.to_numpy()==plc.labels.times.to_numpy()).all()
+        some = back.changed.index
+        back.undo(some[0]), back.undo(some[1:])
+        assert not len(back.changed)
+    own = (df.index if way=='index' else df.name)
+    trusted = [own[i] for i in (5,17)]
+    for rows in (trusted, back.labels.index[[5,17]], *([] if kind=='zone' else [back.labels.index[[5,17]].values])): # NumPy has no time zones
+        guarded = ProgressiveLabelCorrection(.5, warmup=0, id_col=id_col, protect=rows)
+        table_learner(df, guarded).fit(1)
+        assert len(guarded.changed)==1
+    plc.to_csv(tmp_path/'labels.csv')
+    if kind in ('text','odd text','bytes of a file name','paths'):
+        read = pd.read_csv(tmp_path/'labels.csv', dtype=str, keep_default_na=False, encoding_errors='surrogateescape', quotechar='"')
+        assert read.row.tolist()==plc.keys and read.current.tolist()==plc.labels.current.tolist()
+
+def test_labels_with_a_carriage_return(tmp_path):
+    vocab = ['a\r','b','c']
+    df = table().assign(label=lambda d: d.label.replace('a', 'a\r'))
+    plc = ProgressiveLabelCorrection(.5, warmup=0)
+    table_learner(df, plc, vocab=vocab).fit(1)
+    plc.to_csv(tmp_path/'labels.csv')
+    assert pd.read_csv(tmp_path/'labels.csv', index_col=0).current.tolist()==plc.labels.current.tolist()==[vocab[t] for t in df.true[:40]]
+
+def test_names_that_cannot_be_saved_are_refused_at_the_start():
+    df = table()
+    for names,what in (([complex(i) for i in range(48)], 'complex'), ([frozenset([i]) for i in range(48)], 'frozenset'), ([pd.NA, *range(47)], 'NAType')):
+        df.index = pd.Index(names, dtype=object)
+        with pytest.raises(ValueError, match=f'could not be saved: expected text, numbers, dates or tuples of them as its name, not {what}') as e:
+            table_learner(df, ProgressiveLabelCorrection(.5, warmup=0)).fit(1)
+        assert len(str(e.value).strip().splitlines())<4
+
+def test_repeated_rows_of_several_levels():
+    df = table()
+    df.index = pd.MultiIndex.from_product([['a','b'], range(24)])
+    plc = ProgressiveLabelCorrection(.5, warmup=0)
+    table_learner(df, plc, [*range(40),5,5,17]).fit(1)
+    assert len(plc.labels)==40 and set(plc.changed.index)=={('a',5),('a',17),('a',18)}
+    df.index = pd.MultiIndex.from_arrays([[0]*48, [i//2 for i in range(48)]])
+    with pytest.raises(ValueError, match='names different rows alike'): table_learner(df, ProgressiveLabelCorrection(.5)).fit(1)
+
+def test_thetas_of_numpy_can_be_saved(tmp_path):
+    plc = ProgressiveLabelCorrection(lambda t: np.float32(.5), warmup=0)
+    rows_learner(plc).fit(1)
+    plc.save(tmp_path/'l')
+    assert plc.history.theta.tolist()==[.5]
+
+class Answers(nn.Module):
+    "Logits among other outputs"
+    def __init__(self, form, c=3, one=False): super().__init__(); self.net,self.form,self.one = Oracle(c),form,one
+    def forward(self, x):
+        f = self.net(x)
+        more,f = f.mean(1),f[:,1:]-f[:,:1] if self.one else f
+        return {'tuple': lambda: (more, x.flatten(1), f), 'dict': lambda: {'features': x.flatten(1), 'scores': f},
+                'object': lambda: SimpleNamespace(loss=None, features=x.flatten(1), logits=f), 'nested': lambda: (x, {'aux': (more, f)})}[self.form]()
+
+def loss_of(c, one):
+    def loss(pred, y, reduction='mean'):
+        f = class_logits(pred, c)
+        return F.binary_cross_entropy_with_logits(f[:,0], y.float(), reduction=reduction) if one else F.cross_entropy(f, y, reduction=reduction)
+    return loss
+
+@pytest.mark.parametrize('when', ['epoch','batch','pass'])
+@pytest.mark.parametrize('form', ['tuple','dict','object','nested'])
+@pytest.mark.parametrize('mix', [None, CutMix, partial(MixUp, echo=True), lambda: MixChoice([CutMix(), None]), lambda: GridMask(p=1.)],
+    ids=['none','cutmix','echo','choice','gridmask'])
+@pytest.mark.parametrize('c,one', [(3,False), (2,True)], ids=['three','one logit'])
+def test_outputs_of_many_forms(when, form, mix, c, one):
+    ds = Rows(n=40, c=c, wrong=(3,10,11,30))
+    dls = DataLoaders(DataLoader(ds, bs=8, shuffle=True, num_workers=0), DataLoader(Rows(c=c), bs=8, num_workers=0), device='cpu')
+    dls.vocab = [f'class{i}' for i in range(c)]
+    plc = ProgressiveLabelCorrection(.5, warmup=0, when=when)
+    learn = Learner(dls, Answers(form, c, one), loss_func=loss_of(c, one), cbs=[plc, *([mix()] if mix else [])], lr=0.)
+    with learn.no_bar(), learn.no_logging(), suppress(CancelFitException): learn.fit(1, cbs=NoValidation())
+    assert set(plc.changed.index)=={3,10,11,30} and [int(o[-1]) for o in plc.labels.current]==ds.true.tolist()
+
+class NoValidation(Callback):
+    def before_validate(self): raise CancelFitException
+
+@pytest.mark.parametrize('c', [None,0,[3,4],np.int64(3)], ids=str)
+@pytest.mark.parametrize('mix', [None,CutMix], ids=str)
+def test_numbers_of_classes_of_any_kind(c, mix):
+    "One that is not known, or of several targets, leaves it to the name of the output"
+    for when in ('epoch','batch','pass'):
+        plc = ProgressiveLabelCorrection(.5, warmup=0, when=when)
+        learn = rows_learner(plc, cbs=[mix()] if mix else [])
+        learn.model,learn.loss_func = Answers('object'),loss_of(3, False)
+        if c is not None: learn.dls.c = c
+        with suppress(CancelFitException): learn.fit(1, cbs=NoValidation())
+        assert set(plc.changed.index)=={3,10,11,30}
+
+class Both(nn.Module):
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x):
+        f = self.net[:-1](x)
+        return dict(features=f, scores=self.net[-1](f))
+
+@pytest.mark.parametrize('when', ['batch','epoch','pass'])
+@pytest.mark.parametrize('kwargs', [{}, dict(echo=True), dict(map_scale=.5)], ids=str)
+def test_snapmix_of_a_model_with_several_outputs(when, kwargs, toy):
+    "The model finds the labels as likely as it does when it returns its logits alone"
+    seen = []
+    for wrap in (nn.Identity(), Both):
+        plc = ProgressiveLabelCorrection(.05, warmup=0, when=when)
+        loss = loss_of(3, False)
+        learn = toy(cbs=[plc, SnapMix(layer='6' if not seen else 'net.6', **kwargs)], loss_func=loss, lr=0.)
+        learn.model = wrap(learn.model)
+        for m in learn.model.modules():
+            if isinstance(m, (nn.BatchNorm2d,nn.Dropout)): m.eval(); m.train = lambda *_: None
+        with suppress(CancelFitException): learn.fit(1, cbs=NoValidation())
+        seen.append(plc.labels)
+    assert seen[0].p_given.notna().all()
+    pd.testing.assert_frame_equal(*seen)

@@ -149,13 +149,14 @@ def _remember(init):
         _,*named = given.arguments.items()
         more = {k for k,o in given.signature.parameters.items() if o.kind is o.VAR_KEYWORD}
         named = {k:v for k,v in named if k not in more} | {k:v for o in more for k,v in given.arguments[o].items()}
+        kept = vars(self).setdefault('made_with', {})
         # an iterator is used up by then, and cannot be copied
-        for k,v in named.items(): vars(self).setdefault('made_with', {}).setdefault(k, type(v) if hasattr(v, '__next__') else v)
+        for k,v in named.items(): kept.setdefault(k, type(v) if hasattr(v, '__next__') else v)
         init(self, *args, **kwargs)
     return f
 
 class _FitCallback(Callback):
-    "A callback whose fit goes on when another one validates or predicts in the middle of it, and which knows what it was made with"
+    "A callback that knows what it was made with, and whose fit goes on when another one validates or predicts in the middle of it"
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if '__init__' in vars(cls): cls.__init__ = _remember(cls.__init__)

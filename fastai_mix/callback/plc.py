@@ -8,9 +8,10 @@ Docs: https://fastai-mix.github.io/fastai_mix/callback.plc.html.md"""
 __all__ = ['label_gap', 'correct_labels', 'ProgressiveLabelCorrection']
 
 # %% ../../nbs/24_callback.plc.ipynb #58c34e98
-import json,os
+import csv,json
 from contextlib import nullcontext
-from numbers import Number
+from datetime import date,datetime
+from numbers import Integral,Number
 
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
@@ -20,6 +21,7 @@ from safetensors.torch import save as to_safetensors
 from .mix import *
 from .mix import _FitCallback
 from .snapmix import *
+from ..checkpoint import *
 from ..vision.cam import *
 from ..vision.forward import *
 
@@ -66,7 +68,7 @@ class ProgressiveLabelCorrection(_FitCallback):
         least:float=.001, # theta_rule='paper': share of corrected labels under which it goes, above 0 to 1; .001 in the authors' code
         window:int=5, # Epochs, or passes, averaged; the authors' code has 5
         most:int=1, # Changes of one row's label at most
-        max_change:float=.5, # Share of the rows whose labels may differ from the given ones, above 0 to 1; the largest gaps go first. Beyond a half it is the model that is wrong
+        max_change:float=.5, # Share of the rows whose labels may differ from the given ones at a time, above 0 to 1; the largest gaps go first, and a change back is always allowed. Beyond a half it is the model that is wrong
         protect=None, # Rows never touched (a trusted set): values of the index, or of `id_col`
         protect_classes=None, # Classes whose given labels are never touched, by name
         id_col:str=None, # Column that tells rows apart; None: the index of the table
@@ -94,23 +96,65 @@ class ProgressiveLabelCorrection(_FitCallback):
         self.on,self.at,self.epoch_rows,self.before,self.snap,self.mixes = False,None,None,None,None,[]
 
 # %% ../../nbs/24_callback.plc.ipynb #7880f5f6
+def _identity(o):
+    "What names a row, as plain Python or pandas has it, a path as text: what names it in another process is equal"
+    if isinstance(o, tuple): return tuple(map(_identity, o))
+    if isinstance(o, Path): return str(o)
+    if isinstance(o, np.datetime64): return pd.Timestamp(o)
+    if isinstance(o, np.timedelta64): return pd.Timedelta(o)
+    if isinstance(o, np.generic): o = o.item()
+    return math.nan if isinstance(o, float) and o!=o else o # a NaN is found as the object it is
+
+_identity_kinds = { # how JSON holds what it has no form for, and back
+    'Timestamp': (lambda o: [o.isoformat(), o.tz and str(o.tz), o.unit],
+        lambda s, tz, unit: (pd.Timestamp(s).tz_convert(tz) if tz else pd.Timestamp(s)).as_unit(unit)),
+    'Timedelta': (lambda o: [o.value, o.unit], lambda ns, unit: pd.Timedelta(ns, 'ns').as_unit(unit)),
+    'Period': (lambda o: [o.ordinal, o.freqstr], lambda n, freq: pd.Period(ordinal=n, freq=freq)),
+    'Interval': (lambda o: [*(_write_identity(_identity(v)) for v in (o.left, o.right)), o.closed],
+        lambda a, b, closed: pd.Interval(_read_identity(a), _read_identity(b), closed)),
+    'NaTType': (lambda o: [], lambda: pd.NaT),
+    'date': (lambda o: [o.isoformat()], date.fromisoformat),
+    'datetime': (lambda o: [o.isoformat()], datetime.fromisoformat)}
+
+def _write_identity(o):
+    if isinstance(o, tuple): return [_write_identity(v) for v in o]
+    if o is None or type(o) in (bool,int,float,str): return o
+    kind = type(o).__name__
+    return {'kind': kind, 'v': _identity_kinds[kind][0](o)}
+
+def _read_identity(o):
+    if isinstance(o, list): return tuple(map(_read_identity, o))
+    return _identity_kinds[o['kind']][1](*o['v']) if isinstance(o, dict) else _identity(o)
+
+def _check_identity(o):
+    try: same = (back := _read_identity(_write_identity(o))) is o or back==o
+    except Exception: same = False # of a kind or time zone that cannot be written
+    if not same: raise ValueError(f"the row named {o!r} could not be saved: expected text, numbers, dates or tuples of them as its "
+        f"name, not {type(o).__name__}; use df.reset_index(drop=True) before the DataBlock, or pass id_col=")
+
 def _train_dl(learn):
     "The training loader, below what several processes wrap around it"
     dl = learn.dls.train
     return getattr(dl, 'dl', dl)
 
+def _table_identities(df, id_col): return [_identity(o) for o in (df.index if id_col is None else df[id_col]).tolist()]
+
 def _identities(ds, id_col):
     "What tells the rows of a dataset apart, one for each item"
     items = getattr(ds, 'items', None)
-    if id_col is not None:
-        if not isinstance(items, pd.DataFrame) or id_col not in items:
-            raise ValueError(f"id_col={id_col!r}: the training items are no table with that column; leave it out to go by index, path or number")
-        return items[id_col].tolist()
-    if isinstance(items, pd.DataFrame):
-        twice = items[items.index.duplicated(keep=False)].astype(str)
-        if len(twice) and (twice.groupby(level=0).nunique()>1).any(axis=None):
-            raise ValueError("the table's index names different rows alike: use df.reset_index(drop=True) before the DataBlock, or pass id_col=")
-        return items.index.tolist()
+    table = isinstance(items, pd.DataFrame)
+    if id_col is not None and (not table or id_col not in items):
+        raise ValueError(f"id_col={id_col!r}: the training items are no table with that column; leave it out to go by index, path or number")
+    if table:
+        keys = _table_identities(items, id_col)
+        for k in keys: _check_identity(k)
+        if id_col is None and len(set(keys))<len(keys):
+            place = {k:i for i,k in enumerate(keys)}
+            number = pd.Series([place[k] for k in keys])
+            twice = number.duplicated(keep=False).values
+            if (items[twice].astype(str).groupby(number[twice].values).nunique()>1).any(axis=None):
+                raise ValueError("the table's index names different rows alike: use df.reset_index(drop=True) before the DataBlock, or pass id_col=")
+        return keys
     if items is None or len(items)!=len(ds) or not all(isinstance(o, (str,Path)) for o in items): return list(range(len(ds)))
     return [str(o) for o in items]
 
@@ -123,6 +167,27 @@ def _targets(ds):
     if ys is not None and len(ys)!=1: raise ValueError(f"label correction needs one target per picture, but there are {len(ys)}")
     try: return torch.stack([torch.as_tensor(y).as_subclass(Tensor) for y in (ys[0] if ys else (ds[i][-1] for i in range(len(ds))))])
     except SkipItemException: raise ValueError(_skipped)
+
+def _n_classes(dls):
+    "Number of classes, None where it is not known or there are several numbers"
+    c = get_c(dls)
+    return int(c) if isinstance(c, Integral) and c>0 else None
+
+def _ignored(loss):
+    "Labels that a loss leaves out, as far as it tells"
+    parts = [o for f in (loss, getattr(loss, 'func', None)) for o in (f.modules() if isinstance(f, nn.Module) else [f])]
+    def default(f):
+        try: return inspect.signature(f).parameters['ignore_index'].default # a partial's is what it was given
+        except (TypeError,ValueError,KeyError): return None
+    return {o for f in parts for o in (getattr(f, 'ignore_index', None), default(f)) if isinstance(o, Integral)}
+
+def _check_classes(ys, keys, c, ignored):
+    "ValueError for a label that the loss leaves out, or that is no class"
+    for k,y in zip(keys, ys):
+        if y<0 or y in ignored: raise ValueError(f"row {k!r} has the label {y}: rows whose label the loss ignores "
+            "have none to correct; take them out of the training set")
+        if c and y>=max(c, 2): raise ValueError(f"row {k!r} has the label {y}, but there are {c} classes, "
+            "numbered from 0: give each row one of them")
 
 @patch
 def _setup(self:ProgressiveLabelCorrection):
@@ -147,8 +212,7 @@ def _setup(self:ProgressiveLabelCorrection):
     if torn.any():
         raise ValueError(f"row {keys[torn.nonzero()[0].item()]!r} comes with two different labels: rows that share an identity must be copies; pass id_col=, "
             "or use df.reset_index(drop=True) before the DataBlock")
-    if y.ndim==1 and (y<0).any(): raise ValueError(f"row {keys[(y<0).nonzero()[0].item()]!r} has the label {y.min().item()}: rows whose label the loss ignores "
-        "have none to correct; take them out of the training set")
+    if y.ndim==1: _check_classes(y.tolist(), keys, _n_classes(self.dls), _ignored(self.loss_func))
     vocab = getattr(self.dls, 'vocab', None)
     if vocab is not None and len(vocab)==2 and not isinstance(vocab[0], str) and is_listy(vocab[0]): vocab = vocab[-1]
     return list(place), row, first, given, None if vocab is None else [str(o) for o in vocab]
@@ -157,6 +221,7 @@ def _setup(self:ProgressiveLabelCorrection):
 def _begin(self:ProgressiveLabelCorrection):
     "Find the rows; keep what is known of them from before"
     keys,self.row,self.first,given,vocab = self._setup()
+    self.n_labels = given.shape[1] if given.ndim==2 else int(given.max())+1
     device = next(self.learn.model.parameters()).device
     if self.keys!=keys or self.vocab!=vocab or self.given.shape!=given.shape or (self.given.cpu()!=given).any(): self._start(keys, given, vocab)
     for k in self._per_row: setattr(self, k, getattr(self, k).to(device))
@@ -198,7 +263,9 @@ def _places(self:ProgressiveLabelCorrection, rows, what, other=()):
     "Numbers of `rows`, without those of `other`"
     if rows is None: return []
     place = {k:i for i,k in enumerate(self.keys)}
-    rows = [str(o) if isinstance(o, Path) else o for o in (rows if is_listy(rows) or isinstance(rows, (pd.Index,pd.Series,np.ndarray)) else [rows])]
+    several = pd.api.types.is_list_like(rows)
+    if isinstance(rows, tuple) and _identity(rows) in place: several = False # of a MultiIndex
+    rows = [_identity(o) for o in (rows if several else [rows])]
     other = set(other)
     rows = [o for o in rows if o in place or o not in other]
     unknown = [o for o in rows if o not in place]
@@ -252,7 +319,7 @@ def relabel(self:ProgressiveLabelCorrection):
     if self.on and self.mixes and not self.echo and self.when!='pass':
         if self.snap is not None: logits = self.snap.clean(self.xb[0]).logits.detach()
         else:
-            with autocast(self.learn): logits = clean_logits(self.learn.model, *self.xb, n_classes=get_c(self.dls))
+            with autocast(self.learn): logits = clean_logits(self.learn.model, *self.xb, n_classes=_n_classes(self.dls))
         self._read(logits)
     self._put()
 
@@ -270,7 +337,7 @@ def before_batch(self:ProgressiveLabelCorrection): self.relabel()
 def after_pred(self:ProgressiveLabelCorrection):
     "Without a mix, or with an echo, the training step's own predictions are of clean pictures"
     if not self.on or self.when=='pass' or self.mixes and not self.echo: return
-    self._read(class_logits(self.pred, get_c(self.dls))[:len(self.rows)].detach())
+    self._read(class_logits(self.pred, _n_classes(self.dls))[:len(self.rows)].detach())
     self._put()
 
 @patch
@@ -284,6 +351,8 @@ def _probs(self:ProgressiveLabelCorrection, logits):
 def _read(self:ProgressiveLabelCorrection, logits):
     "Use a batch's predictions: at once, or keep them for the end of the epoch"
     p,rows = self._probs(logits),self.rows
+    if p.shape[1]<self.n_labels: raise ValueError(f"there are labels up to {self.n_labels-1}, but the model tells {p.shape[1]} "
+        f"classes apart: give it {self.n_labels} outputs or more")
     same = rows[:,None]==rows # copies of a row in one batch are judged together
     with torch.autocast(p.device.type, enabled=False): p = same.float()@p/same.sum(1, keepdim=True)
     if self.when=='epoch':
@@ -327,11 +396,7 @@ def _correct(self:ProgressiveLabelCorrection, rows, p, done, first=None):
     if theta is not None:
         new = correct_labels(p, y, theta, self.rule)
         change = flat(new!=y).any(1) & self.free[rows] & (self.times[rows]<self.most) & ~self.bad
-        if self.max_change<1:
-            was = flat(self.before['current']!=self.given).any(1).sum()
-            left = ((self.max_change*len(self.keys)-was)/max(1, num_distrib())).floor() - (self._differing()-was)
-            by_gap = torch.where(change & once, flat(gap).amax(1), -1).argsort(descending=True)
-            change &= (torch.empty_like(by_gap).scatter_(0, by_gap, torch.arange(len(rows), device=rows.device))<left)[first]
+        if self.max_change<1: change &= self._within(rows, change, new, flat(gap).amax(1), first)
         of = change.view(-1, *[1]*(y.ndim-1))
         self.current[rows] = y = torch.where(of, new, y)
         self.times[rows] = self.times[rows]+change
@@ -340,6 +405,21 @@ def _correct(self:ProgressiveLabelCorrection, rows, p, done, first=None):
         corrected = (change & once).sum()
     self.p_given[rows],self.p_current[rows] = label_gap(p, self.given[rows])[2],label_gap(p, y)[2]
     self.epoch_rows.append((torch.nan if theta is None else theta, candidates, corrected, self._differing() if self.every else candidates))
+
+@patch
+def _within(self:ProgressiveLabelCorrection, rows, change, new, gap, first):
+    "Which changes `max_change` allows: all of rows that differ from their given label, and of others those with the largest gaps"
+    at,given = torch.arange(len(rows), device=rows.device),self.given[rows]
+    differs = lambda y, given: (y!=given).reshape(len(y), -1).any(1)
+    was,becomes = differs(self.current[rows], given),differs(new, given)
+    more,back = change & becomes & ~was, change & was & ~becomes
+    most = int(self.max_change*len(self.keys)+1e-6)
+    if self.when=='batch' and num_distrib()>1: # what others change is not known: each has a part of what was left before the epoch
+        before,now = differs(self.before['current'], self.given),differs(self.current, self.given)
+        left = (most-before.sum()).div(num_distrib(), rounding_mode='floor') - (now & ~before).sum()
+    else: left = most - self._differing() + (back & (first==at)).sum()
+    by_gap = torch.where(more & (first==at), gap, -1).argsort(descending=True, stable=True)
+    return ~more | (torch.empty_like(by_gap).scatter_(0, by_gap, at)<left)[first]
 
 @patch
 def _differing(self:ProgressiveLabelCorrection): return (self.current!=self.given).reshape(len(self.keys), -1).any(1).sum()
@@ -395,7 +475,9 @@ def _pass(self:ProgressiveLabelCorrection):
     dl = dl.new(shuffle=False, drop_last=False, n=len(order), get_idxs=partial(list, order)) # workers may be given a copy
     plain = dl.dataset.set_split_idx(1) if hasattr(dl.dataset, 'set_split_idx') else nullcontext()
     with plain, autocast(self.learn):
-        for b in map(self.learn._set_device, dl): ps.append(self._probs(clean_logits(self.learn.model, *b[:getattr(self.dls, 'n_inp', len(b)-1)], n_classes=get_c(self.dls))))
+        for b in map(self.learn._set_device, dl):
+            xb = b[:getattr(self.dls, 'n_inp', len(b)-1)]
+            ps.append(self._probs(clean_logits(self.learn.model, *xb, n_classes=_n_classes(self.dls))))
     p = torch.cat(ps)
     if len(p)!=len(mine): self._undo_epoch()
     out = torch.full((len(self.keys), p.shape[1]), torch.nan, device=p.device)
@@ -438,7 +520,7 @@ def _write_log(self:ProgressiveLabelCorrection):
     k,size,done = len(theta),self.every or len(theta),self.epochs-1
     for a in range(0, k, size):
         b = min(a+size, k)
-        self.log.append(dict(epoch=done+b/k, theta=theta[b-1], candidates=sum(counts[0][a:b]), corrected=sum(counts[1][a:b]),
+        self.log.append(dict(epoch=done+b/k, theta=float(theta[b-1]), candidates=sum(counts[0][a:b]), corrected=sum(counts[1][a:b]),
                              share=(counts[2][b-1] if self.every else self.n_corrected)/len(self.keys)))
     return sum(counts[1])
 
@@ -460,7 +542,7 @@ def labels(self:ProgressiveLabelCorrection)->pd.DataFrame: # A row for each trai
     least = lambda o: o.cpu().reshape(len(self.keys), -1).amin(1).numpy()
     return pd.DataFrame(dict(given=self._names(self.given.cpu()), current=self._names(self.current.cpu()), p_given=least(self.p_given),
         p_current=least(self.p_current), gap=self.gap.cpu().numpy(), when=self.moment.cpu().numpy(), times=self.times.cpu().numpy()),
-        index=pd.Index(self.keys, name='row', tupleize_cols=False))
+        index=pd.Index(self.keys, dtype=object if None in self.keys else None, name='row', tupleize_cols=False)) # None would become NaN
 
 @patch(as_prop=True)
 def changed(self:ProgressiveLabelCorrection)->pd.DataFrame: # The rows of `labels` whose label is not the given one
@@ -531,7 +613,9 @@ def to_csv(self:ProgressiveLabelCorrection,
     path:str|Path, # File to write
 ):
     "Write `labels`, a row per picture"
-    self.labels.to_csv(path)
+    # text with a carriage return is not quoted otherwise; a file's name may have bytes that are no UTF-8
+    returns = any('\r' in str(o) for o in (*self.keys, *(self.vocab or [])))
+    self.labels.to_csv(path, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL, errors='surrogateescape')
 
 @patch
 def corrected(self:ProgressiveLabelCorrection,
@@ -543,17 +627,21 @@ def corrected(self:ProgressiveLabelCorrection,
     "The table with corrected labels; ValueError if it is not the one that was trained on"
     self._need()
     if label_col not in df: raise ValueError(f"the table has no column {label_col!r}; it has {', '.join(map(repr, df.columns[:9]))}")
-    ids = pd.Series(df.index if self.id_col is None else df[self.id_col].tolist(), index=df.index)
-    if all(isinstance(o, str) for o in self.keys): ids = ids.astype(str)
-    labels = self.labels.reindex(ids)
-    trained = labels.given.notna().values
-    if set(self.keys)-set(ids): raise ValueError(f"row {next(k for k in self.keys if k not in set(ids))!r} is not in this table: "
+    if self.id_col is not None and self.id_col not in df:
+        raise ValueError(f"the table has no column {self.id_col!r}, by which rows are told apart: give the one that was trained on")
+    ids = _table_identities(df, self.id_col)
+    if all(isinstance(o, str) for o in self.keys): ids = [str(o) for o in ids]
+    lack = set(self.keys)-set(ids)
+    if lack: raise ValueError(f"row {next(k for k in self.keys if k in lack)!r} is not in this table: "
         "these corrections belong to another; rows are told apart by its index, or `id_col`")
+    place = {k:i for i,k in enumerate(self.keys)}
+    at = np.array([place.get(o, -1) for o in ids], dtype=int)
+    labels,trained = self.labels.iloc[at],at>=0
     if self.given.ndim==1: written = lambda o: str(o)
     else: written = lambda o: label_delim.join(sorted(o if isinstance(o, tuple) else str(o).split(label_delim)))
     now = df[label_col].map(written)
-    other = trained & (now.values!=labels.given.map(written, na_action='ignore').values)
-    if other.any(): raise ValueError(f"row {ids.iloc[other.argmax()]!r} is labelled {df[label_col].iloc[other.argmax()]!r} in this table but "
+    other = trained & (now.values!=labels.given.map(written).values)
+    if other.any(): raise ValueError(f"row {ids[other.argmax()]!r} is labelled {df[label_col].iloc[other.argmax()]!r} in this table but "
         f"{labels.given.iloc[other.argmax()]!r} where it was trained on: these corrections belong to another table")
     differs = trained & (labels.given.values!=labels.current.values)
     as_it_was = dict(zip(now, df[label_col])) # class names are text here, but need not be in the table
@@ -567,7 +655,7 @@ def state_dict(self:ProgressiveLabelCorrection)->dict: # Tensors, and `meta`, wh
     "All that is needed to go on: labels, when they changed, the window of predictions, history"
     self._need()
     past = {'past': torch.stack(self.past)} if self.past else {}
-    meta = dict(keys=self.keys, vocab=self.vocab, log=self.log, epochs=self.epochs, moved=self.moved)
+    meta = dict(keys=[_write_identity(o) for o in self.keys], vocab=self.vocab, log=self.log, epochs=self.epochs, moved=self.moved)
     return {**{k: getattr(self, k).clone() for k in self._per_row}, **past, 'meta': meta}
 
 @patch
@@ -576,7 +664,7 @@ def load_state_dict(self:ProgressiveLabelCorrection,
 ):
     "Go on from `state`; whether it belongs to the data is checked when training begins"
     meta,at = dict(state['meta']),getattr(self, 'given', torch.empty(0)).device
-    meta['keys'] = [tuple(o) if isinstance(o, list) else o for o in meta['keys']]
+    meta['keys'] = [_read_identity(o) for o in meta['keys']]
     for k in self._per_row: setattr(self, k, state[k].to(at).clone())
     self.past = list(state['past'].to(at).clone()) if 'past' in state else [] # not a window on a file
     vars(self).update(meta)
@@ -588,13 +676,8 @@ def save(self:ProgressiveLabelCorrection,
     "Write `state_dict` to one file, under another name until it is whole"
     state = self.state_dict()
     meta = state.pop('meta')
-    path = Path(path)
-    part = path.with_name(f'.part-{path.name}')
-    with open(part, 'wb') as f:
-        f.write(to_safetensors({k: v.contiguous().cpu() for k,v in state.items()}, metadata={'labels': json.dumps(meta)}))
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    tensors = {k: v.contiguous().cpu() for k,v in state.items()}
+    write_atomic(path, lambda f: f.write_bytes(to_safetensors(tensors, metadata={'labels': json.dumps(meta)})))
 
 @patch
 def load(self:ProgressiveLabelCorrection,
