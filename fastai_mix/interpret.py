@@ -12,22 +12,34 @@ from fastai.vision.all import *
 from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, classification_report, confusion_matrix, f1_score
 
 from .callback.mix import *
-from .callback.mix import _FitCallback
+from .callback.mix import _FitCallback, class_count
 from .checkpoint import _epoch_row
 from .vision.cam import *
+from .vision.forward import *
 from .vision.tta import _activation
 
 # %% ../nbs/32_interpret.ipynb #414518c4
 def _label(vocab, y, w):
     "Names in `y` with the weight `w`, or with their shares of it; numbers if there are no names"
     if vocab is None: return ' '.join(f'{v:.3g}' for v in y.reshape(-1).tolist())+f' × {w:.2f}'
-    if y.ndim==0 and not y.is_floating_point(): return f'{vocab[int(y)]} {w:.2f}'
+    if y.numel()==1 and len(vocab)>1 and y==y.round(): # an index, or one number for two classes
+        k = int(y)
+        return f"{vocab[k] if 0<=k<len(vocab) else 'ignored'} {w:.2f}"
     return ' · '.join(f'{vocab[j]} {w*v:.2f}' for j,v in enumerate(y.reshape(-1).tolist()) if v>0) or f'none {w:.2f}'
 
-def _title(vocab, yb, mix, i):
-    "Labels of picture `i` with their weights"
-    labels = [(yb[i],1.)] if mix is None or mix.w is None else [(yb[i],mix.w[i].item()),(mix.y2[i],mix.w2[i].item())]
-    return ' · '.join(_label(vocab, y, v) for y,v in labels)
+def _vocabs(dls, n):
+    "Names of the classes of each of `n` targets; None for one without names"
+    vocab,tls = getattr(dls, 'vocab', None),getattr(getattr(dls, 'train_ds', None), 'tls', ())
+    if n==1: return [vocab]
+    if len(tls)>=n: return [getattr(o, 'vocab', None) for o in tls[-n:]]
+    if vocab is not None and len(vocab)==n and not any(isinstance(o, str) for o in vocab): return list(vocab)
+    return [vocab]+[None]*(n-1)
+
+def _title(dls, yb, mix, i):
+    "Labels of picture `i` with their weights; those of several targets side by side"
+    labels = [(i,1.)] if mix is None or mix.w is None else [(i,mix.w[i].item()),(mix.partner[i],mix.w2[i].item())]
+    vocabs = _vocabs(dls, len(yb))
+    return ' · '.join(', '.join(_label(v, y[j], w) for v,y in zip(vocabs, yb)) for j,w in labels)
 
 def _pictures(dl, x):
     "`x` as it is shown: float, 0 to 1, on the CPU"
@@ -50,16 +62,18 @@ def show_mix(self:Learner,
     shown = [mix] if mix else mine
     if not shown: raise ValueError("no mix to show: pass `mix=SnapMix()`, or add one to the Learner with `cbs=SnapMix()`")
     dl = dl or self.dls.train
-    b = to_device(dl.one_batch(), next(self.model.parameters()).device)
-    n_inp,own = getattr(self.dls, 'n_inp', len(b)-1),vars(self).get('xb')
-    mixed,yb = b[0],b[n_inp]
-    with self.removed_cbs(mine), self.added_cbs(shown):
+    with torch.inference_mode(False), self.removed_cbs(mine), self.added_cbs(shown):
+        b = to_device(dl.one_batch(), next(self.model.parameters()).device)
+        n_inp,own = getattr(self.dls, 'n_inp', len(b)-1),vars(self).get('xb')
+        mixed,yb = b[0],b[n_inp:]
         parts = [o for m in shown for o in (m, *getattr(m, 'mixes', ())) if o is not None]
         was = [dict(vars(o)) for o in parts] # of a fit that is going on
         for m in shown: m.before_fit()
         try:
             self.xb = b[:n_inp]
-            for m in shown: mixed = m.change(mixed, yb)
+            for m in shown:
+                m.check_batch(mixed, yb[0])
+                mixed = m.change(mixed, yb[0])
             mix = next((m for m in shown if m.w is not None), shown[0]) # it has labels to tell
             ims = _pictures(dl, mixed)
             over = None if not maps or mix.cam is None else semantic_map(mix.cam, mixed.shape[-2:]).cpu()
@@ -67,7 +81,7 @@ def show_mix(self:Learner,
             axs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize)
             for i,ax in zip(range(n), axs):
                 show_image(ims[i], ctx=ax)
-                ax.set_title(_title(getattr(self.dls, 'vocab', None), yb, mix, i), fontsize=8)
+                ax.set_title(_title(self.dls, yb, mix, i), fontsize=8)
                 if over is not None: ax.imshow(over[i], cmap='magma', alpha=.5)
                 if boxes and mix.box is not None:
                     t,l,b,r = mix.box[i].tolist()
@@ -102,7 +116,7 @@ class TensorBoardMix(_FitCallback):
         if self.done or not mixes or not self.board.run: return
         self.done,mix = True,next((m for m in mixes if m.w is not None), None)
         ims = _pictures(self.dl, self.xb[0][-self.n:])
-        rows = [_title(getattr(self.dls, 'vocab', None), self.yb[0], mix, i) for i in range(len(self.xb[0]))[-self.n:]]
+        rows = [_title(self.dls, self.yb, mix, i) for i in range(len(self.xb[0]))[-self.n:]]
         self.board.writer.add_images('mix', (ims*255).round().byte(), self.train_iter)
         self.board.writer.add_text('mix', '\n'.join(f'1. {r}' for r in rows), self.train_iter)
 
@@ -184,12 +198,25 @@ class Scores:
                 ax.text(j, i, k, ha='center', va='center', color='w' if norm.confusion_matrix[i,j]>.5 else 'k')
         return ax
 
+class _KeepLogits(Callback):
+    "Have only the logits gathered of a model that returns more, once the loss has seen all of it"
+    order = MixedPrecision.order+1
+    def after_loss(self):
+        if not isinstance(self.pred, Tensor): self.learn.pred = class_logits(self.pred, class_count(self.dls))
+
 @patch
 def scores(self:Learner,
     ds_idx:int=1, # Which of the DataLoaders
     dl=None, # `DataLoader`; None: that of `ds_idx`
 )->Scores:
     "Predict and compare"
-    with self.no_bar(): probs,targs = self.get_preds(ds_idx=ds_idx, dl=dl, act=_activation(self.loss_func))
+    recorders = [cb for cb in self.cbs if isinstance(cb, Recorder) and cb.run] # metrics take all that the model returns
+    for cb in recorders: cb.run = False
+    try:
+        with self.no_bar():
+            probs,targs = self.get_preds(ds_idx=ds_idx, dl=dl, act=_activation(self.loss_func), cbs=_KeepLogits())
+    finally:
+        for cb in recorders: cb.run = True
     if targs is None: raise ValueError("the loader has no labels: use test_dl(..., with_labels=True)")
-    return Scores(probs, targs, self.dls.vocab)
+    several = L(targs) if is_listy(targs) else [targs]
+    return Scores(probs, several[0], _vocabs(self.dls, len(several))[0])

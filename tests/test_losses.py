@@ -1,12 +1,18 @@
 "The loss of a mixed batch, for every kind of loss, against the sum written out in float64."
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat)
+from fastai.losses import (BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLossFlat, LabelSmoothingCrossEntropy,
+    LabelSmoothingCrossEntropyFlat)
+from fastai.vision.all import Callback, DataLoader, DataLoaders
 from torch import nn
-from fastai_mix.callback.mix import mix_loss
+from fastai_mix.callback.choice import MixChoice
+from fastai_mix.callback.mix import CutMix, MixUp, mix_loss
+from fastai_mix.callback.snapmix import SnapMix
+from fastai_mix.data.soft import SoftCrossEntropyLossFlat
+from test_snapmix import Syncs
 
 n,c = 7,4
 g = torch.Generator().manual_seed(0)
@@ -110,3 +116,169 @@ def test_a_reduction_that_is_none_in_name_only():
 
 def test_a_mean_only_loss_is_refused():
     with pytest.raises(ValueError, match="no `reduction`"): mix_loss(lambda p,t: p.mean(), pred, (y,), (y2,), w, w2)
+
+maps = torch.randn(n, c, 3, 5, generator=g)*2
+m,m2 = torch.randint(c, (n,3,5), generator=g),torch.randint(c, (n,3,5), generator=g)
+some,some2 = m.masked_fill(torch.rand(n, 3, 5, generator=g)<.3, 255),m2.masked_fill(torch.rand(n, 3, 5, generator=g)<.3, 255)
+one,zero = torch.ones(n),torch.zeros(n)
+
+def segmented(loss, t, t2, k):
+    "Weighted mean over all pixels, in float64, for class weights `k` of which that of an ignored label is 0"
+    l,w1,w_2 = -maps.double().log_softmax(1),W[:,None,None],W2[:,None,None]
+    def nll(o): return l.gather(1, torch.where(o<c, o, 0)[:,None])[:,0]
+    def weight(o): return torch.cat([k.double(), torch.zeros(256-c)])[o]
+    own,partners = (loss(nll(o), l.mean(1))*weight(o) for o in (t,t2))
+    return (w1*own+w_2*partners).sum()/((w1*weight(t)+w_2*weight(t2))/(w1+w_2)).sum()
+
+pixels = {
+    'weighted': (nn.CrossEntropyLoss(weight), m, m2, weight, 0.),
+    'ignoring': (nn.CrossEntropyLoss(ignore_index=255), some, some2, one[:c], 0.),
+    'both': (nn.CrossEntropyLoss(weight, ignore_index=255), some, some2, weight, 0.),
+    'both flat': (CrossEntropyLossFlat(axis=1, weight=weight, ignore_index=255), some, some2, weight, 0.),
+    'both partial': (partial(F.cross_entropy, weight=weight, ignore_index=255), some, some2, weight, 0.),
+    'nll': (lambda p,t,reduction='mean': F.nll_loss(p.log_softmax(1), t, reduction=reduction), m, m2, one[:c], 0.),
+    'smoothed': (nn.CrossEntropyLoss(ignore_index=255, label_smoothing=.2), some, some2, one[:c], .2),
+}
+@pytest.mark.parametrize('name', pixels)
+def test_pixels_are_weighed_by_their_class(name):
+    lf,t,t2,k,eps = pixels[name]
+    assert abs(mix_loss(lf, maps, (t,), (t2,), w, w2)-segmented(lambda own,every: (1-eps)*own + eps*every, t, t2, k))<1e-5
+    for o in (t,t2): torch.testing.assert_close(mix_loss(lf, maps, (o,), (t,), one, zero).as_subclass(torch.Tensor), lf(maps, o).as_subclass(torch.Tensor))
+
+dense = [nn.CrossEntropyLoss(weight, label_smoothing=.1), LabelSmoothingCrossEntropy(weight=weight), LabelSmoothingCrossEntropyFlat(axis=1, weight=weight), FocalLossFlat(axis=1, weight=weight),
+         nn.CrossEntropyLoss(weight, reduction='sum'), DiceLoss(), DiceLoss(reduction='mean')]
+@pytest.mark.parametrize('lf', dense, ids=str)
+def test_unmixed_pixels_are_plain(lf):
+    torch.testing.assert_close(mix_loss(lf, maps, (m,), (m2,), one, zero).as_subclass(torch.Tensor), lf(maps, m).as_subclass(torch.Tensor))
+
+@pytest.mark.parametrize('lf', [CrossEntropyLossFlat(weight=weight), CrossEntropyLossFlat(ignore_index=1), LabelSmoothingCrossEntropyFlat(weight=weight), FocalLossFlat(weight=weight)], ids=str)
+def test_targets_of_one_column_are_like_those_of_none(lf):
+    torch.testing.assert_close(mix_loss(lf, pred, (y[:,None],), (y2[:,None],), w, w2), mix_loss(lf, pred, (y,), (y2,), w, w2))
+    assert abs(mix_loss(lf, pred, (y[:,None],), (y2[:,None],), one, zero)-lf(pred, y))<1e-6
+
+@pytest.mark.parametrize('ignored', [-100, -1, 255, c])
+def test_an_ignored_label_counts_for_nothing(ignored):
+    lf = nn.CrossEntropyLoss(weight, ignore_index=ignored)
+    t,t2 = y.clone(),y2.clone()
+    t[:2],t2[1:3] = ignored,ignored # own, both, partner
+    k,k2 = C[y]*(t==y),C[y2]*(t2==y2)
+    want = (W*k*nll(y)+W2*k2*nll(y2)).sum()/((W*k+W2*k2)/(W+W2)).sum()
+    assert abs(mix_loss(lf, pred, (t,), (t2,), w, w2)-want)<1e-6
+    torch.testing.assert_close(mix_loss(LabelSmoothingCrossEntropy(), pred, (t.clamp(max=c-1) if ignored>=0 else torch.where(t<0, -100, t),), (t2,) if ignored==-100 else (y2,), one, zero),
+        LabelSmoothingCrossEntropy()(pred, t.clamp(max=c-1) if ignored>=0 else torch.where(t<0, -100, t)))
+
+def test_a_mean_over_what_was_flattened():
+    lf,t,t2 = BaseLoss(nn.KLDivLoss, reduction='batchmean', is_2d=False),*torch.rand(2, n, c, generator=g).softmax(2)
+    logp = pred.log_softmax(1)
+    torch.testing.assert_close(mix_loss(lf, logp, (t,), (t2,), one*.6, one*.4).as_subclass(torch.Tensor), (.6*lf(logp, t) + .4*lf(logp, t2)).as_subclass(torch.Tensor))
+
+linear = [nn.MSELoss(), nn.HuberLoss(), nn.PoissonNLLLoss(), nn.BCEWithLogitsLoss(weight=weight), nn.BCEWithLogitsLoss(weight=torch.rand(n,c), pos_weight=weight),
+          BCEWithLogitsLossFlat(pos_weight=weight), nn.MultiLabelSoftMarginLoss(weight), nn.KLDivLoss(), SoftCrossEntropyLossFlat(weight=weight), nn.CrossEntropyLoss(weight)]
+@pytest.mark.parametrize('lf', linear, ids=str)
+def test_losses_of_rows_are_linear(lf):
+    a,b = (lf(pred, t).as_subclass(torch.Tensor) for t in (soft,soft2))
+    for k,k2 in ((1.,0.), (.6,.4), (.9,.7)): torch.testing.assert_close(mix_loss(lf, pred, (soft,), (soft2,), one*k, one*k2).as_subclass(torch.Tensor), k*a+k2*b)
+
+def weighted(p, t, reduction='mean'): return F.cross_entropy(p, t, weight=weight, reduction=reduction)
+def ignoring(p, t, reduction='mean'): return F.cross_entropy(p, t, ignore_index=1, reduction=reduction)
+def regularised(p, t, reduction='mean'): return F.cross_entropy(p, t, reduction=reduction) + (p.square().mean() if reduction=='mean' else 0)
+class Weighted(nn.Module):
+    reduction = 'mean'
+    def forward(self, p, t): return weighted(p, t, self.reduction)
+class Half(nn.CrossEntropyLoss):
+    def forward(self, p, t): return super().forward(p, t)*(.5 if self.reduction=='mean' else 1)
+@wraps(F.cross_entropy)
+def wrapped(*args, **kwargs): return F.cross_entropy(*args, weight=weight, **kwargs)
+def hardest(k, values=True):
+    def loss(p, t, reduction='mean'):
+        l = F.cross_entropy(p, t, reduction='none')
+        top = l.flatten().topk(int(k*l.numel())).values
+        return top.mean() if reduction=='mean' else top if values else l
+    return loss
+def wrong_reduction(p, t, reduction='weighted'): return weighted(p, t, 'mean' if reduction=='weighted' else reduction)
+
+other_scale = [weighted, ignoring, regularised, partial(weighted), lambda p,t,reduction='mean': weighted(p, t, reduction), Weighted(), Half(), wrapped, hardest(.5, False), wrong_reduction]
+@pytest.mark.parametrize('lf', other_scale, ids=lambda o: getattr(o, '__name__', type(o).__name__))
+def test_a_mean_that_is_not_that_of_its_losses_is_refused(lf):
+    with pytest.raises(ValueError, match=r"is off by .*CrossEntropyLossFlat\(weight=") as e: mix_loss(lf, pred, (y,), (y2,), w, w2)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('lf,t,p,message', [(hardest(.5),y,pred,'losses of shape'), (hardest(.3),m,maps,'losses of shape'), (hardest(1),y,pred,'in another order'), (hardest(1),m,maps,'in another order'),
+    (lambda p,t,reduction='mean': F.cross_entropy(p[t<2], t[t<2], reduction=reduction),y,pred,'losses of shape')], ids=range(5))
+def test_losses_that_are_not_those_of_the_samples_are_refused(lf, t, p, message):
+    with pytest.raises(ValueError, match=message): mix_loss(lf, p, (t,), (t.flip(0),), w, w2)
+
+def test_a_wrapper_that_takes_no_reduction():
+    @wraps(F.cross_entropy)
+    def loss(p, t): return F.cross_entropy(p, t)
+    with pytest.raises(ValueError, match='no `reduction`'): mix_loss(loss, pred, (y,), (y2,), w, w2)
+    @wraps(F.cross_entropy)
+    def loss(*args, **kwargs): return F.cross_entropy(*args, **kwargs)*2
+    torch.testing.assert_close(mix_loss(loss, pred, (y,), (y2,), w, w2), 2*mix_loss(nn.CrossEntropyLoss(), pred, (y,), (y2,), w, w2))
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_rounding_is_no_other_scale(dtype):
+    def loss(p, t, reduction='mean'):
+        l = -p.log_softmax(1).gather(1, t[:,None])[:,0]
+        return l.mean() if reduction=='mean' else l
+    for seed in range(20):
+        p = torch.randn(64, c, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        t = torch.arange(64)%c
+        assert abs(mix_loss(loss, p, (t,), (t,), torch.ones(64), torch.zeros(64))-loss(p, t))<.02
+
+def test_all_ignored_is_what_the_loss_makes_of_it():
+    t = torch.full((n,), -100)
+    def loss(p, t, reduction='mean'): return F.cross_entropy(p, t, reduction=reduction)
+    for lf in (nn.CrossEntropyLoss(), loss): assert mix_loss(lf, pred, (t,), (t,), one, zero).isnan()==(lf is not loss)
+
+@pytest.mark.parametrize('cb', [MixUp, partial(CutMix, echo=True), SnapMix, lambda: MixChoice([CutMix(), None])], ids=range(4))
+@pytest.mark.parametrize('lf', [weighted, Weighted(), hardest(.5), hardest(.5, False)], ids=range(4))
+def test_a_fit_refuses_it_at_the_first_mixed_batch(cb, lf, toy):
+    learn = toy(cbs=cb(), c=4, loss_func=lf)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with pytest.raises(ValueError, match='is off by|losses of shape'): learn.fit(1)
+    if not isinstance(learn.cbs[-1], MixChoice): assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+
+class Rare(Callback):
+    "A label that counts differently, in the last batch of the epoch only"
+    order,run_valid = -1,False
+    def before_batch(self): self.learn.yb = (torch.where(self.y>1, 0, self.y) if self.iter<3 else self.y,)
+
+@pytest.mark.parametrize('echo', [False,True])
+def test_a_label_that_comes_late_is_refused_at_the_end_of_the_epoch(echo, toy):
+    def loss(p, t, reduction='mean'): return F.cross_entropy(p, t, weight=torch.tensor([1.,1,3]), reduction=reduction)
+    learn = toy(cbs=[MixUp(echo=echo), Rare()], loss_func=loss)
+    with pytest.raises(ValueError, match='is off by'): learn.fit(1)
+    assert learn.opt.state_dict()['state'][0]['step']==4
+    toy(cbs=[MixUp(echo=echo), Rare()], loss_func=CrossEntropyLossFlat(weight=torch.tensor([1.,1,3]))).fit(1)
+
+@pytest.mark.parametrize('echo', [False,True])
+def test_checking_makes_no_device_wait(echo, toy):
+    def loss(p, t, reduction='mean'): return F.cross_entropy(p, t, reduction=reduction)
+    counts = []
+    for cbs in ([], [CutMix(echo=echo)]):
+        learn = toy(cbs=cbs, loss_func=loss)
+        with Syncs() as s: learn.fit(1)
+        counts.append(s.n)
+    assert counts[0]==counts[1]
+
+def test_a_loss_is_checked_again_in_the_next_fit(toy):
+    learn = toy(cbs=MixUp(), c=4)
+    learn.fit(1)
+    learn.loss_func = weighted
+    with pytest.raises(ValueError, match='is off by'): learn.fit(1)
+
+def test_segmentation_trains_on_its_weighted_loss(toy):
+    class Fixed(MixUp):
+        def mix(self, x, y, partner): return x,torch.ones(len(x)),torch.zeros(len(x))
+    class Masks:
+        def __len__(self): return 16
+        def __getitem__(self, i): return torch.rand(3,8,8),torch.randint(3, (8,8)).masked_fill(torch.rand(8,8)<.2, 255)
+    class Same(Callback):
+        order,run_valid = 60,False
+        def after_loss(self): torch.testing.assert_close(self.loss, self.loss_func(self.pred, *self.yb))
+    lf = nn.CrossEntropyLoss(torch.tensor([1.,5,.2]), ignore_index=255)
+    learn = toy(model=nn.Conv2d(3, 3, 3, padding=1), loss_func=lf, cbs=[Fixed(), Same()])
+    dl = DataLoader(Masks(), bs=8)
+    learn.dls = DataLoaders(dl, dl)
+    learn.fit(1)

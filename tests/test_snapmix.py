@@ -1,6 +1,7 @@
 "SnapMix against the published code, and what it must leave alone."
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
 from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException,
-    GradientAccumulation, MSELossFlat, nn, set_seed)
+    CrossEntropyLossFlat, GradientAccumulation, L1LossFlat, MSELossFlat, nn, set_seed)
 from torch.distributions import Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import toy_model
@@ -394,3 +395,81 @@ def test_echo_without_syncs_frozen_and_with_p(toy):
     plain = toy(cbs=Record(), n=40)
     plain.fit(1)
     assert learn.record.losses==plain.record.losses and torch.equal(weights(learn), weights(plain))
+
+def with_targets(toy, t, loss_func, cbs=SnapMix, c=1, vocab=True, **kwargs):
+    learn = toy(cbs=cbs(), model=toy_model(c), loss_func=loss_func, **kwargs)
+    for dl in learn.dls.loaders: dl.dataset.t = t
+    if not vocab: del learn.dls.vocab
+    return learn
+
+def squared(p, t, reduction='mean'): return nn.functional.mse_loss(p.reshape(t.shape), t.float(), reduction=reduction)
+numbers,few,counts = torch.linspace(-2, 3, 32),torch.arange(32.)%2,torch.arange(32)%51
+regressions = {
+    'MSELossFlat': (numbers, MSELossFlat()), 'L1LossFlat': (numbers, L1LossFlat()), 'a column': (numbers[:,None], MSELossFlat()), '0 and 1': (few, MSELossFlat()), 'class indices': (torch.arange(32)%3, L1LossFlat()),
+    'nn.MSELoss': (numbers[:,None], nn.MSELoss()), 'nn.PoissonNLLLoss': (counts[:,None].float(), nn.PoissonNLLLoss()), 'nn.HuberLoss': (numbers[:,None], nn.HuberLoss()),
+    'F.mse_loss': (numbers[:,None], nn.functional.mse_loss), 'partial': (numbers[:,None], partial(nn.functional.smooth_l1_loss, beta=.5)), 'PoissonNLL of integers': (counts[:,None], nn.PoissonNLLLoss()),
+    'own': (numbers, squared), 'own, from 0 to 1': (torch.linspace(0, 1, 32), squared), 'own, of integers': (counts, squared), 'own, of few integers': (torch.arange(32)%3, squared),
+    'own partial': (counts, partial(squared)),
+}
+@pytest.mark.parametrize('cbs', [SnapMix, lambda: SnapMix(echo=True), lambda: MixChoice([CutMix(), SnapMix()], [1,1e-9])], ids=['snapmix','echo','choice'])
+@pytest.mark.parametrize('name', regressions)
+def test_regression_is_refused_before_training(name, cbs, toy):
+    t,lf = regressions[name]
+    learn = with_targets(toy, t, lf, cbs, vocab=False)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with pytest.raises(ValueError, match='SnapMix looks for a class, but the targets are .*MixUp or CutMix') as e: learn.fit(1)
+    assert str(e.value).count('\n')==1 and all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+    learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, MixCallback)))
+    learn.fit(1, cbs=CutMix())
+
+rows = torch.rand(32, 3, generator=torch.Generator().manual_seed(0))
+several = {
+    'coordinates': (rows*2-1, squared), 'counts': ((rows*9).round(), nn.PoissonNLLLoss()), 'shares that do not add to 1': (rows, nn.MSELoss()),
+    'no number': (rows.where(rows>.5, float('nan')), squared),
+}
+@pytest.mark.parametrize('name', several)
+def test_regression_of_several_numbers_is_refused(name, toy):
+    t,lf = several[name]
+    with pytest.raises(ValueError, match='SnapMix looks for a class'): with_targets(toy, t, lf, c=3).fit(1)
+
+def own_bce(p, t, reduction='mean'): return nn.functional.binary_cross_entropy_with_logits(p.reshape(t.shape), t.float(), reduction=reduction)
+fine = {
+    'one logit': (torch.arange(32)%2, BCEWithLogitsLossFlat(), 1), 'one logit, floats': (few, own_bce, 1), 'a column': (few[:,None], nn.BCEWithLogitsLoss(), 1), 'shares of two': (torch.linspace(0, 1, 32), BCEWithLogitsLossFlat(), 1),
+    'index column': (torch.arange(32)[:,None]%3, CrossEntropyLossFlat(), 3), 'bytes': ((torch.arange(32)%3).to(torch.uint8), CrossEntropyLossFlat(), 3),
+    'soft': (rows.softmax(1), nn.CrossEntropyLoss(), 3), 'Brier': (rows.softmax(1), nn.MSELoss(), 3), 'Brier of labels': (torch.eye(3)[torch.arange(32)%3], MSELossFlat(), 3), 'several labels': ((rows>.5).float(), nn.MSELoss(), 3),
+    'smoothed labels': (rows*.8+.1, BCEWithLogitsLossFlat(), 3),
+}
+@pytest.mark.parametrize('name', fine)
+def test_classes_in_any_form_are_trained_on(name, toy):
+    t,lf,c = fine[name]
+    learn = with_targets(toy, t, lf, lambda: [SnapMix(), Record()], c=c, vocab=False)
+    learn.fit(1)
+    assert np.isfinite(learn.record.losses).all()
+
+def test_rows_that_are_not_one_for_each_output(toy):
+    with pytest.raises(ValueError, match=r"each of the model's 3 outputs, .*\[8, 2\]"): with_targets(toy, rows[:,:2], lambda p,t,reduction='mean': squared(p[:,:2], t, reduction), c=3).fit(1)
+
+def test_a_column_of_indices_is_like_none(toy):
+    maps = []
+    for t in (torch.arange(32)%3, torch.arange(32)[:,None]%3):
+        learn = with_targets(toy, t, CrossEntropyLossFlat(), c=3)
+        learn.snap_mix.before_fit()
+        x,y = next(iter(learn.dls.valid))
+        learn.snap_mix.change(x, y)
+        maps.append(learn.snap_mix.cam)
+    assert torch.equal(*maps) and maps[0].std()>0
+
+@pytest.mark.parametrize('echo', [False,True])
+@pytest.mark.parametrize('ignored', [-100, -1, 3, 255])
+def test_ignored_labels(ignored, echo, toy):
+    "Any finite map, and they count for nothing in the mixed loss"
+    t = torch.where(torch.arange(32)%4==0, ignored, torch.arange(32)%3)
+    learn = with_targets(toy, t, CrossEntropyLossFlat(ignore_index=ignored), lambda: [SnapMix(echo=echo), Record()], c=3)
+    learn.fit(1)
+    assert len(learn.record.seen)==(3 if echo else 4)
+    for (pred,y,w,w2,y2),loss in zip(learn.record.seen, learn.record.losses[echo:]):
+        assert (y==ignored).any() and (y2==ignored).any() and w.isfinite().all() and w2.isfinite().all()
+        logp,i = pred.double().log_softmax(1),torch.arange(len(y))
+        def part(o, k): return (k*-logp[i,o.clamp(0, 2)])[o!=ignored].sum()
+        counts = ((w*(y!=ignored)+w2*(y2!=ignored))/(w+w2)).nan_to_num(0).sum() + ((w+w2==0) & (y!=ignored)).sum()
+        assert abs((part(y, w)+part(y2, w2))/counts-loss)<1e-5

@@ -15,7 +15,7 @@ from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 
 from .mix import *
-from .mix import _FitCallback
+from .mix import _FitCallback, class_count, unchecked_mix_loss
 from .resize import *
 from ..vision.cam import *
 from ..vision.layer import *
@@ -37,10 +37,11 @@ def find_stage(
     model:nn.Module, # A classifier
     x:Tensor, # A batch of pictures `[n,c,H,W]`; the first two are used
     *more, # The model's other inputs, if it has several
+    n_classes:int=None, # Number of classes, see `class_logits`; None: not known
 )->dict: # `layer`: name of the last stage; `side`: the number of its input; `prefix`: tokens before the patches
     "Where `model` has the features of its second-to-last stage; ValueError if all its features have one resolution"
     model,x = unwrap_model(model),x[:2].detach().as_subclass(Tensor)
-    last,names,calls,ends = find_layer(model, x, *more),{m:k for k,m in model.named_modules()},[],[]
+    last,names,calls,ends = find_layer(model, x, *more, n_classes=n_classes),{m:k for k,m in model.named_modules()},[],[]
     def places(t): return _places(t, len(x), x.shape[-2:], last['prefix'])
     def record(m, inp, out):
         if m is last['layer']: ends.append(places(out if last['side'] is None else inp[last['side']]))
@@ -79,12 +80,12 @@ class MidLevelBranch(_FitCallback):
     ):
         "Keep the features of the next forward, which is somebody else's and begins with `x`"
         if self.at is None:
-            self.at = ClassActivation(self.learn.model, self.layer)
+            self.at = ClassActivation(self.learn.model, self.layer, class_count(self.dls))
             if self.layer is None:
                 grows = next((cb for cb in self.learn.cbs if isinstance(cb, ProgressiveResize)), None)
                 # small pictures may have no map where full ones have
                 whole = F.interpolate(x[:2].as_subclass(Tensor), grows.full) if self.training and grows else x
-                vars(self.at).update(find_stage(self.learn.model, cast_to(whole, self.at.model), *more))
+                vars(self.at).update(find_stage(self.learn.model, cast_to(whole, self.at.model), *more, n_classes=self.at.n_classes))
         self.seen,self.size = None,x.shape[-2:]
         def keep(t):
             self.seen = t
@@ -158,7 +159,7 @@ def after_loss(self:MidLevelBranch):
     if self.detach: f = f.detach()
     if self.stepper is None: self._begin(f)
     pred,mix = self.reduced(f).float(),next((cb for cb in self.learn.cbs if isinstance(cb, MixCallback) and cb.run and cb.w is not None), None)
-    loss = self.loss_func(pred, *self.yb) if mix is None else mix_loss(
+    loss = self.loss_func(pred, *self.yb) if mix is None else unchecked_mix_loss(
         self.loss_func, pred, self.yb, tuple(y[mix.partner] for y in self.yb), mix.w, mix.w2)
     self.learn.loss_grad = self.learn.loss_grad + self.weight*loss
 

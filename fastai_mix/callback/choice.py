@@ -55,6 +55,11 @@ class MixChoice(MixCallback):
         self.number, = random.choices(range(len(self.mixes)), weights)
         return self.chosen is not None and self.chosen.draw()
 
+    def check_batch(self, x, y):
+        super().check_batch(x, y)
+        for m in self.mixes:
+            if m is not None: m.check_batch(x, y)
+
     def watch(self, x):
         if isinstance(self.chosen, MixCallback): self.chosen.watch(x)
 
@@ -78,6 +83,11 @@ def after_fit(self:MixChoice):
     super(MixChoice, self).after_fit()
     for m in self.mixes:
         if m is not None: m.after_fit(); m.learn = None
+
+@patch
+def after_pred(self:MixChoice):
+    for m in self.mixes:
+        if hasattr(type(m), 'after_pred'): m.after_pred()
 
 @patch
 def after_cancel_batch(self:MixChoice):

@@ -9,7 +9,7 @@ __all__ = ['mix_loss', 'draw_partner', 'draw_beta', 'ramp', 'off_last', 'autocas
            'CutMix', 'ResizeMix']
 
 # %% ../../nbs/20_callback.mix.ipynb #44ff8bff
-import inspect,random
+import inspect,math,random
 from contextlib import nullcontext
 from functools import wraps
 from numbers import Number
@@ -17,41 +17,120 @@ from numbers import Number
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
-from fastai.losses import LabelSmoothingCrossEntropy
+from fastai.losses import BaseLoss,LabelSmoothingCrossEntropy
 from torch.distributions import Beta
 
 from ..vision.box import *
 
-# %% ../../nbs/20_callback.mix.ipynb #48eeb46f
+# %% ../../nbs/20_callback.mix.ipynb #f8236303
+def loss_name(loss_func):
+    "What to call it in a message"
+    if type(loss_func) in (partial,BaseLoss): loss_func = loss_func.func
+    return getattr(loss_func, '__name__', type(loss_func).__name__)
+
+def ignored_label(loss_func):
+    "The label that `loss_func` leaves out, as far as it can be asked"
+    f = getattr(loss_func, 'func', loss_func)
+    return getattr(loss_func, 'keywords', {}).get('ignore_index', getattr(f, 'ignore_index', -100))
+
+# %% ../../nbs/20_callback.mix.ipynb #b0067a27
 def _reduction(loss_func):
-    "How `loss_func` reduces; None if it cannot be told to do otherwise"
-    if hasattr(loss_func, 'reduction'): return loss_func.reduction
-    try: param = inspect.signature(loss_func).parameters.get('reduction')
-    except (TypeError,ValueError): param = None
-    return None if param is None else 'mean' if param.default is param.empty else param.default
+    "How `loss_func` reduces; ValueError if it cannot be told to do otherwise"
+    if getattr(loss_func, 'reduction', None) is not None: return loss_func.reduction
+    try: own,whole = (inspect.signature(loss_func, follow_wrapped=f).parameters for f in (False,True))
+    except (TypeError,ValueError): own = whole = {}
+    takes = 'reduction' in own or any(o.kind is o.VAR_KEYWORD for o in own.values()) # a wrapper may hand it on
+    if not takes or 'reduction' not in whole: raise ValueError(
+        f"{loss_name(loss_func)} has no `reduction`, so it gives no loss for a single sample: "
+        "write it as `def loss(pred, y, reduction='mean')`")
+    return 'mean' if whole['reduction'].default is inspect.Parameter.empty else whole['reduction'].default
 
 def _losses(loss_func, pred, yb):
-    "Losses before they are reduced"
+    "Losses before they are reduced, one or more for each sample"
+    _reduction(loss_func)
     with NoneReduce(loss_func) as lf: losses = lf(pred, *yb).as_subclass(Tensor)
-    if not losses.ndim: raise ValueError(f"{getattr(loss_func, '__name__', type(loss_func).__name__)} gives one loss for the whole batch with reduction='none' too: "
-        "a mix needs one for each sample")
+    if not losses.ndim: raise ValueError(
+        f"{loss_name(loss_func)} gives one loss for the whole batch with reduction='none' too: a mix needs one for each sample")
+    n,given = len(yb[0]),[o for o in (pred,*yb) if isinstance(o, Tensor)]
+    expected = {o.numel()//k for o in given for k in (1,*o.shape[1:2])} # flattened: one for each number or row of numbers
+    if len(losses)!=n and losses.numel() not in expected: raise ValueError(
+        f"{loss_name(loss_func)} gives losses of shape {list(losses.shape)} for {n} samples with reduction='none': "
+        "a mix needs one for each sample, or for each of its targets")
     return losses
 
 def _class_weight(loss_func, y):
-    "What each label counts in a weighted mean of `loss_func` `[n]`; None if every sample counts 1"
+    "What each label counts in a weighted mean of `loss_func` `[n,k]`; None if every one counts 1"
     f = getattr(loss_func, 'func', loss_func)
     told = isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss, LabelSmoothingCrossEntropy)) and vars(f)|f._buffers
-    if f in (F.cross_entropy, F.nll_loss): told = {'weight':None, **getattr(loss_func, 'keywords', {})}
-    if not told or y.is_floating_point() or y.ndim>1: return
-    y = y.long()
-    kept,weight = y!=told.get('ignore_index', -100),told['weight']
+    if f is F.cross_entropy or f is F.nll_loss: told = {'weight':None, **getattr(loss_func, 'keywords', {})}
+    if not told or y.is_floating_point(): return
+    y = y.long().reshape(len(y), -1)
+    kept,weight = y!=ignored_label(loss_func),told['weight']
     return kept.float() if weight is None else weight.to(y.device)[torch.where(kept, y, 0)]*kept
 
 def _unweighed(loss_func, pred):
-    "The part of each sample's loss that a weighted mean of `loss_func` divides by n all the same `[n]`, or 0"
-    f = getattr(loss_func, 'func', loss_func)
-    if not isinstance(f, LabelSmoothingCrossEntropy) or f.weight is None: return 0
-    return -pred.as_subclass(Tensor).log_softmax(1).sum(1)*f.eps/pred.shape[1]
+    "The part of each loss that a weighted mean of `loss_func` divides by their number all the same `[n,k]`, or 0"
+    f,axis = getattr(loss_func, 'func', loss_func),getattr(loss_func, 'axis', 1)
+    if not isinstance(f, LabelSmoothingCrossEntropy): return 0
+    return (-pred.as_subclass(Tensor).log_softmax(axis).sum(axis)*f.eps/pred.shape[axis]).reshape(len(pred), -1)
+
+def _reduce(loss_func, own, partners, pred, y, y2, w, w2):
+    "What `loss_func` makes of the losses of all samples for both labels"
+    n,reduction,w,w2 = len(w),_reduction(loss_func),w[:,None],w2[:,None]
+    losses = w*own.reshape(n, -1) + w2*partners.reshape(n, -1)
+    if reduction=='batchmean': return losses.sum()/len(own)
+    if reduction!='mean': return losses.sum() if reduction=='sum' else losses.reshape(own.shape)
+    y,y2 = y.as_subclass(Tensor),y2.as_subclass(Tensor)
+    c = _class_weight(loss_func, y)
+    if c is None: return losses.mean()
+    share = torch.where(w+w2>0, w/(w+w2), 1)
+    plain = (w+w2)*_unweighed(loss_func, pred)
+    return plain.mean() + (losses-plain).sum()/(share*c + (1-share)*_class_weight(loss_func, y2)).sum()
+
+# %% ../../nbs/20_callback.mix.ipynb #2563c8d9
+def unchecked_mix_loss(loss_func, pred, yb, yb2, w, w2):
+    "`mix_loss` of a loss that has been checked: the host waits for nothing"
+    own,partners = _losses(loss_func, pred, yb),_losses(loss_func, pred, yb2)
+    return _reduce(loss_func, own, partners, pred, yb[0], yb2[0], w, w2)
+
+# %% ../../nbs/20_callback.mix.ipynb #b76f1ab0
+def _is_known(loss_func):
+    "Does it come with PyTorch, fastai or this package?"
+    def known(o):
+        package = type(o).__module__.split('.')[0]
+        return getattr(F, getattr(o, '__name__', ''), None) is o or package in ('torch','fastai','fastai_mix','functools')
+    return known(loss_func) and known(getattr(loss_func, 'func', loss_func))
+
+def _loss_gap(loss_func, pred, yb):
+    "How far the loss of a batch is from what its own losses make of it, as a share of their size; 0 if by rounding only"
+    with torch.no_grad():
+        own,plain = _losses(loss_func, pred, yb),loss_func(pred, *yb).as_subclass(Tensor)
+        one = torch.ones(len(yb[0]), device=own.device)
+        made,size = (_reduce(loss_func, o, o, pred, yb[0], yb[0], one, one*0) for o in (own,own.abs()))
+        if made.shape!=plain.shape: return torch.full_like(one[0], math.inf)
+        gap = ((plain-made).abs().max()/size.max()).nan_to_num(0, posinf=math.inf) # 0/0 if no label counts
+        return (gap-4*torch.finfo(own.dtype).eps).clamp(min=0)
+
+def _refuse_gap(loss_func, gap):
+    "ValueError if `gap` is more than rounding; the host waits for it"
+    gap = float(gap.float().cpu().numpy())
+    if gap>1e-3: raise ValueError(
+        f"{loss_name(loss_func)} with reduction={_reduction(loss_func)!r} is off by {min(gap, 9.99):.1%} from what it gives "
+        "with 'none', so a mix would have another scale: give class weights and ignored labels to "
+        "CrossEntropyLossFlat(weight=..., ignore_index=...) itself, or return the plain mean of those losses")
+
+def _check_loss(loss_func, pred, yb):
+    "ValueError unless the loss of a batch is made of one loss for each sample, in their order; the host waits for it"
+    _refuse_gap(loss_func, _loss_gap(loss_func, pred, yb))
+    if not isinstance(pred, Tensor): return
+    with torch.no_grad():
+        own = _losses(loss_func, pred, yb).reshape(len(pred), -1)
+        turned = _losses(loss_func, pred.flip(0), tuple(o.flip(0) for o in yb)).reshape(len(pred), -1)
+        # sorted, they stay where they are when the samples change places
+        stay,differ = (float((own-o).abs().max().float().cpu().numpy()) for o in (turned,own.flip(0)))
+    if stay<.01*differ: raise ValueError(
+        f"{loss_name(loss_func)} with reduction='none' gives losses in another order than the samples have: "
+        "a mix needs one for each sample, in their order")
 
 def mix_loss(
     loss_func, # Any loss with a `reduction`, as attribute or argument
@@ -62,20 +141,8 @@ def mix_loss(
     w2:Tensor, # Weight of the partner's target `[n]`
 )->Tensor: # What `loss_func` would give for a batch with these shares of labels
     "Loss of a mixed batch: `w` times the loss for the own label plus `w2` times that for the partner's, reduced as usual"
-    reduction = _reduction(loss_func)
-    if reduction is None: raise ValueError(f"{getattr(loss_func, '__name__', type(loss_func).__name__)} has no `reduction`, so "
-        "it gives no loss for a single sample: write it as `def loss(pred, y, reduction='mean')`")
-    own,partners = _losses(loss_func, pred, yb),_losses(loss_func, pred, yb2)
-    losses = w[:,None]*own.reshape(len(w), -1) + w2[:,None]*partners.reshape(len(w), -1)
-    if reduction=='batchmean': return losses.sum()/len(w)
-    if reduction!='mean': return losses.sum() if reduction=='sum' else losses.reshape(own.shape)
-    losses = losses.mean(1)
-    y,y2 = (o[0].as_subclass(Tensor) for o in (yb,yb2))
-    c = _class_weight(loss_func, y)
-    if c is None: return losses.mean()
-    share = torch.where(w+w2>0, w/(w+w2), 1)
-    plain = (w+w2)*_unweighed(loss_func, pred)
-    return plain.mean() + (losses-plain).sum()/(share*c + (1-share)*_class_weight(loss_func, y2)).sum()
+    _check_loss(loss_func, pred, yb)
+    return unchecked_mix_loss(loss_func, pred, yb, yb2, w, w2)
 
 # %% ../../nbs/20_callback.mix.ipynb #a3f7b989
 def draw_partner(
@@ -131,6 +198,16 @@ class off_last:
     def __call__(self, t): return self.p if t<1-self.share else 0.
     __repr__ = basic_repr('share,p')
 
+# %% ../../nbs/20_callback.mix.ipynb #18cfde9d
+def class_count(dls):
+    "Number of classes of the first target of `dls`; None if it is not known"
+    vocab = getattr(dls, 'vocab', None)
+    if not getattr(dls, 'c', None):
+        if vocab is None: return
+        if len(vocab) and is_iter(vocab[0]) and not isinstance(vocab[0], str): return len(vocab[0]) # `get_c`: the last
+    c = get_c(dls)
+    return (c[0] if is_listy(c) else c) or None
+
 # %% ../../nbs/20_callback.mix.ipynb #fe4a1336
 def autocast(
     learn:Learner, # Any
@@ -165,10 +242,23 @@ class _FitCallback(Callback):
         if event_name in ('before_fit','after_fit') and self.learn.lock.locked(): return # of the validation
         return super().__call__(event_name)
 
+def _refuse_no_batch(cb, dl):
+    "ValueError if `dl` has a length of 0: an epoch would train nothing, and not tell"
+    try: n_batches,rows = len(dl),len(dl.dataset)
+    except (AttributeError,TypeError,NotImplementedError): return
+    if n_batches: return
+    dl = vars(dl).get('dl', dl) # DistributedDL has another inside
+    bs = getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
+    fix = (f", of which drop_last=True leaves none: make the DataLoaders with bs={rows} or less, or with drop_last=False"
+        if rows else ": give the training set some rows")
+    raise ValueError(f"{type(cb).__name__}: the training loader gives no batch, so nothing would be trained: "
+        f"it has {rows} rows for batches of {bs}{fix}")
+
 class BatchCallback(_FitCallback):
     "Change the pictures of a training batch with chance `p`; a subclass says how in `change`"
     order,run_valid = MixedPrecision.order-5,False
     w = w2 = y2 = partner = box = src_box = cam = None # a Callback would look for them in the model
+    batch_checked = False
     def __init__(self,
         p:float|Callable=1., # Chance that a batch is changed, 0 to 1, or a function of the fraction of training done
     ):
@@ -177,7 +267,8 @@ class BatchCallback(_FitCallback):
         self.clear()
 
     def clear(self): "Forget the running batch"
-    def before_fit(self): self.clear()
+    def before_fit(self): self.clear(); self.batch_checked = False
+    def before_train(self): _refuse_no_batch(self, self.dl)
     def after_fit(self): self.clear()
 
     def draw(self)->bool:
@@ -191,10 +282,28 @@ class BatchCallback(_FitCallback):
         for cb in self.learn.cbs:
             if hasattr(cb, 'relabel') and cb.run: cb.relabel()
 
+    def check_batch(self,
+        x:Tensor, # Pictures `[n,c,H,W]`
+        y:Tensor, # Their targets
+    ):
+        "Refuse what cannot be changed; called with the first training batch of a fit, whatever `p` is"
+        if isinstance(x, Tensor) and x.ndim==4: return
+        kind = type(x).__name__
+        what = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else f"{len(x)} of them in a {kind}" if is_listy(x) else f"a {kind}"
+        raise ValueError(
+            f"{type(self).__name__} changes pictures, one tensor [n,c,H,W], but the first input of the model is {what}: "
+            "give it one picture for each sample, before its other inputs, as in `forward(self, picture, table)`")
+
+    def begin_batch(self):
+        "Forget the batch before, look at the first one of a fit, and have labels corrected"
+        self.clear()
+        if not self.batch_checked and self.p!=0: self.check_batch(self.xb[0], self.yb[0])
+        self.batch_checked = True
+        self.labels_first()
+
     def before_batch(self):
         "Draw; if so put changed pictures into `learn.xb`"
-        self.clear()
-        self.labels_first()
+        self.begin_batch()
         self.changed = self.draw()
         if self.changed: self.learn.xb = (self.change(self.xb[0], self.yb[0]), *self.xb[1:])
 
@@ -214,7 +323,7 @@ class MixCallback(BatchCallback):
         echo:bool=False, # Train on each batch clean, joined by the mixed version of the batch before it
     ):
         if partner not in ('any','other'): raise ValueError(f"partner={partner!r}: expected 'any' or 'other'")
-        self.how,self.echo,self.before = partner,echo,None
+        self.how,self.echo,self.before,self.loss_gap = partner,echo,None,None
         super().__init__(p)
 
     def clear(self): self.w = self.w2 = self.y2 = self.partner = self.box = self.src_box = None
@@ -236,11 +345,29 @@ class MixCallback(BatchCallback):
 def before_fit(self:MixCallback):
     "Refuse what cannot work, before a step is made"
     super(MixCallback, self).before_fit()
-    self.before = None
+    self.before = self.loss_gap = None
     rivals = [cb for cb in self.learn.cbs if cb is not self and isinstance(cb, (MixHandler,MixCallback)) and cb.run and self not in getattr(cb, 'mixes', ())]
     if rivals: raise ValueError(f"{type(self).__name__} and {type(rivals[0]).__module__}.{type(rivals[0]).__name__} would mix the "
         f"same batch twice: remove one, `learn.remove_cb(learn.{rivals[0].name})`, or let MixChoice([...]) choose among those of fastai_mix")
-    if _reduction(self.loss_func) is None: mix_loss(self.loss_func, None, (), (), 0, 0)
+    _reduction(self.loss_func)
+
+@patch
+def check_batch(self:MixCallback, x, y):
+    super(MixCallback, self).check_batch(x, y)
+    self.refuse_floats(y)
+
+@patch
+def refuse_floats(self:MixCallback,
+    y:Tensor, # Targets
+):
+    "ValueError if the loss takes class indices and these are none"
+    f = getattr(self.loss_func, 'func', self.loss_func)
+    nll,ce = isinstance(f, nn.NLLLoss) or f is F.nll_loss,isinstance(f, nn.CrossEntropyLoss) or f is F.cross_entropy
+    by_index = getattr(self.loss_func, 'y_int', False) or nll or ce and y.ndim==1
+    if by_index and y.is_floating_point(): raise ValueError(
+        f"{loss_name(self.loss_func)} takes class indices, but the targets are "
+        f"{str(y.dtype).split('.')[1]} of shape {tuple(y.shape)}: use BCEWithLogitsLossFlat() for several labels per picture, "
+        "nn.CrossEntropyLoss() for rows of class shares")
 
 @patch
 def change(self:MixCallback,
@@ -251,11 +378,7 @@ def change(self:MixCallback,
     n = len(x)
     if n<2: raise ValueError(f"{type(self).__name__} mixes samples with each other, but this batch has {n}: "
         "use a batch size of 2 or more, and `drop_last=True` if the last batch is short")
-    f = getattr(self.loss_func, 'func', self.loss_func)
-    by_index = getattr(self.loss_func, 'y_int', False) or isinstance(f, nn.NLLLoss) or isinstance(f, nn.CrossEntropyLoss) and y.ndim==1
-    if by_index and y.is_floating_point(): raise ValueError(f"{type(self.loss_func).__name__} takes class indices, but the targets are "
-        f"{str(y.dtype).split('.')[1]} of shape {tuple(y.shape)}: use BCEWithLogitsLossFlat() for several labels per picture, "
-        "nn.CrossEntropyLoss() for rows of class shares")
+    self.refuse_floats(y)
     partner = draw_partner(n, self.how, x.device)
     out,self.w,self.w2 = self.mix(x.as_subclass(Tensor), y.as_subclass(Tensor), partner)
     self.partner,self.y2 = partner,y[partner]
@@ -265,8 +388,7 @@ def change(self:MixCallback,
 def before_batch(self:MixCallback):
     "Draw whether to mix; with `echo` join the batch with what the one before it has become"
     if not self.echo: return super(MixCallback, self).before_batch()
-    self.clear()
-    self.labels_first()
+    self.begin_batch()
     self.loaded = clean = self.xb[0]
     self.mixing = self.draw()
     if self.mixing: self.watch(clean)
@@ -286,9 +408,10 @@ def before_batch(self:MixCallback):
 @patch
 def after_loss(self:MixCallback):
     "Set the mixed loss, if this batch was mixed; with `echo` mix its clean half for the next step"
+    self.check_loss()
     if self.w is not None:
         yb2 = tuple(y[self.partner] for y in self.yb)
-        self.learn.loss_grad = mix_loss(self.loss_func, self.pred, self.yb, yb2, self.w, self.w2)
+        self.learn.loss_grad = unchecked_mix_loss(self.loss_func, self.pred, self.yb, yb2, self.w, self.w2)
         self.learn.loss = self.learn.loss_grad.clone()
     if not self.echo: return
     x,self.loaded,self.before = self.loaded,None,None
@@ -302,9 +425,24 @@ def after_loss(self:MixCallback):
     for k,v in now.items(): setattr(self, k, v)
 
 @patch
+def check_loss(self:MixCallback):
+    "Refuse a loss that cannot be mixed, at the first batch that is mixed, and one of the user's own at the end of an epoch"
+    if self.w is None and not (self.echo and self.mixing): return
+    if self.loss_gap is None:
+        _check_loss(self.loss_func, self.pred, self.yb)
+        self.loss_gap = torch.zeros((), device=self.yb[0].device)
+    # the first batch may have had no label that counts differently
+    elif not _is_known(self.loss_func):
+        self.loss_gap = torch.maximum(self.loss_gap, _loss_gap(self.loss_func, self.pred, self.yb))
+
+@patch
+def after_train(self:MixCallback):
+    if self.loss_gap is not None: _refuse_gap(self.loss_func, self.loss_gap)
+
+@patch
 def after_fit(self:MixCallback):
     super(MixCallback, self).after_fit()
-    self.before = self.loaded = None
+    self.before = self.loaded = self.loss_gap = None
 
 # %% ../../nbs/20_callback.mix.ipynb #0a018da8
 @delegates()
@@ -318,7 +456,20 @@ class MixUp(MixCallback):
         _check_alpha(alpha)
         self.alpha = alpha
 
+    def refuse_bytes(self,
+        x:Tensor, # Pictures `[n,c,H,W]`
+    ):
+        "ValueError if they cannot be blended in their type"
+        if not x.is_floating_point(): raise ValueError(
+            f"MixUp blends pictures, but these are {str(x.dtype).split('.')[1]}: have the DataLoaders make them floats, "
+            "with IntToFloatTensor() among `batch_tfms`, as an ImageBlock does")
+
+    def check_batch(self, x, y):
+        super().check_batch(x, y)
+        self.refuse_bytes(x)
+
     def mix(self, x, y, partner):
+        self.refuse_bytes(x)
         lam = draw_beta(self.alpha, len(x), x.device)
         lam = torch.maximum(lam, 1-lam)
         return torch.lerp(x[partner], x, lam[:,None,None,None].to(x.dtype)), lam, 1-lam

@@ -8,13 +8,16 @@ Docs: https://fastai-mix.github.io/fastai_mix/callback.snapmix.html.md"""
 __all__ = ['snapmix', 'SnapMix']
 
 # %% ../../nbs/21_callback.snapmix.ipynb #0a57b5a6
+import math
+
 from fastai.basics import *
 from torch.distributions import Distribution
 
 from .mix import *
-from .mix import _check_alpha
+from .mix import _check_alpha, class_count, ignored_label, loss_name
 from ..vision.box import *
 from ..vision.cam import *
+from ..vision.forward import *
 
 # %% ../../nbs/21_callback.snapmix.ipynb #edd038f1
 def snapmix(
@@ -34,6 +37,7 @@ def snapmix(
 # %% ../../nbs/21_callback.snapmix.ipynb #a50a7ca4
 class SnapMix(MixCallback):
     "Mix by cutting and pasting, labels weighted by class activation, arXiv 2012.04846"
+    targets_unchecked = False # a Callback would look for it in the model
     def __init__(self,
         alpha:float=5., # Parameter of Beta(α,α) for λ, above 0; 5 as in the command the authors publish
         p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done; 1 as in the published code
@@ -57,11 +61,49 @@ class SnapMix(MixCallback):
         self.cam = self.logits = None
 
 # %% ../../nbs/21_callback.snapmix.ipynb #aff61add
+_regressions = nn.MSELoss,nn.L1Loss,nn.SmoothL1Loss,nn.HuberLoss,nn.PoissonNLLLoss,nn.GaussianNLLLoss
+_regression_funcs = F.mse_loss,F.l1_loss,F.smooth_l1_loss,F.huber_loss,F.poisson_nll_loss,F.gaussian_nll_loss
+
 @patch
 def before_fit(self:SnapMix):
     super(SnapMix, self).before_fit()
     self.after_cancel_batch() # a fit before this may have been interrupted
-    self.activation,self.kept = ClassActivation(self.learn.model, self.layer, get_c(self.dls)),None
+    self.activation = ClassActivation(self.learn.model, self.layer, class_count(self.dls))
+    self.kept,self.targets_unchecked = None,False
+
+@patch
+def check_batch(self:SnapMix, x, y):
+    super(SnapMix, self).check_batch(x, y)
+    self.refuse_numbers(y, class_count(self.dls))
+    self.targets_unchecked = True # against the model's outputs, once there are some
+
+@patch
+def after_pred(self:SnapMix):
+    if not self.targets_unchecked: return
+    self.targets_unchecked = False
+    try: logits = class_logits(self.pred, class_count(self.dls))
+    except ValueError: return # in training it may return more than in eval mode
+    self.refuse_numbers(self.yb[0], logits.shape[1])
+
+@patch
+def refuse_numbers(self:SnapMix,
+    y:Tensor, # Targets
+    n:int=None, # Number of classes, 1 for one logit; None: not known
+):
+    "ValueError if the targets are no classes; the host waits for them"
+    f = getattr(self.loss_func, 'func', self.loss_func)
+    number = isinstance(f, _regressions) or any(f is o for o in _regression_funcs)
+    v,one = y.as_subclass(Tensor).detach().float().cpu().numpy().reshape(len(y), -1),y[0].numel()==1
+    if one and number: raise ValueError(
+        f"SnapMix looks for a class, but the targets are numbers that {loss_name(f)} regresses: use MixUp or CutMix")
+    binary,shares = np.isin(v, (0,1)),(v>=-.001) & (v<=1.001)
+    if not one: good = (binary.all(1) | (abs(v.sum(1)-1)<.01))[:,None] & shares if number else shares
+    elif y.is_floating_point(): good = shares if isinstance(f, (nn.BCEWithLogitsLoss,nn.BCELoss)) else binary
+    else: good = (v>=0) & (v<max(n or math.inf, 2)) | np.isin(v, (-1, -100, ignored_label(self.loss_func)))
+    if not good.all(): raise ValueError(
+        f"SnapMix looks for a class, but the targets are {str(y.dtype).split('.')[1]} of shape {list(y.shape)} "
+        f"from {v.min():.4g} to {v.max():.4g}: expected class indices below {max(n, 2) if n else 'the number of classes'}, "
+        "0 or 1, or rows of shares; for numbers use MixUp or CutMix")
 
 @patch
 def _more(self:SnapMix, x):
@@ -96,14 +138,16 @@ def make_params(self:SnapMix,
 
 @patch
 def mix(self:SnapMix, x, y, partner):
-    f = getattr(self.loss_func, 'func', self.loss_func)
-    if y.is_floating_point() and y[0].numel()==1 and isinstance(f, (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)):
-        raise ValueError(f"SnapMix looks for a class, but the targets are numbers that {type(f).__name__} regresses: use MixUp or CutMix")
     self.box,self.src_box = self.make_params(x)
     small = x if self.map_scale==1 else F.interpolate(x, scale_factor=self.map_scale, mode='bilinear', antialias=True)
     clean = None if self.seen is None else self.seen(self.pred)
     clean = clean or self.clean(small)
-    with autocast(self.learn): self.cam,self.logits = clean.cam(y),clean.logits[:len(y)].detach()
+    n_out,own = clean.logits.shape[1],y
+    if y[0].numel()==1: own = y.flatten() if n_out==1 else y.flatten().long()
+    elif y[0].numel()!=n_out: raise ValueError(
+        f"SnapMix takes rows of shares as targets, one for each of the model's {n_out} outputs, but these are of shape "
+        f"{list(y.shape)}: use MixUp or CutMix")
+    with autocast(self.learn): self.cam,self.logits = clean.cam(own),clean.logits[:len(y)].detach()
     self.seen = self.kept = None
     out,w,w2 = snapmix(x, self.cam, partner, self.box, self.src_box)
     if self.same_label=='published':
