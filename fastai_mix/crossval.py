@@ -9,22 +9,30 @@ __all__ = ['score_probs', 'score_table', 'CrossVal', 'blend', 'fit_weights', 'En
 
 # %% ../nbs/31_crossval.ipynb #af9f4f4c
 import hashlib,json,os,platform,shutil,socket,time,warnings
+from collections import Counter
 from concurrent import futures
 from importlib.metadata import version
+from io import BytesIO
+from itertools import zip_longest
+from weakref import WeakKeyDictionary
 
 import cloudpickle
 import timm
+from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
 from filelock import FileLock, Timeout
 from safetensors.torch import load_model, save_model
 from scipy.optimize import minimize
 from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+from torch.nn.parameter import is_lazy
 
 from .checkpoint import *
 from .data.check import *
 from .data.folds import *
 from .interpret import Scores
+from .vision.forward import *
+from .vision.forward import call_eager, cast_to
 from .vision.tta import *
 from .vision.tta import _activation
 
@@ -66,6 +74,54 @@ def _read_csv(file, **kwargs):
     except UnicodeDecodeError: raise ValueError(f"{file} is not in UTF-8: save it as UTF-8") from None
 def _first(o): return ', '.join(map(str, list(o)[:3])) + (', …' if len(o)>3 else '')
 
+def _as_text(ids):
+    "Identities as text"
+    if isinstance(ids, pd.MultiIndex):
+        raise ValueError(
+            f"the index has {ids.nlevels} levels, but a row needs one name: "
+            "give id_col, a column of unique names, or use df.reset_index(drop=True)")
+    return pd.Index(ids.astype(str))
+
+def _comes_back(texts):
+    try:
+        csv = pd.DataFrame({'text':texts, 'n':0}).to_csv(index=False).encode()
+        return pd.read_csv(BytesIO(csv), dtype=str, keep_default_na=False)['text'].tolist()==texts
+    except (UnicodeError, pd.errors.ParserError): return False
+
+def _check_text(texts, what):
+    "ValueError if one of `texts` is not the same when it is read from a CSV file"
+    texts = [str(o) for o in texts]
+    if _comes_back(texts): return
+    while len(texts)>1:
+        half = texts[:len(texts)//2]
+        texts = texts[len(half):] if _comes_back(half) else half
+    raise ValueError(
+        f"the {what} {texts[0]!r} does not come back from a CSV file as it is: "
+        "expected text in UTF-8 without carriage returns, give it another name")
+
+def _holds_several(o): return hasattr(o, '__len__') and not isinstance(o, (str,bytes))
+
+_one_label = 'CrossVal is for one label per picture, but {} gives {}: for several train the folds of `add_folds` in a loop, with FoldSplitter(fold)'
+
+def _check_one_label(df, label_col):
+    "ValueError if rows of `df` do not have one label each"
+    several = label_col if _holds_several(label_col) else None
+    if several is None:
+        check_filled(df, label_col)
+        several = next(filter(_holds_several, df[label_col]), None)
+    if several is not None: raise ValueError(_one_label.format('label_col', repr(several)))
+    check_labels(df, label_col)
+    _check_classes(df[label_col].unique())
+
+def _check_classes(vocab):
+    "ValueError if a column of the table of predictions cannot have the name of a class"
+    names = [str(o) for o in vocab]
+    taken = [o for o in names if o in ('id','label','fold','')]
+    if taken: raise ValueError(f"a class is called {taken[0]!r}" + (", as is a column of the table of predictions" if taken[0] else "") + ": give it another name")
+    _check_text(names, 'class')
+    twice = [o for o,n in Counter(names).items() if n>1]
+    if twice: raise ValueError(f"two classes are {twice[0]!r} as text: give them different names")
+
 def _table_differs(was, now):
     "What has changed from one table of id, label and fold to another"
     was,now = (o.set_index('id') for o in (was,now))
@@ -81,7 +137,7 @@ class CrossVal:
     def __init__(self,
         df:pd.DataFrame, # A table, a row per picture, with columns of labels and folds, see `add_folds`; fold -1 is for training only
         get_dls:Callable|DataBlock, # `get_dls(df, fold)`: DataLoaders that validate on the rows of a fold; or a DataBlock for `df`
-        get_learner:Callable|str, # `get_learner(dls)`: a new Learner, with callbacks of its own; or the name of a network for `vision_learner`
+        get_learner:Callable|str, # `get_learner(dls)`: a Learner of these DataLoaders, with a new network and callbacks; or the name of a network for `vision_learner`
         path:str|Path, # Folder of this run; the same one to go on with it
         label_col:str='label', # Column of labels, one per row
         fold_col:str='fold', # Column of folds
@@ -98,12 +154,13 @@ class CrossVal:
         for f,name,args in ((get_dls,'get_dls','(df, fold)'), (get_learner,'get_learner','(dls)')):
             if not callable(f): raise ValueError(f"{name} is a {type(f).__name__}: expected a function {name}{args}")
         self.get_dls,self.get_learner = get_dls,get_learner
-        check_labels(df, label_col)
+        _check_one_label(df, label_col)
         check_filled(df, fold_col, 'fold')
         check_columns(df, *([self.id_col] if self.id_col else []))
         if not pd.api.types.is_integer_dtype(df[fold_col]): raise ValueError(f"{fold_col!r} holds {_first(df[fold_col].unique())}: expected whole numbers, 0 and up")
         ids = df[self.id_col] if self.id_col else df.index
-        self.ids = pd.Index(ids.astype(str))
+        _check_text(ids, 'identity')
+        self.ids = _as_text(ids)
         twice = self.ids[self.ids.duplicated()]
         if len(twice): raise ValueError(f"{_first(twice)} stands for several rows: name a column of unique names in id_col, "
             "and repeat rows in the training part only, with FoldSplitter(oversample=...)")
@@ -172,44 +229,171 @@ def _row_ids(cv, dl, what):
     items = getattr(getattr(dl, 'dataset', None), 'items', None)
     if not isinstance(items, pd.DataFrame): raise ValueError(f"the items to {what} are {type(items).__name__}, so which rows they are cannot be told: "
         "make the DataLoaders of the table, DataBlock(...).dataloaders(df)")
-    return pd.Index((items[cv.id_col] if cv.id_col else items.index).astype(str))
+    if cv.id_col: check_columns(items, cv.id_col, table=f'the table to {what}')
+    return _as_text(items[cv.id_col] if cv.id_col else items.index)
 
-def _check_classes(vocab):
-    taken = [o for o in vocab if str(o) in ('id','label','fold','')]
-    if taken: raise ValueError(f"a class is called {taken[0]!r}" + (", as is a column of the table of predictions" if taken[0] else "") + ": give it another name")
+def _inner_dl(dl): return vars(dl).get('dl', dl) # DistributedDL has another inside
+
+def _whole_dl(dl):
+    "All of `dl` in a fixed order, and the position of each item"
+    dl = _inner_dl(dl).new(shuffle=False, drop_last=False)
+    idxs = list(dl.get_idxs())
+    return dl.new(get_idxs=partial(list, idxs)),idxs
+
+@contextmanager
+def _same_random():
+    "Whatever is drawn in this block, random numbers go on as if it was not there"
+    states = get_random_states()
+    try: yield
+    finally: set_random_states(**states)
 
 @patch
 def _labels_of(self:CrossVal, rows): return pd.Series(self.df[self.label_col].astype(str).values, self.ids)[rows].values
 
 @patch
-def _check_dls(self:CrossVal, dls, k):
-    "Identity of the rows validated on; ValueError if they are not the fold's"
-    rows,train = _row_ids(self, dls.valid, 'validate on'),_row_ids(self, dls.train, 'train on')
+def _check_rows(self:CrossVal, dls, k, who, fix):
+    "The loader of the rows validated on, their positions and identities; ValueError if they are not those of fold `k`, or are trained on"
+    if len(getattr(dls, 'loaders', ()))<2 or not all(isinstance(o, DataLoader) for o in dls.loaders[:2]):
+        raise ValueError(
+            f"{who} is {type(dls).__name__} without loaders of fastai to train and to validate on: "
+            "expected DataLoaders, DataBlock(...).dataloaders(df)")
+    dl,idxs = _whole_dl(dls.valid)
+    rows,train = _row_ids(self, dl, 'validate on')[idxs],_row_ids(self, _inner_dl(dls.train), 'train on')
     want,both = self.ids[(self.df[self.fold_col]==k).values],rows.intersection(train)
-    if len(both): raise ValueError(f"get_dls(df, {k}) trains on {len(both)} rows that it validates on ({_first(both)}): split first, then repeat rows")
+    if len(both): raise ValueError(f"{who} trains on {len(both)} rows that it validates on ({_first(both)}): split first, then repeat rows")
     lack,more = want.difference(rows),rows.difference(want)
-    if len(lack) or len(more) or rows.duplicated().any(): raise ValueError(f"get_dls(df, {k}) must validate on the {len(want)} rows of fold {k} and no others, once each, "
-        f"but {len(lack)} are missing ({_first(lack)}) and {len(rows)-len(want)+len(lack)} too many ({_first(more)}): splitter=FoldSplitter(fold)")
-    vocab = list(getattr(dls, 'vocab', None) or [])
+    if len(lack) or len(more) or rows.duplicated().any():
+        raise ValueError(
+            f"{who} must validate on the {len(want)} rows of fold {k} and no others, once each, but {len(lack)} are missing "
+            f"({_first(lack)}) and {len(rows)-len(want)+len(lack)} too many ({_first(more)}): {fix}")
+    if not len(dls.train):
+        raise ValueError(
+            f"{who} gives no batch to train on: {len(train)} rows do not fill one of bs={dls.train.bs}, "
+            f"and drop_last=True leaves it out; give bs={len(train)} or less")
+    return dl,idxs,rows
+
+def _first_target(tl, idxs):
+    for i in idxs:
+        try: return tl[i]
+        except KeyError: pass # a label that the vocab lacks
+
+def _is_class(y): return isinstance(y, Tensor) and not isinstance(y, TensorMultiCategory) and y.ndim==int(y.is_floating_point()) # or shares of classes
+
+@patch
+def _check_targets(self:CrossVal, dls, k, idxs, rows, who):
+    "The classes, as text; ValueError if a row does not have one label, that of the table"
+    vocab,ds = list(getattr(dls, 'vocab', None) or []),dls.valid.dataset
+    targets = getattr(ds, 'tls', L())[getattr(ds, 'n_inp', 1):]
+    y = _first_target(targets[0], idxs) if len(targets)==1 else None
+    several = (f'{len(targets)} targets' if len(targets)!=1 else f'{len(vocab)} vocabs' if any(map(_holds_several, vocab))
+        else '' if y is None or _is_class(y) else type(y).__name__)
+    if several: raise ValueError(_one_label.format(who, several))
     _check_classes(vocab)
     unknown = sorted(set(self.df[self.label_col].astype(str))-set(map(str, vocab)))
     if unknown: raise ValueError(f"the DataLoaders of fold {k} do not know the label {_first(unknown)}: their vocab is {_first(vocab) or 'empty'}; "
         f"give it, CategoryBlock(vocab=sorted(df[{self.label_col!r}].unique()))")
-    y = dls.valid.dataset.tls[-1]
-    bad = [i for i,a,b in zip(rows, self._labels_of(rows), y) if b.ndim==0 and a!=str(vocab[int(b)])]
+    ys = (targets[0][i] for i in idxs)
+    bad = [i for i,a,b in zip(rows, self._labels_of(rows), ys) if b.ndim==0 and a!=str(vocab[int(b)])]
     if bad: raise ValueError(f"{len(bad)} rows have another label in the DataLoaders than in {self.label_col!r} ({_first(bad)}): name the column they validate on in label_col")
-    return rows,list(map(str, vocab))
+    return list(map(str, vocab))
 
 @patch
-def _predict_fold(self:CrossVal, learn, rows, vocab):
-    "Probabilities of the rows validated on, in the order of `rows`"
+def _check_dls(self:CrossVal, dls, k, who=None, fix='splitter=FoldSplitter(fold)'):
+    "The loader of the rows validated on, their identities, and the classes; ValueError if they are not the fold's"
+    who = who or f'get_dls(df, {k})'
+    with _same_random(): # a new loader draws a seed
+        dl,idxs,rows = self._check_rows(dls, k, who, fix)
+        return dl,rows,self._check_targets(dls, k, idxs, rows, who)
+
+def _same_classes(now, was, who, other):
+    for i,(a,b) in enumerate(zip_longest(now, was, fillvalue='none')):
+        if a!=b: raise ValueError(f"class {i} is {a} in {who}, and {b} in {other}: give both the same classes in one order, CategoryBlock(vocab=...)")
+
+@patch
+def _check_learner(self:CrossVal, learn, k, vocab):
+    "The loader of the rows `learn` validates on, and their identities; ValueError if these are not the fold's, or the classes not `vocab`"
+    who = f'learn.dls of fold {k}'
+    dl,rows,now = self._check_dls(learn.dls, k, who, "have get_learner use the DataLoaders it is given, "
+        "and put only such in their place that validate on the same rows")
+    _same_classes(now, vocab, who, f'get_dls(df, {k})')
+    return dl,rows
+
+@patch
+def _make_learner(self:CrossVal, k):
+    "The DataLoaders and the Learner of fold `k`, and its classes; ValueError if they do not fit the fold"
+    dls = self.get_dls(self.df, k)
+    *_,vocab = self._check_dls(dls, k)
+    known = next((o for o in (k, *self.folds) if self.done(o)), None)
+    if known is not None: _same_classes(vocab, self._info(known)['vocab'], f'get_dls(df, {k})', f'fold {known}, which is done')
+    learn = self.get_learner(dls)
+    if not isinstance(learn, Learner): raise ValueError(f"get_learner(dls) gives {type(learn).__name__}: expected a Learner of these DataLoaders")
+    self._check_learner(learn, k, vocab)
+    return dls,learn,vocab
+
+# %% ../nbs/31_crossval.ipynb #3ea16884
+def _columns_of_two(probs): return torch.cat([1-probs, probs], -1)
+
+def _default_act(logits): return logits.sigmoid() if logits.shape[-1]==1 else logits.softmax(-1)
+
+def _class_probs(out, loss, n, c):
+    "Probabilities `[n,c]` of what a network returned, and its number of logits; ValueError if there are none"
+    act = _activation(loss, _default_act)
+    if not isinstance(out, Tensor):
+        try: probs = act(out) # the loss may take all outputs, and so its activation
+        except Exception: probs = None # mostly it is for logits
+        if isinstance(probs, Tensor) and probs.shape==(n,c): return probs.as_subclass(Tensor),c
+    logits = class_logits(out, c).as_subclass(Tensor).float()
+    probs,name = act(logits),getattr(loss, '__name__', type(loss).__name__)
+    if c==2 and probs.shape==(n,1):
+        if ((probs<0) | (probs>1)).any() or torch.equal(*act(logits.new_tensor([[-1.],[1.]]))):
+            raise ValueError(
+                f"the activation of {name} makes {probs.min():.3g} to {probs.max():.3g} of one logit: "
+                "expected a probability of the second class, as of BCEWithLogitsLossFlat()")
+        probs = _columns_of_two(probs)
+    if probs.shape!=(n,c):
+        raise ValueError(
+            f"the network returns {list(logits.shape)} for {n} pictures of {c} classes, of which {name} makes {list(probs.shape)}: "
+            f"expected [{n},{c}]{f' or [{n},1]' if c==2 else ''}; give its last layer an output for each class")
+    return probs,logits.shape[1]
+
+@patch
+def _check_output(self:CrossVal, learn, vocab):
+    "ValueError if the network's outputs for a few pictures of the validation are no probabilities of the classes"
+    n,model = 2 if len(vocab)!=2 else 3, unwrap_model(learn.model) # other than the classes, so that rows are not taken for columns
+    if any(map(is_lazy, model.parameters())): return # the first forward is the training's
+    with _same_random():
+        try:
+            few,idxs = _whole_dl(learn.dls.valid)
+            few = few.new(bs=n, num_workers=0, get_idxs=partial(list, idxs[:n]))
+            *xs,_ = learn._set_device(tuple(few.one_batch()))
+            with eval_mode(model), torch.no_grad(): out = call_eager(model, cast_to(xs[0], model), *xs[1:])
+        except Exception: return # a callback may prepare the batches; otherwise the training will tell
+    try: _class_probs(out, learn.loss_func, len(idxs[:n]), len(vocab))
+    except ValueError:
+        # another callback may change what the network returns
+        if all(isinstance(cb, MixedPrecision) or not hasattr(type(cb), 'after_pred') for cb in learn.cbs): raise
+
+class _GatherProbs(Callback):
+    "Keep the probabilities of each batch"
+    name = 'gather_preds' # by which fastai's loggers and trackers know that this is no training
+    def __init__(self, c): self.c,self.probs = c,[]
+    def after_batch(self):
+        probs,self.n_logits = _class_probs(self.pred, self.loss_func, len(self.y), self.c)
+        self.probs.append(probs.cpu())
+
+@patch
+def _predict_fold(self:CrossVal, learn, dl, rows, vocab):
+    "Probabilities of the rows validated on, in the order of `rows`, and the number of logits"
+    gather = _GatherProbs(len(vocab))
     # a DistributedTrainer would give each process a share of the rows, and bring them back in another order
-    with learn.no_bar(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name=='distributed_trainer')): probs = learn.get_preds(act=_activation(learn.loss_func, _softmax))[0]
+    with learn.no_bar(), learn.removed_cbs(learn.cbs.filter(lambda cb: cb.name=='distributed_trainer')), learn.validation_context(cbs=gather):
+        learn._do_epoch_validate(dl=dl)
+    probs = torch.cat(gather.probs)
     if probs.isnan().any(): raise ValueError(f"the network of {learn.path.name} predicts NaN, as its training diverged: remove {learn.path/'checkpoints'}, "
         "and train with a lower learning rate")
-    return pd.DataFrame(probs.numpy(), columns=vocab).assign(id=rows, label=self._labels_of(rows))[['id','label',*vocab]]
+    return pd.DataFrame(probs.numpy(), columns=vocab).assign(id=rows, label=self._labels_of(rows))[['id','label',*vocab]],gather.n_logits
 
-_softmax = partial(torch.softmax, dim=-1)
+# %% ../nbs/31_crossval.ipynb #64aeaf35
 def _norm(dls): return [np.asarray(o.cpu()).ravel().round(6).tolist() for f in dls.valid.after_batch.fs if isinstance(f, Normalize) for o in (f.mean,f.std)]
 def _differ(norms): return "" if all(o==norms[0] for o in norms) else ("the folds normalize with different statistics, but an ensemble reads a picture once: "
     "use fixed ones, Normalize.from_stats(*imagenet_stats), and train again, in another folder")
@@ -242,29 +426,64 @@ def _train(self:CrossVal, fit_fn, k, bar=True):
         holder.unlink(missing_ok=True)
         lock.release()
 
+def _weights_digest(model):
+    digest = hashlib.blake2b()
+    for p in get_model(model).parameters():
+        if not is_lazy(p): digest.update(p.detach().as_subclass(Tensor).cpu().flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+class _CheckedFits:
+    "Fits that begin with a check"
+    def __init__(self, fits, check): self.fits,self.check = fits,check
+    def __call__(self):
+        self.check()
+        return self.fits()
+    def __getstate__(self): return dict(fits=self.fits, check=noop) # `fit_fn` may export the Learner
+
+@patch
+def _fit_checked(self:CrossVal, fit_fn, learn, fits, k, vocab):
+    "Call `fit_fn`, whose fits must keep to the fold's rows, and which must train"
+    was = _weights_digest(learn.model)
+    learn._do_fit = _CheckedFits(fits, partial(self._check_learner, learn, k, vocab))
+    fit_fn(learn)
+    if _weights_digest(learn.model)!=was: return
+    if not rank_distrib(): self._tidy(k) # these checkpoints would be taken up
+    raise ValueError(
+        f"fold {k} was not trained: its network has the same weights after fit_fn, which made {len(fits.plans)} fits, as before; expected "
+        "a function that trains the Learner it is given, such as lambda learn: learn.fine_tune(5), with batches that are not cancelled")
+
+_trained = WeakKeyDictionary() # networks of this process, and the run and fold they are trained for
+
+@patch
+def _claim_model(self:CrossVal, model, k):
+    "ValueError if `model` was trained for another fold, and so on rows of this one"
+    me = str(self.path),k
+    if _trained.setdefault(get_model(model), me)!=me:
+        raise ValueError(f"get_learner gives fold {k} a network that another fold was trained with, on these rows too: make a new one in get_learner")
+
 @patch
 def _train_locked(self:CrossVal, fit_fn, k, bar):
     folder = self._dir(k)
     with no_random(int(self.seed+k), reproducible=False):
-        dls = self.get_dls(self.df, k)
-        rows,vocab = self._check_dls(dls, k)
-        learn = self.get_learner(dls)
+        dls,learn,vocab = self._make_learner(k)
+        self._claim_model(learn.model, k)
+        self._check_output(learn, vocab)
         if s := _differ([*(self._info(j)['norm'] for j in self.folds if self.done(j)), _norm(dls)]): warnings.warn(s) # out-of-fold predictions are right all the same
         if bar and not rank_distrib(): print(f'fold {k}')
         learn.path = folder # a callback that saves models must not meet another fold's
         like = next((self._info(j)['n_epoch'] for j in self.folds if self.done(j)), None)
         with ContextManagers([] if bar else [learn.no_bar(), learn.no_logging()]), resumable(learn, folder/'checkpoints', f'fold {k}', like) as fits:
-            fit_fn(learn)
+            self._fit_checked(fit_fn, learn, fits, k, vocab)
         start = time.perf_counter()
-        oof = self._predict_fold(learn, rows, vocab)
+        oof,n_out = self._predict_fold(learn, *self._check_learner(learn, k, vocab), vocab)
     if rank_distrib(): return
     write_atomic(folder/'model.safetensors', lambda f: save_model(learn.model, str(f)))
     _write_csv(folder/'oof.csv', oof)
     _write_csv(folder/'history.csv', fits.history)
     for cb in learn.cbs:
         labels = getattr(cb, 'labels', None) if hasattr(type(cb), 'labels') or 'labels' in vars(cb) else None
-        if isinstance(labels, pd.DataFrame): _write_csv(folder/'labels.csv', labels.rename_axis(labels.index.name or 'row').reset_index())
-    _write_json(folder/'fold.json', dict(fold=k, vocab=vocab, n_epoch=[p['n_epoch'] for p in fits.plans], norm=_norm(dls), train_seconds=round(fits.seconds, 3),
+        if isinstance(labels, pd.DataFrame): _write_csv(folder/'labels.csv', labels.set_axis(labels.index.to_flat_index()).rename_axis(labels.index.name or 'row').reset_index())
+    _write_json(folder/'fold.json', dict(fold=k, vocab=vocab, n_out=n_out, n_epoch=[p['n_epoch'] for p in fits.plans], norm=_norm(learn.dls), train_seconds=round(fits.seconds, 3),
         predict_seconds=round(time.perf_counter()-start, 3), versions={o:version(o) for o in _versions}))
     self._tidy(k)
 
@@ -350,8 +569,9 @@ def labels(self:CrossVal)->pd.DataFrame: # The table of a label-correcting callb
     keys = {self.id_col or 'row', 'row'} # ProgressiveLabelCorrection says row, whatever its id_col
     res = self._read('labels.csv', dtype={**dict.fromkeys(keys, str), 'given':str, 'current':str}, keep_default_na=False, na_values=[''])
     if not res: raise ValueError("no callback of these folds keeps `labels`: add one that corrects labels in get_learner")
-    res,label = pd.concat(res, ignore_index=True),{str(o):o for o in self.vocab}
-    names = dict(zip(self.df.index.astype(str), self.df.index)) | dict(zip(self.ids, self.df[self.id_col] if self.id_col else self.df.index))
+    res,label = pd.concat(res, ignore_index=True).fillna(dict.fromkeys(keys, '')),{str(o):o for o in self.vocab}
+    index = self.df.index.to_flat_index()
+    names = dict(zip(index.astype(str), index)) | dict(zip(self.ids, self.df[self.id_col] if self.id_col else self.df.index))
     own = {**dict.fromkeys(keys, names), 'given':label, 'current':label} # as they are in the table
     return res.assign(**{k: [v.get(o, o) for o in res[k]] for k,v in own.items() if k in res})
 
@@ -423,7 +643,8 @@ class Ensemble:
         probs = []
         for learn,nets,get_dl in self.groups:
             dl = items if isinstance(items, DataLoader) else get_dl(items)
-            with learn.no_bar(): probs.append(view_preds([learn, *nets], dl, views or [identity], merge)[0])
+            with learn.no_bar(): p = view_preds([learn, *nets], dl, views or [identity], merge)[0]
+            probs.append(_columns_of_two(p) if len(self.vocab)==2 and p.shape[-1]==1 else p)
         return pd.DataFrame(blend(torch.cat(probs), self.how, self.weights), columns=self.vocab, index=items.index if isinstance(items, pd.DataFrame) else None)
 
 @patch
@@ -433,16 +654,23 @@ def learner(self:CrossVal,
     "The Learner of a fold, with its weights, and DataLoaders that validate on its rows"
     self._check_folds([fold])
     if not self.done(fold): raise ValueError(f"fold {fold} is not done: call `fit`")
-    with no_random(int(self.seed+fold), reproducible=False): learn = self.get_learner(self.get_dls(self.df, fold))
+    with no_random(int(self.seed+fold), reproducible=False): _,learn,_ = self._make_learner(fold)
     load_model(learn.model, self._dir(fold)/'model.safetensors', device=str(next(learn.model.parameters()).device))
     learn.model.eval()
     return learn
 
 @patch
 def _group(self:CrossVal):
-    if s := _differ([self._info(k)['norm'] for k in self.folds]): raise ValueError(s)
     learn = self.learner(self.folds[0])
-    if _activation(learn.loss_func, None) is None: learn.loss_func = CrossEntropyLossFlat()
+    if s := _differ([_norm(learn.dls), *(self._info(k)['norm'] for k in self.folds)]): raise ValueError(s)
+    n_out = self._info(self.folds[0]).get('n_out', len(self.vocab))
+    if _activation(learn.loss_func, None) is None: learn.loss_func = BCEWithLogitsLossFlat() if n_out==1 else CrossEntropyLossFlat()
+    try: for_logits = _activation(learn.loss_func)(torch.zeros(2, n_out)).shape==(2,n_out)
+    except Exception: for_logits = False
+    if not for_logits:
+        raise ValueError(
+            f"an ensemble takes the logits [n,{n_out}] alone of what its networks return, and the `activation` of "
+            f"{type(learn.loss_func).__name__} does not make probabilities of them: have it take logits")
     nets = [deepcopy(learn.model) for _ in self.folds[1:]]
     for net,k in zip(nets, self.folds[1:]): load_model(net, self._dir(k)/'model.safetensors', device=str(next(net.parameters()).device))
     return learn,nets,learn.dls.test_dl
@@ -487,8 +715,10 @@ def fill_sample(
     "Probabilities, or labels, in the form of a sample; ValueError if it asks for others"
     if not isinstance(sample, pd.DataFrame): sample = _read_csv(sample, dtype={0:str})
     id_col,*cols = sample.columns
+    if sample.columns.has_duplicates: raise ValueError(f"the sample has the column {sample.columns[sample.columns.duplicated()][0]!r} twice: expected each once")
     if not cols: raise ValueError(f"the sample has only the column {id_col!r}: expected one for each class, or one for the label")
-    names,rows,ids = {str(o):o for o in probs},sample[id_col].astype(str),probs.index.astype(str)
+    names,rows,ids = {str(o):o for o in probs},sample[id_col].astype(str),_as_text(probs.index)
+    if len(names)<len(probs.columns): raise ValueError(f"two of the classes {_first(probs)} are the same as text: give them different names")
     unknown = [c for c in cols if str(c) not in names]
     if len(cols)>1 and unknown: raise ValueError(f"the sample's columns {_first(unknown)} are no classes: the ensemble knows {_first(names)}")
     if len(cols)==1 and prob_of is None and str(cols[0]) in names: raise ValueError(f"the sample's column {cols[0]!r} is a class: "
@@ -515,7 +745,9 @@ def submission(self:Ensemble,
     check_columns(test_df, id_col, table='the table to predict')
     if len(sample.columns)==2 and prob_of is None and self.how=='rank': raise ValueError("mean ranks make no labels, as rare classes rank as high as others: use how='mean'")
     fill_sample(sample, pd.DataFrame(0., test_df[id_col], self.vocab), prob_of) # what does not fit is said before anything is predicted
-    if file is not None and not Path(file).absolute().parent.is_dir(): raise ValueError(f"no folder {Path(file).parent} to write {file} to")
+    if file is not None:
+        if not Path(file).absolute().parent.is_dir(): raise ValueError(f"no folder {Path(file).parent} to write {file} to")
+        _check_text(sample[id_col], 'identity')
     res = fill_sample(sample, self.predict(test_df, views).set_axis(test_df[id_col]), prob_of)
     if file is not None: _write_csv(file, res)
     return res
@@ -548,10 +780,11 @@ def _describe_net(learn, c, x):
     net = _cpu(learn.model)
     for kind in ('vision_learner','timm_learner') if isinstance(arch, str) else ('torchvision',):
         try:
-            with no_random(): made = _kinds[kind](name, c).eval()
+            with torch.no_grad(): logits = class_logits(net(x), c)
+            with no_random(): made = _kinds[kind](name, logits.shape[1]).eval()
             made.load_state_dict(net.state_dict())
             with torch.no_grad():
-                if torch.allclose(made(x), net(x), atol=1e-5): return dict(kind=kind, name=name)
+                if torch.allclose(made(x), logits, atol=1e-5): return dict(kind=kind, name=name, n_out=logits.shape[1])
         except Exception: pass # it was only a guess
     return f'{name} as vision_learner and timm_learner make it by default is not this network'
 
@@ -619,9 +852,11 @@ def load_ensemble(
             if f is None and isinstance(g[k], str): raise ValueError(f"{folder} cannot be loaded without {name}: {g[k]}")
         nets = []
         for f in g['files']:
-            with no_random(): net = get_model() if get_model else _kinds[g['net']['kind']](g['net']['name'], len(o['vocab']))
+            with no_random(): net = get_model() if get_model else _kinds[g['net']['kind']](g['net']['name'], g['net'].get('n_out', len(o['vocab'])))
             load_model(net, folder/f)
             nets.append(net.to(default_device()).eval())
-        learn = Learner(DataLoaders(DataLoader([]), device=default_device()), nets[0], loss_func=_losses[g['activation']]())
+        dls = DataLoaders(DataLoader([]), device=default_device())
+        dls.c = len(o['vocab']) # says which of several outputs are the logits
+        learn = Learner(dls, nets[0], loss_func=_losses[g['activation']]())
         groups.append((learn, nets[1:], get_dl or partial(_recipe_dl, g['input'])))
     return Ensemble(groups, o['vocab'], o['how'], o['weights'])

@@ -36,8 +36,8 @@ def df(leaves):
     return add_folds(df, 'label', n_splits=3, id_col='image_id')
 
 def block(leaves, splitter=None, **kwargs):
-    return DataBlock((ImageBlock, CategoryBlock), get_y=ColReader('label'), splitter=splitter, item_tfms=Resize(32),
-        **{'get_x':ColReader('image_id', pref=leaves/'images', suff='.jpg'), 'batch_tfms':Dihedral(), **kwargs})
+    return DataBlock((ImageBlock, CategoryBlock), get_y=ColReader('label'), splitter=splitter,
+        **{'get_x':ColReader('image_id', pref=leaves/'images', suff='.jpg'), 'item_tfms':Resize(32), 'batch_tfms':Dihedral(), **kwargs})
 
 @pytest.fixture
 def get_dls(leaves):
