@@ -308,6 +308,27 @@ def test_an_ensemble_of_one_logit(two, get_dls, leaves, tmp_path):
         loaded = load_ensemble(tmp_path/f'{name}.out', get_model=None if name=='named' else lambda: Net(1, lambda a, b: a))
         assert np.abs(loaded.predict([leaves/'images'/f'{o}.jpg' for o in two.image_id[:9]]).values-preds.values).max()<1e-5
 
+@pytest.mark.parametrize('wrap', ['second','logits'])
+def test_an_ensemble_of_several_outputs(wrap, df, get_dls, leaves, tmp_path):
+    cv = CrossVal(df, get_dls, partial(heads, wrap=wrap), tmp_path/'run').fit(fit())
+    test,pick = df.iloc[:9],wraps[wrap][1]
+    preds,each = cv.predict(test),[]
+    for k in cv.folds:
+        learn = cv.learner(k)
+        with torch.no_grad(): each.append(torch.cat([pick(learn.model(b[0])) for b in learn.dls.test_dl(test)]).softmax(1))
+    assert np.abs(preds.values-torch.stack(each).mean(0).numpy()).max()<1e-5
+    cv.ensemble().export(tmp_path/'out')
+    loaded = load_ensemble(tmp_path/'out', get_model=lambda: Net(4, wraps[wrap][0]))
+    assert np.abs(loaded.predict([leaves/'images'/f'{o}.jpg' for o in test.image_id]).values-preds.values).max()<1e-5
+
+def test_an_ensemble_of_one_logit_among_outputs(two, get_dls, tmp_path):
+    cv = CrossVal(two, get_dls, one_logit['tuple'], tmp_path/'run').fit(fit())
+    each = []
+    for k in cv.folds:
+        learn = cv.learner(k)
+        with torch.no_grad(): each.append(torch.cat([learn.model(b[0])[1] for b in learn.dls.test_dl(two)]).sigmoid())
+    assert np.abs(cv.predict(two).ill.values-torch.stack(each).mean(0)[:,0].numpy()).max()<1e-5
+
 unreadable = {
     'too few columns':  (lambda dls: Learner(dls, Net(3, lambda a, b: a)), r'returns \[2, 3\] for 2 pictures of 4 classes.*expected \[2,4\]; give'),
     'too many columns': (lambda dls: Learner(dls, Net(5, lambda a, b: a), loss_func=F.cross_entropy), r'returns \[2, 5\] for 2 pictures of 4 classes'),
