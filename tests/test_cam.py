@@ -201,3 +201,29 @@ def test_labels_of_any_whole_number_and_ignored_ones():
     got = act(x, torch.stack([y[0], torch.tensor(-100)]))[0]
     torch.testing.assert_close(got[0], want[0])
     assert got.isfinite().all()
+
+def test_in_inference_mode():
+    body,head = pool_linear(6)
+    act,x = ClassActivation(nn.Sequential(body, head)),torch.randn(2,3,32,32)
+    want = ClassActivation(act.model)(x, y)
+    with torch.inference_mode():
+        for got in (act(x.clone(), y.clone()), act(x.clone(), y.clone())):
+            for a,b in zip(got, want): torch.testing.assert_close(a, b)
+
+@pytest.mark.parametrize('label', [5, 255, -1, -100])
+def test_labels_that_are_no_class_give_some_map(label):
+    body,head = pool_linear(6)
+    cam = ClassActivation(nn.Sequential(body, head))(torch.randn(2,3,32,32), torch.tensor([2,label]))[0]
+    assert cam.isfinite().all()
+
+def test_outputs_beside_the_logits():
+    "The map is that of the logits, though features come first and have more columns"
+    class Both(nn.Module):
+        def __init__(self): super().__init__(); self.body,self.head = pool_linear(30)
+        def forward(self, x):
+            f = self.body(x)
+            return f.mean((2,3)), self.head(f)
+    model,x = Both(),torch.randn(2,3,32,32)
+    want = ClassActivation(nn.Sequential(model.body, model.head))(x, y)[0]
+    torch.testing.assert_close(ClassActivation(model, n_classes=5)(x, y)[0], want)
+    with pytest.raises(ValueError, match=r'tuple of 0 \[2, 30\], 1 \[2, 5\]'): ClassActivation(model)(x, y)

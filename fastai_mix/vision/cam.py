@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from .box import _rows_cols
 from .forward import *
-from .forward import call_eager, cast_to, clean_mode
+from .forward import call_eager, cast_to, clean_mode, usable
 from .layer import *
 from .layer import fold, hook_features, no_features, on_host
 
@@ -36,11 +36,12 @@ class CleanPass:
         read:str='sum', # 'sum' over channels of gradient times feature; 'abs': of its absolute value, where attention reads the features
     ): self.features,self.logits,self.layout,self.model,self.read = features,logits,layout,model,read
 
+    @torch.inference_mode(False)
     def cam(self,
         y:Tensor, # Class indices `[n]`, or a row of class weights per sample `[n,c]` (multi-label, soft targets)
     )->Tensor: # Class activations `[n,h,w]`, float32
         "Class activation of each sample for its own `y`; of the first samples if there are fewer `y` than samples"
-        y = y.as_subclass(Tensor)
+        y = usable(y)
         with torch.enable_grad():
             z = self.logits[:len(y)].float()
             if y.ndim==1 and z.shape[1]==1: score = (z[:,0]*(2*y.float()-1)).sum() # one logit for two classes
@@ -90,12 +91,13 @@ class ClassActivation:
         except RuntimeError: return False
         return True
 
+    @torch.inference_mode(False)
     def forward(self,
         x:Tensor, # Pictures `[n,c,H,W]`
         *more, # The model's other inputs, if it has several
     )->CleanPass: # Its features, logits and `cam`
         "One forward in eval mode, without gradients before the layer; statistics, flags and hooks stay as they were"
-        x = cast_to(x.detach().as_subclass(Tensor), self.model)
+        x = cast_to(usable(x), self.model)
         self._find(x, more)
         if self.fast is None: self.fast = self._channels_last(x, more)
         if self.fast: x = x.contiguous(memory_format=torch.channels_last)
@@ -135,12 +137,17 @@ class ClassActivation:
             if hasattr(self.model, 'forward_head'): yield self.model.forward_head
         clean = self.forward(x[:2], *(o[:2] for o in more))
         if self.side is not None or not on_host(clean.logits).any(): return None # where logits are all 0, any head would seem to fit
+        y = torch.arange(len(clean.logits), device=clean.logits.device)%clean.logits.shape[1]
+        want = on_host(clean.cam(y))
         for head in candidates():
+            features = clean.features.detach().requires_grad_()
             try:
-                with clean_mode(self.model), torch.no_grad(): out = class_logits(head(clean.features), self.n_classes)
+                with clean_mode(self.model), torch.enable_grad(): out = class_logits(head(features.clone()), self.n_classes)
+                cam = on_host(CleanPass(features, out, clean.layout, self.model, clean.read).cam(y))
             except (RuntimeError,ValueError,TypeError): continue # made for other features
-            if out.shape==clean.logits.shape and np.allclose(on_host(out), on_host(clean.logits), 1e-3, 1e-3):
-                return head
+            if out.shape!=clean.logits.shape or not np.allclose(on_host(out), on_host(clean.logits), 1e-3, 1e-3): continue
+            # behind layers that begin as no change, other features may give the same logits, but not the same map
+            if np.allclose(cam, want, .05, .01*abs(want).max()): return head
 
     def watch(self,
         x:Tensor, # Pictures `[n,c,H,W]` that the next forward in the model's present mode begins with

@@ -80,6 +80,11 @@ def cast_to(x, model):
     "`x` in the precision of `model`, which may be half without autocast"
     return x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
 
+def usable(t):
+    "`t` as a plain tensor without a graph; one made in `torch.inference_mode` is copied, since autograd takes none of these"
+    t = t.detach().as_subclass(Tensor)
+    return t.clone() if t.is_inference() else t
+
 def _paused_hooks(model):
     kinds = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
     owners = (getattr(f, '__self__', None) for m in model.modules() for k in kinds for f in getattr(m, k).values())

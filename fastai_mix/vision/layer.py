@@ -19,7 +19,7 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 
 from .forward import *
-from .forward import call_eager, clean_mode
+from .forward import call_eager, clean_mode, usable
 
 # %% ../../nbs/10b_vision.layer.ipynb #32172cea
 class Layout(NamedTuple):
@@ -255,10 +255,13 @@ def _search(model, x, more, n_classes):
     look,other = _Look(model, x, more, n_classes),_other_look(model, x, more, n_classes)
     prefix = next((p for m in model.modules() if isinstance(p := getattr(m, 'num_prefix_tokens', None), int)), None)
     features = _features(look, other, prefix)
-    if not features and other and look.size!=other.size: # a model that brings all pictures to one size
-        same_size = _resized(x, more, len(x)+1, look.size)
-        features = _features(look, _Look(model, same_size[0], same_size[1:], n_classes), prefix)
-    return look,features,_depended(look, features)
+    on = _depended(look, features)
+    made = any(id(c.output) in on for c in look.calls) # the picture itself is only given
+    if not made and other and look.size!=other.size: # a model that brings all pictures to one size
+        pictures,*others = _resized(x, more, len(x)+1, look.size)
+        features = _features(look, _Look(model, pictures, others, n_classes), prefix)
+        on = _depended(look, features)
+    return look,features,on
 
 # %% ../../nbs/10b_vision.layer.ipynb #d493c0e0
 def _block_around(model, look, call, on):
@@ -305,6 +308,7 @@ def _given_place(model, look, features, layer):
     if layout is None: raise no_features(model, look.size)
     return dict(_as_place(call, None, layout), layer=layer)
 
+@torch.inference_mode(False)
 def find_layer(
     model:nn.Module, # A classifier
     x:Tensor, # A batch of pictures `[n,c,H,W]`; the first two are used
@@ -313,7 +317,7 @@ def find_layer(
     layer:nn.Module|str=None, # A module, or its name in `model`, whose output is to be used; None: found
 )->dict: # `layer`; `side`: None for its output or the number of its input; `call`: which of its calls; `prefix`: tokens before the patches; `seq_first`: do tokens come before the batch?; `layout` and `read`, see `CleanPass`
     "Where `model` has its last spatial features that its logits depend on, and how a map is read there; ValueError if there are none"
-    model,x,more = unwrap_model(model),x[:2].detach().as_subclass(Tensor),[o[:2] for o in more]
+    model,x,more = unwrap_model(model),usable(x[:2]),[usable(o[:2]) if isinstance(o, Tensor) else o[:2] for o in more]
     look,features,on = _search(model, x, more, n_classes)
     def read(place):
         probed = _probe(model, x, more, n_classes, place)
