@@ -9,6 +9,7 @@ from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, D
                                get_image_files, load_learner, nn, tensor)
 from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
+from sklearn.model_selection import StratifiedGroupKFold
 from fastai_mix.data.check import label_table
 from fastai_mix.data.folds import FoldSplitter, add_folds, draw_rows, show_folds
 from fastai_mix.data.sampling import class_weights, oversample, sample_weights, undersample
@@ -84,6 +85,39 @@ def test_groups_are_never_split(t, seed, train, label_col):
     assert train or (res.fold>=0).all()
     if label_col=='label' and (res.fold==-1).any(): # what is folded has enough groups of every class
         assert (res[res.fold>=0].groupby('label').group.nunique()>=k).all()
+
+class ShufflesAtRandom(StratifiedGroupKFold):
+    "The splitter before scikit-learn 1.8: its shuffle dealt each group the place of another"
+    def split(self, X, y, groups):
+        if not self.shuffle: return super().split(X, y, groups)
+        numbers,of = np.unique(groups, return_inverse=True)
+        other = np.random.RandomState(self.random_state).permutation(len(numbers))[of]
+        folds = [set(other[valid]) for _,valid in StratifiedGroupKFold(self.n_splits).split(X, y, groups)]
+        return [(None, np.flatnonzero([o in f for o in of])) for f in folds]
+
+def trees(seed, n=60):
+    "A table of `n` trees of 2 to 8 leaves, of which a fifth are sick"
+    rng = np.random.default_rng(seed)
+    tree = np.repeat(np.arange(n), rng.integers(2, 9, n))
+    sick = np.arange(n)<n//5
+    return pd.DataFrame({'tree': tree, 'label': np.where(rng.permutation(sick)[tree], 'rust', 'none')})
+
+@pytest.mark.parametrize('splitter', [StratifiedGroupKFold, ShufflesAtRandom], ids=['installed','before 1.8'])
+@pytest.mark.parametrize('rare', ['error','train'])
+def test_groups_are_stratified(splitter, rare, monkeypatch):
+    monkeypatch.setattr('fastai_mix.data.folds.StratifiedGroupKFold', splitter)
+    for seed in range(8):
+        df = trees(seed)
+        if rare=='train': df = pd.concat([df, pd.DataFrame({'tree': [-1,30,99], 'label': 'mould'})], ignore_index=True)
+        res = add_folds(df, 'label', 5, group_col='tree', seed=seed, rare=rare)
+        res = res[res.fold>=0]
+        sick = res.label.eq('rust').groupby(res.fold).mean()/res.label.eq('rust').mean()
+        assert sick.between(.7, 1.4).all() and res.fold.value_counts(normalize=True).between(.15, .25).all(), (seed, sick.tolist())
+
+def test_same_seed_same_folds_of_groups_whatever_the_version():
+    for seed,folds in {0: [1,2,1,2,2,2,0,1,0,1,0,2,2,0,0,1,2,0,1,1], 7: [1,2,0,2,2,2,0,1,0,2,0,1,2,1,0,1,2,0,1,1]}.items():
+        res = add_folds(trees(1, 20), 'label', 3, group_col='tree', seed=seed)
+        assert res.groupby('tree').fold.first().tolist()==folds
 
 @given(st.integers(0, 2**31), st.integers(2, 5), st.booleans())
 @settings(**few)

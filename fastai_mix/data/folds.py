@@ -14,6 +14,7 @@ from fastai.basics import *
 from fastcore.meta import method
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn.model_selection import StratifiedKFold, StratifiedGroupKFold
+from sklearn.utils import check_random_state
 
 from .check import *
 
@@ -54,6 +55,11 @@ def _common(has, classes, n_splits, what, rare):
     if keep.sum()<n_splits: raise ValueError(f"{keep.sum()} {what} are left for {n_splits} folds: use a smaller n_splits")
     return keep
 
+def _shuffled(unit, seed):
+    "Groups `unit` under new numbers in random order: before 1.8 scikit-learn's own shuffle undid the stratification"
+    groups,of = np.unique(unit, return_inverse=True)
+    return check_random_state(seed).permutation(len(groups)).argsort()[of]
+
 def add_folds(
     df:pd.DataFrame, # A table, a row per picture; left as it is
     label_col:str|list, # Column of labels, or columns of 0 and 1: each fold gets the same share of every class; None: whatever comes
@@ -76,16 +82,19 @@ def add_folds(
     np.logical_or.at(of_unit, unit, has)
     what = 'groups' if group_col else 'rows'
     keep = _common(of_unit, table.columns, n_splits, what, rare)
-    rows,args = np.flatnonzero(keep[unit]),dict(shuffle=True, random_state=seed)
+    rows,shuffle = np.flatnonzero(keep[unit]),dict(shuffle=True, random_state=seed)
     if (has.sum(1)!=1).any() or is_listy(label_col):
         units = np.flatnonzero(keep)
         labels = np.c_[of_unit, ~of_unit.any(1)][units] # to have none is spread evenly too
         of = np.full(len(keep), -1)
-        for k,(_,valid) in enumerate(MultilabelStratifiedKFold(n_splits, **args).split(labels, labels)): of[units[valid]] = k
+        splits = MultilabelStratifiedKFold(n_splits, **shuffle).split(labels, labels)
+        for k,(_,valid) in enumerate(splits): of[units[valid]] = k
         fold = of[unit]
     else:
-        fold,splitter = np.full(len(df), -1),(StratifiedGroupKFold if group_col else StratifiedKFold)(n_splits, **args)
-        for k,(_,valid) in enumerate(splitter.split(rows, has[rows].argmax(1), unit[rows] if group_col else None)): fold[rows[valid]] = k
+        fold,y = np.full(len(df), -1),has[rows].argmax(1)
+        if group_col: splits = StratifiedGroupKFold(n_splits).split(rows, y, _shuffled(unit[rows], seed))
+        else: splits = StratifiedKFold(n_splits, **shuffle).split(rows, y)
+        for k,(_,valid) in enumerate(splits): fold[rows[valid]] = k
     empty = set(range(n_splits))-set(fold)
     if empty: raise ValueError(f"fold {min(empty)} came out empty, as {keep.sum()} {what} are few: use n_splits={n_splits-len(empty)}")
     res = df.assign(**{col: fold[np.argsort(order)]})
