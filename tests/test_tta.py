@@ -1,13 +1,17 @@
 "Views and test-time augmentation in one pass."
 import itertools
 import warnings
+from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
-from fastai.vision.all import (Callback, ColReader, CSVLogger, DataBlock, F, ImageBlock, Learner, MultiCategoryBlock, Normalize, PILImage, ProgressCallback, RandomSplitter,
-    Resize, SaveModelCallback, TensorImage, Transform, accuracy, aug_transforms, compose, get_image_files, load_learner, nn, noop, partial, pd, set_seed, vision_learner)
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CategoryBlock, ColReader, CrossEntropyLossFlat, CSVLogger, DataBlock, DataLoaders, F, ImageBlock,
+    IntToFloatTensor, LabelSmoothingCrossEntropyFlat, Learner, MSELossFlat, MultiCategoryBlock, Normalize, PILImage, ProgressCallback, RandomSplitter, Resize,
+    SaveModelCallback, TensorCategory, TensorImage, TensorMask, TfmdLists, Transform, accuracy, aug_transforms, compose, fastuple, get_image_files,
+    load_learner, nn, noop, partial, pd, set_seed, vision_learner)
 from hypothesis import given, settings, strategies as st
 from scipy.stats import gmean
 from conftest import toy_model
@@ -16,7 +20,7 @@ from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_data, leaf_dls
 from fastai_mix.interpret import History
-from fastai_mix.vision.tta import (antitranspose, d4, five_crop, flips, hflip, identity, rot180, rot270, rot90, scales, transpose,
+from fastai_mix.vision.tta import (antitranspose, d4, five_crop, flips, hflip, identity, map_pictures, rot180, rot270, rot90, scales, transpose,
     vflip, view_preds)
 
 settings.register_profile('tests', deadline=None, max_examples=40)
@@ -263,6 +267,102 @@ def test_networks_of_other_classes(leaves):
     with pytest.raises(ValueError, match='starts with ResNet'): view_preds([timm.create_model('test_resnet')], a.dls.valid)
     with pytest.raises(ValueError, match='models has str'): a.tta_views(models=['test_resnet'])
 
+leaf_names = ['healthy','multiple_diseases','rust','scab']
+
+def learner_of(leaves, vocab=leaf_names, model=None, tfms=None, size=32, loss_func=None, several=False):
+    "A Learner on half of the leaves, whose classes are in the order of `vocab`"
+    df = pd.read_csv(leaves/'train.csv')
+    df = df[df.labels.isin(vocab)]
+    category = MultiCategoryBlock(vocab=vocab) if several else CategoryBlock(vocab=vocab, sort=False)
+    block = DataBlock((ImageBlock, category), get_x=ColReader('image_id', pref=f'{leaves}/images/', suff='.jpg'),
+        get_y=ColReader('labels', label_delim=' ' if several else None), splitter=RandomSplitter(.5, seed=0), item_tfms=Resize(size), batch_tfms=tfms)
+    learn = Learner(block.dataloaders(df, bs=8, num_workers=0, device='cpu'), model or net(len(vocab)), loss_func=loss_func)
+    learn.remove_cb(learn.progress)
+    return learn
+
+def net(c=4, n_in=3, seed=0):
+    set_seed(seed)
+    model = timm.create_model('test_resnet', num_classes=c, in_chans=n_in)
+    for p in model.parameters():
+        if p.ndim>1: nn.init.kaiming_normal_(p)
+    return model
+
+@pytest.mark.parametrize('order', list(itertools.permutations(range(4)))[1::5])
+@pytest.mark.parametrize('several', [False, True])
+def test_learners_of_classes_in_another_order(order, several, leaves):
+    a = learner_of(leaves, several=several)
+    model = deepcopy(a.model)
+    fc = model.get_classifier()
+    fc.weight.data,fc.bias.data = fc.weight.data[list(order)],fc.bias.data[list(order)]
+    b = learner_of(leaves, [leaf_names[i] for i in order], model, several=several)
+    alone,targs = a.tta_views(views=flips)
+    assert (b.tta_views(views=flips)[0]-alone).abs().max()>.01
+    for merge in (dict(), dict(on='logits'), dict(merge='max')):
+        alone = a.tta_views(views=flips, **merge)[0]
+        close(a.tta_views(models=[b], views=flips, **merge)[0], alone)
+        close(a.tta_views(models=[b.model,b], views=flips, merge='max')[0], a.tta_views(models=b.model, views=flips, merge='max')[0]) # a network as it is
+        probs,t = view_preds([a,b], a.dls.valid, views=flips, **merge)
+        close(probs[1], alone)
+        assert torch.equal(t, targs)
+    with pytest.raises(ValueError, match='labels are of the classes'): view_preds([a,b], b.dls.valid)
+
+@pytest.mark.parametrize('vocab,text', [(leaf_names[:3], r"3, without \['scab'\] and with \[\]"), (leaf_names[:3]+['mould'], r"4, without \['scab'\] and with \['mould'\]"),
+    (leaf_names+['mould'], r"5, without \[\] and with \['mould'\]")])
+def test_learners_of_other_classes(vocab, text, leaves):
+    a,b = learner_of(leaves),learner_of(leaves, vocab)
+    for f in (lambda: a.tta_views(models=[a,b]), lambda: view_preds([a,b], a.dls.valid)):
+        with pytest.raises(ValueError, match=text+': expected the 4 of the first Learner'): f()
+
+norms = [None, norm, [Normalize.from_stats([.3,.4,.5], [.1,.2,.3], cuda=False)]]
+
+@pytest.mark.parametrize('first,second', list(itertools.permutations(range(3), 2)))
+def test_learners_with_another_normalisation(first, second, leaves):
+    a,b = learner_of(leaves, model=net(), tfms=norms[first]),learner_of(leaves, model=net(), tfms=norms[second])
+    views = [*flips, *scales(.75)]
+    want = torch.stack([a.tta_views(views=views)[0], b.tta_views(views=views)[0]])
+    assert (want[0]-want[1]).abs().max()>.01
+    close(view_preds([a,b,a], a.dls.valid, views=views, max_bs=3)[0], want[[0,1,0]])
+    close(a.tta_views(models=b, views=views)[0], want.mean(0))
+    close(view_preds([a,b.model], a.dls.valid, views=[identity])[0][1], view_preds([a,a], a.dls.valid, views=[identity])[0][1]) # a network as it is
+    with pytest.raises(ValueError, match='normalises otherwise than the first'): view_preds([a,b], b.dls.valid)
+
+def test_normalisation_that_cannot_be_told(leaves, toy):
+    a = learner_of(leaves, leaf_names[:3], tfms=norm)
+    plain = toy()
+    plain.dls.vocab = leaf_names[:3]
+    for models in ([a,plain], [plain,a]):
+        with pytest.raises(ValueError, match='give its network, `other.model`'): view_preds(models, models[0].dls.valid)
+    view_preds([a,plain.model], a.dls.valid)
+    close(view_preds([toy(),toy(seed=1)], plain.dls.valid.new())[0], torch.stack([toy(seed=i).tta_views()[0] for i in range(2)]))
+
+def test_learners_of_another_activation(toy):
+    def own(p, y): return F.cross_entropy(p, y)
+    ce,bce = CrossEntropyLossFlat(),BCEWithLogitsLossFlat()
+    for a,b in ((ce,bce), (bce,ce), (nn.CrossEntropyLoss(),bce), (ce,nn.BCEWithLogitsLoss()), (F.cross_entropy,F.binary_cross_entropy_with_logits), (ce,MSELossFlat())):
+        with pytest.raises(ValueError, match='expected one activation'): toy(loss_func=a).tta_views(models=toy(loss_func=b))
+    want = toy().tta_views(models=toy(seed=1))[0]
+    for other in (LabelSmoothingCrossEntropyFlat(), nn.CrossEntropyLoss(), partial(F.cross_entropy, label_smoothing=.1), own):
+        close(toy().tta_views(models=toy(seed=1, loss_func=other))[0], want)
+
+def test_one_logit_and_two(leaves):
+    two = leaf_names[2:]
+    class OneLogit(BCEWithLogitsLossFlat):
+        def __call__(self, p, y): return super().__call__(p, y[:,None].float())
+    a,b,c = (learner_of(leaves, v, net(n), loss_func=loss) for v,n,loss in ((two,2,None), (two,1,OneLogit()), (two[::-1],1,OneLogit())))
+    with pytest.raises(ValueError, match='expected one activation'): a.tta_views(models=b)
+    with pytest.raises(ValueError, match=r'\[8, 2\] and \[8, 1\]: expected the same classes'): a.tta_views(models=b.model)
+    with pytest.raises(ValueError, match=r'in another order than the first one, but returns \[8, 1\]'): b.tta_views(models=c)
+    close(b.tta_views(models=b)[0], b.tta_views()[0])
+
+def test_learners_that_read_pictures_otherwise(leaves):
+    a,b,gray = learner_of(leaves),learner_of(leaves, size=48),learner_of(leaves, model=net(n_in=1))
+    with pytest.warns(UserWarning, match='pictures of 48×48, but all are read as the first Learner reads them, at 32×32'): probs = view_preds([a,b], a.dls.valid)[0]
+    close(probs[1], a.tta_views()[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        a.tta_views(models=[learner_of(leaves), b.model])
+    with pytest.raises(ValueError, match='failed on pictures that the first Learner.s loader reads: .*channels'): a.tta_views(models=gray)
+
 # ---- a Learner with all its callbacks
 
 class Shift(Callback):
@@ -424,9 +524,51 @@ def test_not_square(toy):
     with torch.no_grad(): want = torch.stack([learn.model(v(x)).softmax(1) for v in d4]).mean(0)
     close(learn.tta_views(dl=[(x,)])[0], want)
 
-@pytest.mark.parametrize('model,text', [(nn.Conv2d(3,3,1), r'returned \[8, 3, 16, 16\]'), (type('Two', (Fails,), dict(forward=lambda s,x: (x.mean((2,3))*s.p,)*2))(None, 0), 'returned tuple')])
-def test_other_outputs(model, text, toy):
-    with pytest.raises(ValueError, match=text): toy(model=model, loss_func=lambda p,y: torch.zeros(())).tta_views()
+class Returns(nn.Module):
+    "A toy network that returns what `out` makes of its logits"
+    def __init__(self, out, seed=0):
+        super().__init__()
+        set_seed(seed)
+        self.model,self.out = toy_model(),out
+    def forward(self, x): return self.out(self.model(x))
+
+outputs = {
+    'features first': (lambda z: (torch.zeros(len(z), 7), z), lambda o: o[1]),
+    'aux behind':     (lambda z: [z, z*2], lambda o: o[0]),
+    'dict':           (lambda z: dict(map=torch.zeros(len(z), 3, 2, 2), logits=z), lambda o: o['logits']),
+    'object':         (lambda z: SimpleNamespace(hidden=torch.zeros(len(z), 5), logits=z), lambda o: o.logits)}
+
+@pytest.mark.parametrize('kind', outputs)
+@pytest.mark.parametrize('max_bs', [None, 3])
+def test_networks_that_return_more_than_logits(kind, max_bs, toy):
+    out,logits = outputs[kind]
+    class Loss(CrossEntropyLossFlat):
+        def __call__(self, p, y): return super().__call__(logits(p), y)
+    learn,plain = toy(model=Returns(out), loss_func=Loss()),toy(model=Returns(noop))
+    close(learn.tta_views(max_bs=max_bs)[0], plain.tta_views()[0])
+    both = plain.tta_views(models=toy(model=Returns(noop, seed=1)))[0]
+    assert (both-plain.tta_views()[0]).abs().max()>1e-3
+    for other in (Returns(out, seed=1), toy(model=Returns(out, seed=1), loss_func=Loss())):
+        close(learn.tta_views(models=other, max_bs=max_bs)[0], both)
+
+def test_outputs_without_logits(toy):
+    for out,text in ((lambda z: z[:,:,None], r'\[n,3\].* returns \[8, 3, 1\]'), (lambda z: (z[:,:2],z[:,1:]), r'tuple of 0 \[8, 2\], 1 \[8, 2\]')):
+        with pytest.raises(ValueError, match=text): toy(model=Returns(out), loss_func=lambda p,y: torch.zeros(())).tta_views()
+        with pytest.raises(ValueError, match=text): toy().tta_views(models=Returns(out))
+
+def test_an_activation_that_takes_the_whole_output(toy):
+    class Loss(CrossEntropyLossFlat):
+        def __call__(self, p, y): return super().__call__(p[1], y)
+        def activation(self, p): return p[1].softmax(-1)
+    with pytest.raises(ValueError, match=r'activation made \[3\] of scores \[64, 3\]'): toy(model=Returns(lambda z: (z.new_zeros(len(z), 7), z)), loss_func=Loss()).tta_views()
+
+def test_one_logit_for_two_classes_stays_one(toy):
+    class OneLogit(BCEWithLogitsLossFlat):
+        def __call__(self, p, y): return super().__call__(p, y[:,None].float())
+    learn = toy(model=toy_model(1), c=2, loss_func=OneLogit())
+    want = torch.stack([learn.get_preds(dl=[(v(x),y) for x,y in learn.dls.valid])[0] for v in d4]).mean(0)
+    assert want.shape==(32,1)
+    close(learn.tta_views()[0], want)
 
 @pytest.mark.parametrize('loss,act', [(nn.CrossEntropyLoss(), partial(torch.softmax, dim=1)), (partial(F.cross_entropy, label_smoothing=.1), partial(torch.softmax, dim=1)),
     (nn.BCEWithLogitsLoss(), torch.sigmoid), (nn.MSELoss(), noop),
@@ -450,3 +592,66 @@ def test_two_pictures_a_sample(toy):
     a,b,t,y = torch.rand(8,3,16,16),torch.rand(8,3,16,16),torch.rand(8,1),torch.zeros(8).long()
     with torch.no_grad(): want = torch.stack([model(v(a),v(b),t).softmax(1) for v in d4]).mean(0)
     with pair.no_bar(): close(pair.tta_views(dl=[(a,b,t,y)], max_bs=3)[0], want)
+
+class ImageTuple(fastuple): "Two pictures, as in a siamese network"
+
+class Nested(nn.Module):
+    "A network that takes two pictures, however they come"
+    def __init__(self, parts):
+        super().__init__()
+        self.model,self.parts = toy_model(),parts
+    def forward(self, *xb):
+        a,b = self.parts(*xb)
+        return self.model(a)-2*self.model(b)
+
+nested = {
+    'ImageTuple': (lambda a,b: (ImageTuple(a,b),), lambda x: x),
+    'tuple':      (lambda a,b: ((a,b),), lambda x: x),
+    'list':       (lambda a,b: ([a,b],), lambda x: x),
+    'dict':       (lambda a,b: (dict(left=a, right=b),), lambda x: (x['left'],x['right'])),
+    'deep':       (lambda a,b: ((a,(b,torch.ones(len(a)))),), lambda x: (x[0],x[1][0])),
+    'beside':     (lambda a,b: (a,[b]), lambda a,x: (a,x[0]))}
+
+@pytest.mark.parametrize('kind', nested)
+@pytest.mark.parametrize('max_bs', [None, 3])
+def test_pictures_in_tuples(kind, max_bs, toy):
+    pack,parts = nested[kind]
+    learn,seen = toy(model=Nested(parts)),[]
+    a,b,y = TensorImage(torch.rand(8,3,16,16)),TensorImage(torch.rand(8,3,16,16)),torch.zeros(8).long()
+    inputs = pack(a, b)
+    learn.dls.n_inp = len(inputs)
+    learn.model.eval()
+    with torch.no_grad(): want = torch.stack([learn.model(*pack(v(a),v(b))).softmax(1) for v in d4]).as_subclass(torch.Tensor)
+    assert want.std(0).max()>.001
+    learn.model.model.register_forward_pre_hook(lambda m,x: seen.append(len(x[0])))
+    preds,targs,std = learn.tta_views(dl=[(*inputs,y)], max_bs=max_bs, with_std=True)
+    close(preds.as_subclass(torch.Tensor), want.mean(0))
+    close(std.as_subclass(torch.Tensor), want.std(0, correction=0))
+    assert torch.equal(targs, y) and seen==([3,3,3,3,2,2] if max_bs else [8,8])*8
+
+def test_pieces_of_tuples_are_small_on_a_cpu(toy, monkeypatch):
+    learn,seen = toy(model=Nested(nested['tuple'][1])),[]
+    monkeypatch.setitem(learn.tta_views.__func__.__globals__, '_cpu_pixels', 3*16*16)
+    learn.model.model.register_forward_hook(lambda m,i,o: seen.append(len(o)))
+    learn.tta_views(dl=[((torch.rand(8,3,16,16),torch.rand(8,3,16,16)), torch.zeros(8).long())], views=[identity])
+    assert seen==[3,3,3,3,2,2]
+
+def test_tuples_from_a_loader_of_fastai(leaves):
+    files = get_image_files(leaves/'images')[:10]
+    class Pair(Transform):
+        def encodes(self, i:int): return ImageTuple(*(TensorImage(PILImage.create(files[(i+k)%10])).permute(2,0,1) for k in (0,1))),TensorCategory(i%3)
+    dls = DataLoaders.from_dsets(*[TfmdLists(range(10), Pair())]*2, bs=4, device='cpu', num_workers=0, after_batch=[IntToFloatTensor(), *norm])
+    learn = Learner(dls, Nested(nested['ImageTuple'][1]), loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(), torch.no_grad():
+        preds,targs,std = learn.tta_views(with_std=True, max_bs=3)
+        want = torch.stack([torch.cat([learn.model.eval()((v(a),v(b))).softmax(1) for (a,b),_ in dls.valid]) for v in d4]).as_subclass(torch.Tensor)
+    close(preds, want.mean(0))
+    assert std.min()>0 and targs.tolist()==[i%3 for i in range(10)]
+
+def test_masks_are_turned_with_their_pictures():
+    x,mask = TensorImage(torch.rand(2,3,8,6)),TensorMask(torch.arange(2*8*6).view(2,8,6))
+    for v in [*d4, *five_crop(.5), *five_crop(.5, resize=True), *scales(.5, 2)]:
+        got,m,m4 = map_pictures(v, (x, mask, mask[:,None]))
+        assert torch.equal(got, v(x)) and type(m) is type(m4) is TensorMask and m.dtype==m4.dtype==torch.int64
+        assert m.shape[-2:]==got.shape[-2:] and torch.equal(m, m4[:,0]) and torch.isin(m, mask).all()
+    assert torch.equal(map_pictures(rot90, mask), mask.rot90(1, (1,2)))

@@ -11,6 +11,7 @@ __all__ = ['ProgressiveResize']
 from fastai.basics import *
 
 from .mix import *
+from ..vision.tta import map_pictures, resized
 
 # %% ../../nbs/25_callback.resize.ipynb #7f2dc1bb
 class ProgressiveResize(Callback):
@@ -40,9 +41,9 @@ class ProgressiveResize(Callback):
         return tuple(min(s, max(m, int(s*share)//m*m)) for s in full)
 
     def before_batch(self):
-        def picture(x): return isinstance(x, Tensor) and x.ndim==4
-        self.full = next((tuple(x.shape[-2:]) for x in self.xb if picture(x)), None)
+        self.full = None # of the first picture
         def small(x):
-            if not picture(x) or (size := self.size_at(self.pct_train, x.shape[-2:]))==tuple(x.shape[-2:]): return x
-            return F.interpolate(x.as_subclass(Tensor), size, mode='bilinear', antialias=True).as_subclass(type(x))
-        self.learn.xb = tuple(map(small, self.xb))
+            full = tuple(x.shape[-2:])
+            self.full = self.full or full
+            return resized(x, self.size_at(self.pct_train, full))
+        self.learn.xb = tuple(map_pictures(small, self.xb))

@@ -10,16 +10,34 @@ __all__ = ['flips', 'd4', 'identity', 'hflip', 'vflip', 'transpose', 'rot90', 'r
 
 # %% ../../nbs/12_vision.tta.ipynb #5f4e154a
 from contextlib import nullcontext
+from warnings import warn
 
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
 
-# %% ../../nbs/12_vision.tta.ipynb #cfb898ec
+from .forward import *
+
+# %% ../../nbs/12_vision.tta.ipynb #2e7cbc44
 def _laid(x, like):
     "`x` contiguous, in the memory format of `like`"
     last = like.shape[1]>1 and like.is_contiguous(memory_format=torch.channels_last)
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
+def map_pictures(f, x):
+    "`x` with `f` of all batches of pictures and masks in it `[n,c,H,W]`, in nested tuples, lists and dicts"
+    def one(o):
+        if isinstance(o, TensorMask) and o.ndim==3: return f(o[:,None])[:,0]
+        return f(o) if isinstance(o, Tensor) and o.ndim==4 else o
+    return apply(one, x)
+
+def resized(x, size):
+    "Pictures `x` `[n,c,H,W]` at `size`, bilinear and antialiased; masks by the nearest pixel"
+    if tuple(size)==tuple(x.shape[-2:]): return x
+    how = dict(mode='nearest-exact') if isinstance(x, TensorMask) else dict(mode='bilinear', antialias=True)
+    small = F.interpolate(x.as_subclass(Tensor).float(), size, **how) # a CPU has no antialias for half
+    return _laid(small.to(x.dtype), x).as_subclass(type(x))
+
+# %% ../../nbs/12_vision.tta.ipynb #cfb898ec
 def identity(
     x:Tensor, # Pictures `[n,c,H,W]`
 )->Tensor: # `x`
@@ -74,11 +92,7 @@ flips = [identity, hflip, vflip, rot180]
 d4 = [*flips, rot90, rot270, transpose, antitranspose]
 
 # %% ../../nbs/12_vision.tta.ipynb #465c5fcb
-def _resized(x, size):
-    small = F.interpolate(x.as_subclass(Tensor).float(), size, mode='bilinear', antialias=True) # a CPU has no antialias for half
-    return _laid(small.to(x.dtype), x).as_subclass(type(x))
-
-def _scale(x, factor): return x if factor==1 else _resized(x, [max(1, round(s*factor)) for s in x.shape[-2:]])
+def _scale(x, factor): return resized(x, [max(1, round(s*factor)) for s in x.shape[-2:]])
 
 def scales(
     *factors:float, # Sides of the views as shares of the picture's, above 0
@@ -94,7 +108,7 @@ def _crop(x, where, size, resize):
     if min(h,w)<1 or h>full[0] or w>full[1]: raise ValueError(f"five_crop(size={size!r}) is {h}×{w} of pictures of {full[0]}×{full[1]}: expected at most their size")
     t,l = (round((s-o)*at) for s,o,at in zip(full, (h,w), where))
     out = _laid(x[...,t:t+h,l:l+w], x)
-    return _resized(out, full) if resize else out
+    return resized(out, full) if resize else out
 
 def five_crop(
     size:float=.875, # Side of the crop: below 2 a share of the picture's (224 of 256, as ImageNet's ten crops had), from 2 on pixels
@@ -116,7 +130,14 @@ _merges = dict(mean=lambda o: o.mean(-3), gmean=lambda o: o.log().mean(-3).exp()
 
 def _merged(scores, act, merge, on, with_std):
     "Merge `[...,v,n,c]` to probabilities `[...,n,c]`, and if wanted the standard deviation over `v`"
-    def rows(o): return act(o.flatten(0, -2)).reshape(*o.shape[:-1], -1)
+    def rows(o):
+        flat = o.flatten(0, -2)
+        p = act(flat)
+        if not isinstance(p, Tensor) or p.ndim!=2 or len(p)!=len(flat):
+            raise ValueError(
+                f"the loss's activation made {list(p.shape) if isinstance(p, Tensor) else type(p).__name__} of scores "
+                f"{list(flat.shape)}: expected a row of probabilities for each row of scores")
+        return p.reshape(*o.shape[:-1], -1)
     probs = rows(scores) if on=='probs' or with_std else None
     out = _merges[merge](probs) if on=='probs' else rows(_merges[merge](scores))
     return (out, probs.std(-3, correction=0)) if with_std else (out,)
@@ -130,9 +151,6 @@ _cpu_pixels = 2**18
 
 def _stacked(preds):
     "Scores `[k,n,c]` of `k` networks"
-    for o in preds:
-        if not isinstance(o, Tensor) or o.ndim!=2: raise ValueError(f"the network returned "
-            f"{list(o.shape) if isinstance(o, Tensor) else type(o).__name__}: expected scores [n,c], of which views can be merged")
     if len({o.shape for o in preds})>1: raise ValueError(
         f"the networks returned {' and '.join(str(list(o.shape)) for o in preds)}: expected the same classes of all")
     return torch.stack(preds)
@@ -163,26 +181,35 @@ class _ViewDL(GetAttr):
     def seen(self, view, b, n_inp):
         "`b` with its pictures seen through `view`"
         self.now = None
-        res = tuple(view(o) if i<n_inp and isinstance(o, Tensor) and o.ndim==4 else o for i,o in enumerate(b))
-        for o,r in zip(b, res):
-            if o is r: continue
-            if not isinstance(r, Tensor) or r.ndim!=4 or len(r)!=len(o): raise ValueError(f"view {_name(view)} made "
-                f"{list(r.shape) if isinstance(r, Tensor) else type(r).__name__} of {list(o.shape)}: expected as many pictures [n,c,h,w]")
+        def turned(o):
+            r = view(o)
+            if r is o: return r
+            if not isinstance(r, Tensor) or r.ndim!=4 or len(r)!=len(o):
+                raise ValueError(
+                    f"view {_name(view)} made {list(r.shape) if isinstance(r, Tensor) else type(r).__name__} "
+                    f"of {list(o.shape)}: expected as many pictures [n,c,h,w]")
             self.now = _name(view),tuple(o.shape[-2:]),tuple(r.shape[-2:])
-        return res
+            return r
+        return (*map_pictures(turned, b[:n_inp]), *b[n_inp:])
 
     def pieces(self, b):
         "`b` in pieces of at most `max_bs` pictures, or what a CPU is quick with"
-        if not all(isinstance(o, Tensor) for o in b): return [b]
-        n,size = len(b[0]),self.max_bs
-        if not size: size = max(1, _cpu_pixels//b[0].shape[-2:].numel()) if b[0].device.type=='cpu' else n
-        return [b] if n<=size else zip(*(o.split(size) for o in b))
+        parts = []
+        apply(parts.append, b)
+        if not all(isinstance(o, Tensor) and o.ndim for o in parts) or len({len(o) for o in parts})>1: return [b]
+        n,size = len(parts[0]),self.max_bs
+        if not size:
+            pixels = max((o.shape[-2:].numel() for o in parts if o.ndim>3), default=1)
+            size = max(1, _cpu_pixels//pixels) if parts[0].device.type=='cpu' else n
+        return [b] if n<=size else [apply(lambda o: o[i:i+size], b) for i in range(0, n, size)]
 
     def __iter__(self):
         for b,again in self.batches():
             b = self.learn._set_device(tuple(b))
             self.learn._split(b)
             n_inp = len(self.learn.xb)
+            self.gather.normed = [] # told by their type, which a callback of fastai takes from them
+            apply(lambda o: self.gather.normed.append(isinstance(o, TensorImage)), self.learn.xb)
             versions = [partial(self.seen, v, b, n_inp) for v in self.views] + [again]*self.n_random
             for k,make in enumerate(versions):
                 self.i += 1
@@ -203,18 +230,18 @@ class _GatherViews(Callback):
     "Let other networks predict each batch too, and keep all scores"
     order = MixedPrecision.order-1 # so that the others' forward is under its autocast
     name = 'gather_preds' # by which fastai's loggers and trackers know that this is no training
-    def __init__(self, others): self.others,self.outs,self.targs,self.inside = others,[],[],False
+    def __init__(self, others, n_classes): store_attr(outs=[], targs=[], normed=[], inside=False)
 
     def before_validate(self):
         device = next(self.model.parameters()).device
-        for m in (self.model, *self.others): m.to(device).eval()
+        for m in (self.model, *self.others.attrgot('model')): m.to(device).eval()
 
     def before_batch(self): self.inside,self.learn.iter = True,self.learn.dl.i # the bar counts views, not pieces
-    def after_pred(self): self.extra = [to_float(m(*self.xb)) for m in self.others]
+    def after_pred(self): self.extra = [m.scores(self.xb, self.normed) for m in self.others]
     def after_loss(self): self.inside = False
 
     def after_batch(self):
-        self.outs.append([self.pred, *self.extra])
+        self.outs.append([class_logits(self.pred, self.n_classes), *self.extra])
         self.targs.append(self.yb)
 
     def leave(self):
@@ -234,6 +261,110 @@ def _as_it_was(learn, models):
         for cb,run in quiet: cb.run = run
         for m,training in modes: m.training = training
         learn.__dict__ = was
+
+# %% ../../nbs/12_vision.tta.ipynb #5c13ae8c
+def _vocab(o): return list(ifnone(getattr(o, 'vocab', None), []))
+
+def _columns(mine, theirs):
+    "Which columns of a Learner of the classes `theirs` are those of `mine`; None: as they are"
+    if not mine or not theirs or mine==theirs: return
+    at = {c:i for i,c in enumerate(theirs)}
+    lack,more = [c for c in mine if c not in at],[c for c in at if c not in set(mine)]
+    if lack or more or len(mine)!=len(theirs):
+        raise ValueError(
+            f"models has a Learner of other classes: {len(theirs)}, without {lack[:3]} and with {more[:3]}: "
+            f"expected the {len(mine)} of the first Learner, in any order")
+    return [at[c] for c in mine]
+
+def _validation(dls): return dls.loaders[:2][-1]
+
+def _norm(dl):
+    "Mean and standard deviation by which `dl` normalises; None if it has no batch transforms to tell"
+    fs = L(getattr(getattr(dl, 'after_batch', None), 'fs', None))
+    mean,std = torch.zeros(1, 1, 1, 1),torch.ones(1, 1, 1, 1)
+    for o in fs.filter(risinstance(Normalize)):
+        m,s = (tensor(v).cpu().as_subclass(Tensor) for v in (o.mean,o.std))
+        mean,std = mean+std*m,std*s
+    return (mean,std) if fs else None
+
+def _same(a, b): return all(o.shape==p.shape and torch.allclose(o, p) for o,p in zip(a, b))
+
+def _renorm(own, first):
+    "Factor and summand that bring pictures normalised as `first` to `own`; None: as they are"
+    if not own or not first:
+        if any(o and (o[0].any() or (o[1]!=1).any()) for o in (own,first)):
+            raise ValueError(
+                "the loader of the first Learner or one in models has no batch transforms, and the other's normalises: "
+                "to predict on the first one's pictures as they are give its network, `other.model`")
+        return
+    if _same(own, first): return
+    (m,s),(m1,s1) = own,first
+    return s1/s,(m1-m)/s
+
+def _size(dl):
+    "The size to which `dl` brings pictures, or None"
+    fs = L(getattr(getattr(dl, k, None), 'fs', None) for k in ('after_item','after_batch')).concat()
+    sizes = [L(o.size) for o in fs if isinstance(getattr(o, 'size', None), (int,tuple,list))]
+    return tuple(sizes[-1]*2)[:2] if sizes else None
+
+def _check_activations(first, other):
+    "Refuse Learners whose losses make probabilities in different ways, as far as they tell"
+    if type(first) is type(other) and hasattr(first, 'activation'): return
+    acts,x = [_activation(o, None) for o in (first,other)],torch.linspace(-2, 2, 6).view(3,2)
+    if all(acts) and not torch.allclose(*(act(x) for act in acts)):
+        raise ValueError(
+            f"models has a Learner trained with {_name(other)}, the first with {_name(first)}, which make different "
+            "probabilities of scores: expected one activation; merge what each one's `tta_views` returns instead")
+
+def _check_loader(dl, learn):
+    "Refuse pictures and labels that differ from those of `learn`, by which other Learners are told apart"
+    own,norm = _norm(_validation(learn.dls)),_norm(dl)
+    if own and norm and not _same(own, norm):
+        raise ValueError(
+            "the loader normalises otherwise than the first Learner's: give one of its own, "
+            "such as `learn.dls.test_dl(items)`")
+    mine,labels = _vocab(learn.dls),_vocab(dl)
+    if mine and mine[:len(labels)]!=labels:
+        raise ValueError(
+            f"the loader's labels are of the classes {labels[:3]}, the first Learner's start with {mine[:3]}: "
+            "give a loader of its own, such as `learn.dls.test_dl(items, with_labels=True)`")
+
+class _Member:
+    "A network that predicts beside the first Learner's, and how it takes that one's pictures and classes"
+    def __init__(self, m, learn):
+        self.model,self.n_classes,self.columns,self.renorm = m,get_c(learn.dls) or None,None,None
+        self.bare = isinstance(m, nn.Module)
+        if self.bare: return
+        self.model,self.n_classes = m.model,get_c(m.dls) or None
+        self.columns = _columns(_vocab(learn.dls), _vocab(m.dls))
+        _check_activations(learn.loss_func, m.loss_func)
+        dl,first = _validation(m.dls),_validation(learn.dls)
+        self.renorm = _renorm(_norm(dl), _norm(first))
+        if (size := _size(dl)) and (read := _size(first)) and size!=read:
+            warn(f"models has a Learner whose loader makes pictures of {'×'.join(map(str, size))}, "
+                f"but all are read as the first Learner reads them, at {'×'.join(map(str, read))}")
+
+    def own(self, x):
+        "Pictures `x` as its own loader normalises them"
+        scale,shift = (o.to(x.device, x.dtype) for o in self.renorm)
+        return x*scale+shift
+
+    def scores(self, xb, normed):
+        "Scores `[n,c]` in the order of the first Learner's classes; `normed` tells which inputs Normalize has changed"
+        normed = iter(normed)
+        if self.renorm: xb = apply(lambda o: self.own(o) if next(normed, False) else o, xb)
+        try: out = self.model(*xb)
+        except RuntimeError as e:
+            if self.bare: raise
+            raise ValueError(
+                f"a Learner in models failed on pictures that the first Learner's loader reads: {e}") from e
+        out = to_float(class_logits(out, self.n_classes))
+        if self.columns is None: return out
+        if out.shape[1]!=len(self.columns):
+            raise ValueError(
+                f"a Learner in models has its {len(self.columns)} classes in another order than the first one, "
+                f"but returns {list(out.shape)}: expected a column for each class")
+        return out[:,self.columns]
 
 # %% ../../nbs/12_vision.tta.ipynb #52c66c38
 def _check_views(views, merge, on, n_random, max_bs):
@@ -259,7 +390,7 @@ def _in_order(dl, n_random):
     return dl.new(get_idxs=partial(list, idxs)),tensor(idxs).argsort()
 
 def view_preds(
-    models:Learner|list, # A Learner; or a list of Learners and networks that starts with one
+    models:Learner|list, # A Learner; or a list of Learners of the same classes and networks that starts with one
     dl, # `DataLoader`, with or without labels
     views:list=d4, # Functions of a batch
     merge:str='mean', # 'mean', 'gmean' (geometric mean) or 'max' of the views
@@ -273,15 +404,18 @@ def view_preds(
     models,views = _several(models),L(views)
     learn = first(models)
     if not isinstance(learn, Learner): raise ValueError(f"models starts with {type(learn).__name__}: expected a Learner, whose callbacks and loss serve all")
-    others = [m.model if isinstance(m, Learner) else m for m in models[1:]]
-    for m in others:
-        if not isinstance(m, nn.Module): raise ValueError(f"models has {type(m).__name__}: expected Learners and networks (nn.Module)")
+    for m in models[1:]:
+        if not isinstance(m, (Learner,nn.Module)):
+            raise ValueError(f"models has {type(m).__name__}: expected Learners and networks (nn.Module)")
     _check_views(views, merge, on, n_random, max_bs)
+    others = models[1:].map(_Member, learn=learn)
+    if models[1:].filter(risinstance(Learner)): _check_loader(dl, learn)
     dl,order = _in_order(dl, n_random)
-    act,gather = _activation(learn.loss_func),_GatherViews(others)
+    act,gather = _activation(learn.loss_func),_GatherViews(others, get_c(learn.dls) or None)
     def merge_all(s): return _merged(s.flatten(0, 1) if pool else s, act, merge, on, with_std)
     views_dl = _ViewDL(dl, learn, views, n_random, max_bs, gather, merge_all)
-    with _as_it_was(learn, [learn.model, *others]), getattr(dl, 'set_split_idx', lambda i: nullcontext())(1), learn.validation_context(cbs=gather):
+    as_valid = getattr(dl, 'set_split_idx', lambda i: nullcontext())
+    with _as_it_was(learn, [learn.model, *others.attrgot('model')]), as_valid(1), learn.validation_context(cbs=gather):
         try: learn._do_epoch_validate(dl=views_dl)
         except Exception as e:
             name,(h,w),(h2,w2) = views_dl.now or ('',(0,0),(0,0))
@@ -308,7 +442,7 @@ def tta_views(self:Learner,
     on:str='probs', # What to merge: 'probs', or 'logits' before the activation
     n_random:int=0, # This many views more by the random batch transforms of the loader, as in training
     with_std:bool=False, # Also the standard deviation of the probabilities over the views?
-    models:list=(), # Learners or networks that predict too; they count as so many more views
+    models:list=(), # Learners of the same classes, or networks, that predict too; they count as so many more views
     max_bs:int=None, # Most pictures in one forward; None: a batch of the loader, on a CPU less if they are large
 )->tuple: # Probabilities `[n,c]`, targets or None, and if wanted the standard deviation `[n,c]`
     "Predictions merged over `views`, in one pass over the data"
