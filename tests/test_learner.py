@@ -37,9 +37,11 @@ def normalize(dls): return dls.after_batch.fs.filter(risinstance(Normalize))
     'densenet121','mobilenetv3_small_050','pvt_v2_b0','levit_128s','crossvit_9_240','deit_tiny_distilled_patch16_224','coat_tiny',
     'inception_v3','xcit_nano_12_p16_224','swin_tiny_patch4_window7_224','hrnet_w18_small','efficientvit_m0','gmlp_ti16_224'])
 def test_groups_hold_every_parameter_once(arch):
+    if not timm.is_model(arch): pytest.skip('this timm has no such network')
     m = timm.create_model(arch, num_classes=3)
     groups = timm_split(m)
-    assert len(groups)==3 and all(len(g) for g in groups)
+    unknown = arch=='levit_128s' and 'stages' not in str(m.group_matcher(coarse=True)) # to older timm
+    assert len(groups)==(2 if unknown else 3) and all(len(g) for g in groups)
     ids = [id(p) for g in groups for p in g]
     assert len(ids)==len(set(ids)) and set(ids)=={id(p) for p in m.parameters()}
     head = m.get_classifier()

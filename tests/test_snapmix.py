@@ -93,6 +93,13 @@ class Syncs(TorchDispatchMode):
     "Counts what makes a GPU wait for its host"
     names = {'_local_scalar_dense','nonzero','masked_select','is_nonzero','equal','_unique2','unique_dim','bincount','repeat_interleave'}
     def __init__(self): super().__init__(); self.n = Counter()
+    def __enter__(self):
+        res = super().__enter__()
+        try: torch.ones(1).as_subclass(torch.Tensor)
+        except RuntimeError:
+            super().__exit__(None, None, None)
+            pytest.skip('this PyTorch cannot cast to a plain tensor under a dispatch mode, as fastai does')
+        return res
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split('::')[1]
         by_mask = name in ('index','index_put','index_put_') and any(o is not None and o.dtype in (torch.bool,torch.uint8) for o in args[1])
