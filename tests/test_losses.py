@@ -147,11 +147,11 @@ def test_pixels_are_weighed_by_their_class(name):
 
 dense = [nn.CrossEntropyLoss(weight, label_smoothing=.1), LabelSmoothingCrossEntropy(weight=weight), LabelSmoothingCrossEntropyFlat(axis=1, weight=weight), FocalLossFlat(axis=1, weight=weight),
          nn.CrossEntropyLoss(weight, reduction='sum'), DiceLoss(), DiceLoss(reduction='mean')]
-@pytest.mark.parametrize('lf', dense, ids=str)
+@pytest.mark.parametrize('lf', dense, ids=lambda o: type(o).__name__ if " at 0x" in str(o) else str(o))
 def test_unmixed_pixels_are_plain(lf):
     torch.testing.assert_close(mix_loss(lf, maps, (m,), (m2,), one, zero).as_subclass(torch.Tensor), lf(maps, m).as_subclass(torch.Tensor))
 
-@pytest.mark.parametrize('lf', [CrossEntropyLossFlat(weight=weight), CrossEntropyLossFlat(ignore_index=1), LabelSmoothingCrossEntropyFlat(weight=weight), FocalLossFlat(weight=weight)], ids=str)
+@pytest.mark.parametrize('lf', [CrossEntropyLossFlat(weight=weight), CrossEntropyLossFlat(ignore_index=1), LabelSmoothingCrossEntropyFlat(weight=weight), FocalLossFlat(weight=weight)], ids=lambda o: type(o).__name__ if " at 0x" in str(o) else str(o))
 def test_targets_of_one_column_are_like_those_of_none(lf):
     torch.testing.assert_close(mix_loss(lf, pred, (y[:,None],), (y2[:,None],), w, w2), mix_loss(lf, pred, (y,), (y2,), w, w2))
     assert abs(mix_loss(lf, pred, (y[:,None],), (y2[:,None],), one, zero)-lf(pred, y))<1e-6
@@ -174,7 +174,7 @@ def test_a_mean_over_what_was_flattened():
 
 linear = [nn.MSELoss(), nn.HuberLoss(), nn.PoissonNLLLoss(), nn.BCEWithLogitsLoss(weight=weight), nn.BCEWithLogitsLoss(weight=torch.rand(n,c), pos_weight=weight),
           BCEWithLogitsLossFlat(pos_weight=weight), nn.MultiLabelSoftMarginLoss(weight), nn.KLDivLoss(), SoftCrossEntropyLossFlat(weight=weight), nn.CrossEntropyLoss(weight)]
-@pytest.mark.parametrize('lf', linear, ids=str)
+@pytest.mark.parametrize('lf', linear, ids=lambda o: type(o).__name__ if " at 0x" in str(o) else str(o))
 def test_losses_of_rows_are_linear(lf):
     a,b = (lf(pred, t).as_subclass(torch.Tensor) for t in (soft,soft2))
     for k,k2 in ((1.,0.), (.6,.4), (.9,.7)): torch.testing.assert_close(mix_loss(lf, pred, (soft,), (soft2,), one*k, one*k2).as_subclass(torch.Tensor), k*a+k2*b)
