@@ -7,7 +7,7 @@ Without `--localise`: the smallest member of each family, with random weights, o
 fastai's head, on noise of its own size. A row says how its map is taken (`how`), at which module, how large the map
 is, and in how many of four trials the change stood out in that quarter of the features whose quarter of the picture was
 made brighter (`places`): a map read in a wrong layout or order fails it. `precision` is the least correlation, over five pictures,
-of a map with the one that the same network gives in float64, with linear weights times 4, which spreads tokens as training does:
+of a map that is not constant with the one that the same network gives in float64, with linear weights times 4, which spreads tokens as training does:
 a map of rounding errors fails it. A classifier that starts at zero gets random weights. A network that cannot be built or run in
 that form at all is `not runnable`; one without places is `refused`.
 
@@ -100,7 +100,8 @@ def precision(model, x):
     single,double = (ClassActivation(m, n_classes=5) for m in (model, deepcopy(model).double()))
     a,b = (act(o, y)[0].flatten(1).double() for act,o in ((single,x), (double,x.double())))
     a,b = (o-o.mean(1, keepdim=True) for o in (a,b))
-    return round(((a*b).sum(1)/(a.norm(dim=1)*b.norm(dim=1))).min().item(), 3)
+    varies = b.abs().amax(1)>0 # the map of a class whose logit is 0 behind a ReLU is 0
+    return round(((a*b).sum(1)/(a.norm(dim=1)*b.norm(dim=1)))[varies].min().item(), 3) if varies.any() else None
 
 def one_line(e): return f'{type(e).__name__}: {e}'.split('\n')[0][:200]
 
