@@ -6,7 +6,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from fastai.callback.hook import ActivationStats, HookCallback
-from fastai.vision.all import Callback
+from fastai.vision.all import Callback, create_timm_model, default_split
 from torch import nn
 from torchvision.models import VisionTransformer
 from fastai_mix.vision.cam import CleanPass, ClassActivation
@@ -94,6 +94,13 @@ def test_a_norm_that_is_no_module():
     act = ClassActivation(model)
     cam = act(x, y)[0]
     assert act.read=='abs' and correlation(cam, ClassActivation(deepcopy(model).double())(x.double(), y)[0])>.99
+
+def test_an_attention_pool_in_a_body_of_fastai():
+    "The body is given the picture, which is no place to look"
+    torch.manual_seed(0)
+    model = create_timm_model('vit_base_patch16_siglip_224', 5, default_split, pretrained=False, **small, **one)[0].eval()
+    at = find_layer(model, torch.randn(2,3,64,64))
+    assert at['layout']==(0,4,4) and at['read']=='abs'
 
 # several inputs
 

@@ -89,7 +89,7 @@ class _Call(NamedTuple):
 class _Look:
     "What every module of `model` is given and gives in one forward of pictures `x`, of whose parts only these have gradients"
     def __init__(self, model, x, more, n_classes):
-        self.model,self.n,self.size,self.calls,self.pooled = model,len(x),tuple(x.shape[-2:]),[],None
+        self.model,self.n,self.size,self.picture,self.calls,self.pooled = model,len(x),tuple(x.shape[-2:]),x.shape[1:],[],None
         nth = {m: count() for m in model.modules()}
         hooks = [m.register_forward_hook(lambda m,i,o: self.calls.append(_Call(m, next(nth[m]), i, o))) for m in nth if m is not model]
         try:
@@ -132,7 +132,7 @@ def _features(look, other, prefix):
     "Tensors of `look` that hold places, with their layout, by id; those whose layout `other` confirms, if there is one"
     seen = {} if other is None else {(c.module,c.nth,side): layouts(t, other.n, other.size) for c in other.calls for side,t in c.tensors()}
     def fits(c, side, t):
-        if not isinstance(t, Tensor) or not t.requires_grad: return []
+        if not isinstance(t, Tensor) or not t.requires_grad or t.shape[1:]==look.picture: return []
         return [o for o in layouts(t, look.n, look.size)
                 if other is None or any(_same(o, k, look.size!=other.size) for k in seen.get((c.module,c.nth,side), ()))]
     found = [(t,ls) for c in look.calls for side,t in c.tensors() if (ls := fits(c, side, t))]
@@ -257,8 +257,7 @@ def _search(model, x, more, n_classes):
     prefix = next((p for m in model.modules() if isinstance(p := getattr(m, 'num_prefix_tokens', None), int)), None)
     features = _features(look, other, prefix)
     on = _depended(look, features)
-    made = any(id(c.output) in on for c in look.calls) # the picture itself is only given
-    if not made and other and look.size!=other.size: # a model that brings all pictures to one size
+    if not on and other and look.size!=other.size: # a model that brings all pictures to one size
         pictures,*others = _resized(x, more, len(x)+1, look.size)
         features = _features(look, _Look(model, pictures, others, n_classes), prefix)
         on = _depended(look, features)
