@@ -31,7 +31,7 @@ class CleanPass:
     def __init__(self,
         features:Tensor, # What the layer gave, tokens with the batch first
         logits:Tensor, # Class scores `[n,c]`
-        layout:str|tuple, # Order of dimensions of the features: 'nchw', 'nhwc', or for tokens how many come before the places and the grid of these
+        layout:str|tuple, # Order of their dimensions: 'nchw', 'nhwc', or of tokens how many come before the places, and the grid of these
         model:nn.Module, # Whose forward it was
         read:str='sum', # 'sum' over channels of gradient times feature; 'abs': of its absolute value, where attention reads the features
     ): self.features,self.logits,self.layout,self.model,self.read = features,logits,layout,model,read
@@ -46,7 +46,7 @@ class CleanPass:
             z = self.logits[:len(y)].float()
             if y.ndim==1 and z.shape[1]==1: score = (z[:,0]*(2*y.float()-1)).sum() # one logit for two classes
             elif y.is_floating_point() or y.ndim>1: score = (z*y.view_as(z)).sum()
-            else: score = z.gather(1, y.long().clamp(0, z.shape[1]-1)[:,None]).sum() # others are labels that the loss ignores
+            else: score = z.gather(1, y.long().clamp(0, z.shape[1]-1)[:,None]).sum() # others the loss ignores
             # gradient checkpointing runs parts of the forward once more
             with clean_mode(self.model): grad, = torch.autograd.grad(score, self.features, retain_graph=True)
         product = grad.float()*self.features.detach().float()
@@ -60,7 +60,8 @@ class ClassActivation:
         n_classes:int=None, # Number of classes, see `class_logits`; None: not known
     ):
         self.model,self.given,self.n_classes,self.found,self.fast = unwrap_model(model),layer,n_classes,{},None
-        self.layer,self.side,self.call,self.prefix,self.seq_first,self.layout,self.read = layer,None,0,None,False,None,None
+        self.layer,self.side,self.call,self.seq_first = layer,None,0,False # as `find_layer` says, once there is a picture
+        self.prefix = self.layout = self.read = None
         if not isinstance(layer, str): return
         names = dict(self.model.named_modules())
         if layer not in names: raise ValueError(
@@ -79,7 +80,8 @@ class ClassActivation:
         "Take the layer for pictures of the size of `x`: what is a map at full size may be a single place on small ones"
         size = tuple(x.shape[-2:])
         if size not in self.found:
-            self.found[size] = find_layer(self.model, cast_to(x, self.model), *more, n_classes=self.n_classes, layer=self.given)
+            pictures = cast_to(x, self.model)
+            self.found[size] = find_layer(self.model, pictures, *more, n_classes=self.n_classes, layer=self.given)
         if self.layer is not self.found[size]['layer']: vars(self).pop('head', None)
         vars(self).update(self.found[size])
 
@@ -136,16 +138,19 @@ class ClassActivation:
             else: yield nn.Sequential(*rest)
             if hasattr(self.model, 'forward_head'): yield self.model.forward_head
         clean = self.forward(x[:2], *(o[:2] for o in more))
-        if self.side is not None or not on_host(clean.logits).any(): return None # where logits are all 0, any head would seem to fit
+        # where logits are all 0, any head would seem to fit
+        if self.side is not None or not on_host(clean.logits).any(): return None
         y = torch.arange(len(clean.logits), device=clean.logits.device)%clean.logits.shape[1]
         want = on_host(clean.cam(y))
         for head in candidates():
             features = clean.features.detach().requires_grad_()
             try:
-                with clean_mode(self.model), torch.enable_grad(): out = class_logits(head(features.clone()), self.n_classes)
+                with clean_mode(self.model), torch.enable_grad():
+                    out = class_logits(head(features.clone()), self.n_classes)
                 cam = on_host(CleanPass(features, out, clean.layout, self.model, clean.read).cam(y))
             except (RuntimeError,ValueError,TypeError): continue # made for other features
-            if out.shape!=clean.logits.shape or not np.allclose(on_host(out), on_host(clean.logits), 1e-3, 1e-3): continue
+            if out.shape!=clean.logits.shape: continue
+            if not np.allclose(on_host(out), on_host(clean.logits), 1e-3, 1e-3): continue
             # behind layers that begin as no change, other features may give the same logits, but not the same map
             if np.allclose(cam, want, .05, .01*abs(want).max()): return head
 

@@ -63,8 +63,9 @@ def class_logits(
         called = [t for k,t in scores if k.split('.')[-1]=='logits']
         if called: return called[0]
         if len({columns(t) for _,t in scores})==1: return scores[0][1]
-    shown = ', '.join(f"{k} {list(t.shape)}" if isinstance(t, Tensor) else f"{k} {type(t).__name__}" for k,t in several[:6])
-    what = f"{type(out).__name__} of {shown}" if several and several[0][1] is not out else shown.strip() or type(out).__name__
+    shown = ', '.join(f'{k} {list(t.shape) if isinstance(t, Tensor) else type(t).__name__}' for k,t in several[:6])
+    is_one = not several or several[0][1] is out
+    what = (shown.strip() or type(out).__name__) if is_one else f'{type(out).__name__} of {shown}'
     raise ValueError(
         f"expected logits [n,{n_classes or 'c'}], a row for each picture, but the model returns {what}: "
         "have its `forward` return them, alone or beside other outputs")
@@ -81,7 +82,7 @@ def cast_to(x, model):
     return x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
 
 def usable(t):
-    "`t` as a plain tensor without a graph; one made in `torch.inference_mode` is copied, since autograd takes none of these"
+    "`t` as a plain tensor without a graph; copied if made in `torch.inference_mode`, since autograd takes none of these"
     t = t.detach().as_subclass(Tensor)
     return t.clone() if t.is_inference() else t
 
@@ -92,7 +93,7 @@ def _paused_hooks(model):
 
 @contextmanager
 def clean_mode(model):
-    "`eval_mode`, in which fastai's hooks keep what they stored: a callback that looks at activations is to see training steps alone"
+    "`eval_mode`, in which fastai's hooks keep what they stored: callbacks that look at activations see training alone"
     hooks = {o: o.hook_func for o in _paused_hooks(model)}
     for o in hooks: o.hook_func = lambda *_, hook=o: hook.stored
     try:

@@ -49,12 +49,12 @@ def layouts(t, n, size):
     "Every way to read `t` as features of `n` pictures of `size`, the fewest prefix tokens first"
     if not isinstance(t, Tensor) or not t.is_floating_point(): return []
     if t.ndim==4 and t.shape[0]==n:
-        both = [('nchw',t.shape[1],*t.shape[2:])] if t.shape[2:]!=(1,1) else [] # one cell is a pooled picture, in either reading
-        both += [('nhwc',t.shape[3],*t.shape[1:3])] if both else []
+        if t.shape[2:]==(1,1): return [] # a pooled picture, in either reading
+        both = ('nchw',t.shape[1],*t.shape[2:]),('nhwc',t.shape[3],*t.shape[1:3])
         return [Layout(kind, 0, h, w) for kind,c,h,w in both if c>1 and _is_grid(size, h, w)]
-    if t.ndim==3 and t.shape[2]>1: return [o for kind,batch in (('nlc',0), ('lnc',1)) if t.shape[batch]==n
-                                           for o in _token_layouts(kind, t.shape[1-batch], size)]
-    return []
+    if t.ndim!=3 or t.shape[2]==1: return []
+    kinds = [(kind, t.shape[1-batch]) for kind,batch in (('nlc',0), ('lnc',1)) if t.shape[batch]==n]
+    return [o for kind,n_tokens in kinds for o in _token_layouts(kind, n_tokens, size)]
 
 def fold(t, layout):
     "Sum of `t` over its channels `[n,h,w]`, by a layout's `short`"
@@ -87,24 +87,28 @@ class _Call(NamedTuple):
         return [*enumerate(self.inputs), (None,self.output)]
 
 class _Look:
-    "What every module of `model` is given and gives in one forward of pictures `x`, of whose parts only these have gradients"
+    "What the modules of `model` are given and give in a forward of pictures `x`; what depends on these has gradients"
     def __init__(self, model, x, more, n_classes):
-        self.model,self.n,self.size,self.picture,self.calls,self.pooled = model,len(x),tuple(x.shape[-2:]),x.shape[1:],[],None
-        nth = {m: count() for m in model.modules()}
-        hooks = [m.register_forward_hook(lambda m,i,o: self.calls.append(_Call(m, next(nth[m]), i, o))) for m in nth if m is not model]
+        self.model,self.n,self.size,self.picture = model,len(x),tuple(x.shape[-2:]),x.shape[1:]
+        self.calls,nth = [],{m: count() for m in model.modules() if m is not model}
+        def record(m, i, o): self.calls.append(_Call(m, next(nth[m]), i, o))
+        hooks = [m.register_forward_hook(record) for m in nth]
         try:
             with clean_mode(model), _frozen(model), torch.enable_grad():
                 self.logits = class_logits(call_eager(model, x.detach().requires_grad_(), *more), n_classes)
         finally:
             for h in hooks: h.remove()
-        linear = [o.inputs[0] for o in self.calls if isinstance(o.module, nn.Linear) and o.inputs and o.inputs[0].ndim==2]
-        if linear: self.pooled = linear[-1]
+        given = [o.inputs[0] for o in self.calls if isinstance(o.module, nn.Linear) and o.inputs]
+        self.pooled = next((t for t in reversed(given) if t.ndim==2), None)
 
     def grads(self, ts):
         "Gradients at `ts` of the largest logits, or of what the classifier is given if it starts at zero"
         # gradient checkpointing runs parts of the forward once more
         with clean_mode(self.model), _frozen(self.model), torch.enable_grad():
-            scores = [self.logits.amax(1).sum()] + ([] if self.pooled is None else [(self.pooled@torch.linspace(-1, 1, self.pooled.shape[1]).to(self.pooled)).sum()])
+            scores = [self.logits.amax(1).sum()]
+            if self.pooled is not None:
+                any_weights = torch.linspace(-1, 1, self.pooled.shape[1]).to(self.pooled)
+                scores.append((self.pooled@any_weights).sum())
             for score in scores:
                 if not score.requires_grad: continue
                 grads = torch.autograd.grad(score, ts, allow_unused=True, retain_graph=True)
@@ -130,13 +134,16 @@ def _same(a, b, is_resized): return a.kind==b.kind and a.prefix==b.prefix and no
 
 def _features(look, other, prefix):
     "Tensors of `look` that hold places, with their layout, by id; those whose layout `other` confirms, if there is one"
-    seen = {} if other is None else {(c.module,c.nth,side): layouts(t, other.n, other.size) for c in other.calls for side,t in c.tensors()}
+    seen = {(c.module,c.nth,side): layouts(t, other.n, other.size)
+            for c in (other.calls if other else ()) for side,t in c.tensors()}
     def fits(c, side, t):
         if not isinstance(t, Tensor) or not t.requires_grad or t.shape[1:]==look.picture: return []
+        confirmed = seen.get((c.module,c.nth,side), ())
         return [o for o in layouts(t, look.n, look.size)
-                if other is None or any(_same(o, k, look.size!=other.size) for k in seen.get((c.module,c.nth,side), ()))]
+                if other is None or any(_same(o, k, look.size!=other.size) for k in confirmed)]
     found = [(t,ls) for c in look.calls for side,t in c.tensors() if (ls := fits(c, side, t))]
-    n_tokens,grids = {t.shape[1] for t,ls in found if ls[0].kind=='nlc'},{(o.h,o.w) for t,ls in found if t.ndim==4 for o in ls}
+    n_tokens = {t.shape[1] for t,ls in found if ls[0].kind=='nlc'}
+    grids = {(o.h,o.w) for t,ls in found if t.ndim==4 for o in ls}
     def rank(o): return o.prefix!=prefix, (o.h,o.w) not in grids, o.prefix
     best = {id(t): (t, min(ls, key=rank)) for t,ls in found}
     # attention between tokens looks like a map
@@ -170,7 +177,8 @@ def _is_attention(node, n_out):
     except (AttributeError,RuntimeError): return True # let go by gradient checkpointing
     return len(shape)>2 or shape[-1]!=n_out # not the classes
 
-_moves = 'view expand reshape clone transpose permute squeeze copy dropout alias'.split() # a tensor's numbers stay what they are
+# operations that leave a tensor's numbers what they are
+_moves = 'view expand reshape clone transpose permute squeeze copy dropout alias'.split()
 
 def _is_weights(node, n_out):
     "Are the values made at `node` those of a softmax over places, perhaps in another shape?"
@@ -180,13 +188,13 @@ def _is_weights(node, n_out):
     return True
 
 def attends(logits, leaf):
-    "Does a softmax over places, or a fused attention, lie between `leaf` and `logits`, or weigh what is made of `leaf`?"
+    "Does a softmax over places, or fused attention, lie between `leaf` and `logits`, or weigh what is made of `leaf`?"
     attended,n_out = {},logits.shape[1] # of the nodes behind which there is the leaf
     for node in _graph(logits.grad_fn):
         if getattr(node, 'variable', None) is leaf: attended[node] = False
         found = [attended[o] for o in _parts(node) if o in attended]
-        beside = [o for o in _parts(node) if o not in attended]
-        if found: attended[node] = any(found) or _is_attention(node, n_out) or any(_is_weights(o, n_out) for o in beside)
+        weights = [o for o in _parts(node) if o not in attended and _is_weights(o, n_out)]
+        if found: attended[node] = any(found) or _is_attention(node, n_out) or bool(weights)
     return attended.get(logits.grad_fn, False)
 
 # %% ../../nbs/10b_vision.layer.ipynb #686e1b9c
@@ -195,7 +203,7 @@ def hook_features(
     place:dict, # From `find_layer`
     f, # Is given the features, batch first, and gives those to go on with
 ):
-    "Have the features of the next forward in the present mode pass through `f`; returns a handle to take the hook off before that"
+    "Have the features of the next forward in the present mode pass through `f`; returns a handle that ends this before"
     # by name every time: wrapping for several processes replaces BatchNorm layers
     layer = model.get_submodule(place['layer']) if isinstance(place['layer'], str) else place['layer']
     side,calls,mode = place['side'],count(),model.training
@@ -210,9 +218,9 @@ def hook_features(
     return handle
 
 def _probe(model, x, more, n_classes, place):
-    """Whether attention lies between `place` and the logits, and whether the sum over channels of gradient times feature vanishes
-    there; None if the logits do not depend on it. A LayerNorm ignores the scale of its input but for its ε: so features are
-    brought to a spread of 1 or more"""
+    """Whether attention lies between `place` and the logits, and whether the sum over channels of gradient times feature
+    vanishes there; None if the logits do not depend on it. A LayerNorm ignores the scale of its input but for its ε: so
+    features are brought to a spread of 1 or more"""
     seen = []
     def spread(t):
         seen.append((t/t.float().std().clamp(1e-6, 1)).detach().requires_grad_())
@@ -228,7 +236,7 @@ def _probe(model, x, more, n_classes, place):
     if not total: return
     sums = on_host(fold(product, place['layout']))
     n_channels = product.numel()//sums.size # prefix tokens, if any, are few
-    # sums of random terms have 1/√channels of their absolute sum; what rounding and the ε of a norm leave is far below
+    # sums of random terms have 1/√channels of their absolute sum; what rounding and the ε of a norm leave is less
     least = max(1e-3, torch.finfo(seen[0].dtype).eps**.5)/n_channels**.5
     return attends(look.logits, seen[0]), bool(abs(sums).mean() < least*total)
 
@@ -237,8 +245,9 @@ def no_features(model, shape):
     "The error for a model without places"
     cfg = next((c for m in model.modules() if isinstance(c := getattr(m, 'default_cfg', None), dict)), {})
     return ValueError(
-        f"{cfg.get('architecture') or type(model).__name__} has no spatial features for pictures of {'×'.join(map(str, shape[-2:]))}: "
-        "pass `layer=`, a module or its name, whose output is [n,c,h,w], [n,h,w,c] or tokens [n,N,c]; or use a mix that needs no map, such as CutMix")
+        f"{cfg.get('architecture') or type(model).__name__} has no spatial features for pictures of "
+        f"{'×'.join(map(str, shape[-2:]))}: pass `layer=`, a module or its name, whose output is [n,c,h,w], [n,h,w,c] or "
+        "tokens [n,N,c]; or use a mix that needs no map, such as CutMix")
 
 def _batch_first(t, layout): return t.transpose(0, 1) if layout.kind=='lnc' else t
 
@@ -265,11 +274,12 @@ def _search(model, x, more, n_classes):
 
 # %% ../../nbs/10b_vision.layer.ipynb #d493c0e0
 def _block_around(model, look, call, on):
-    "The block around `call` that makes of places what has none: its call and the number of that input; None if there is none"
+    "The block around `call` that makes of places what has none: its call and the number of that input; or None"
     path = next(k for k,m in model.named_modules() if m is call.module).split('.')
     def is_stack(m): return isinstance(m, (nn.Sequential, nn.ModuleList))
     beside = model.get_submodule('.'.join(path[:-1]))
-    if is_stack(beside) and any(call.output is t for c in look.calls if c.module in beside for t in c.inputs): return # what the next one is given
+    given = [t for c in look.calls if c.module in beside for t in c.inputs] if is_stack(beside) else []
+    if any(call.output is t for t in given): return # the input of the next block already
     made = {id(c.output): k for k,c in enumerate(look.calls)}
     def enters(block):
         for c in look.calls:
@@ -278,20 +288,23 @@ def _block_around(model, look, call, on):
             # of several, the one made last: an early one may matter by other ways only
             if sides: return c,max(sides, key=lambda j: made.get(id(c.inputs[j]), -1))
     above = ['.'.join(path[:k]) for k in range(len(path)-1, 0, -1)]
-    found = [(o, is_stack(model.get_submodule(k.rpartition('.')[0]))) for k in above if (o := enters(model.get_submodule(k)))]
+    found = [(o, is_stack(model.get_submodule(k.rpartition('.')[0])))
+             for k in above if (o := enters(model.get_submodule(k)))]
     # the nearest that is one of a stack of blocks, else the nearest
     return next((o for o,in_stack in found if in_stack), found[0][0] if found else None)
 
 def _entrances(look, block, side, features, on):
-    "Input `side` of the call `block`, then outputs like it inside, in the order in which they are made: pairs of call and side"
+    "Input `side` of the call `block`, then outputs like it inside, in the order they are made: pairs of call and side"
     parts = set(block.module.modules())-{block.module}
     def like(t): return t.shape[1 if features[id(t)][1].kind=='nchw' else -1], features[id(t)][1]._replace(prefix=0)
     want = like(block.inputs[side])
-    return [(block,side)] + [(c,None) for c in look.calls if c.module in parts and id(c.output) in on and like(c.output)==want]
+    inside = [c for c in look.calls if c.module in parts and id(c.output) in on]
+    return [(block,side)] + [(c,None) for c in inside if like(c.output)==want]
 
 def _as_place(call, side, layout):
-    return dict(layer=call.module, side=side, call=call.nth, prefix=layout.prefix if layout.kind in ('nlc','lnc') else None,
-                seq_first=layout.kind=='lnc', layout=layout.short)
+    prefix = layout.prefix if layout.kind in ('nlc','lnc') else None
+    return dict(layer=call.module, side=side, call=call.nth, prefix=prefix, seq_first=layout.kind=='lnc',
+                layout=layout.short)
 
 def _given_place(model, look, features, layer):
     "The output of `layer`, a module or its name"
@@ -299,12 +312,13 @@ def _given_place(model, look, features, layer):
     module = model.get_submodule(layer) if isinstance(layer, str) else layer
     call = next((c for c in look.calls if c.module is module), None)
     if call is None: raise ValueError(
-        f"`layer` {name} was not called in a forward of {type(model).__name__}: pass a module that is, such as one of its parts")
+        f"`layer` {name} was not called in a forward of {type(model).__name__}: "
+        "pass a module that is, such as one of its parts")
     t = call.output
     if not isinstance(t, Tensor): raise ValueError(
         f"`layer` {name} gives a {type(t).__name__}: pass one whose output is a single tensor")
-    layout = features.get(id(t), (t,None))[1]
-    if layout is None and t.ndim==4 and t.shape[2:]!=(1,1): layout = Layout('nchw', 0, *t.shape[2:]) # of other proportions
+    is_map = t.ndim==4 and t.shape[2:]!=(1,1) # if not of the picture's proportions
+    layout = features.get(id(t), (t, Layout('nchw', 0, *t.shape[2:]) if is_map else None))[1]
     if layout is None: raise no_features(model, look.size)
     return dict(_as_place(call, None, layout), layer=layer)
 
@@ -315,14 +329,17 @@ def find_layer(
     *more, # The model's other inputs, if it has several
     n_classes:int=None, # Number of classes, see `class_logits`; None: not known
     layer:nn.Module|str=None, # A module, or its name in `model`, whose output is to be used; None: found
-)->dict: # `layer`; `side`: None for its output or the number of its input; `call`: which of its calls; `prefix`: tokens before the patches; `seq_first`: do tokens come before the batch?; `layout` and `read`, see `CleanPass`
-    "Where `model` has its last spatial features that its logits depend on, and how a map is read there; ValueError if there are none"
+)->dict: # `layer`, `side` (None: its output, else the number of its input), `call` (which of its calls); how to read it
+    """Where `model` has its last spatial features that its logits depend on; ValueError if there are none.
+    How to read them: `prefix` tokens come before the patches; with `seq_first` tokens come before the batch; `layout` and
+    `read` are those of `CleanPass`"""
     model,x,more = unwrap_model(model),usable(x[:2]),[usable(o[:2]) if isinstance(o, Tensor) else o[:2] for o in more]
     look,features,on = _search(model, x, more, n_classes)
     def read(place):
         probed = _probe(model, x, more, n_classes, place)
         if probed is None and layer is not None: raise ValueError(
-            f"`layer` {layer if isinstance(layer, str) else type(layer).__name__}: the logits do not depend on its places, pass an earlier one")
+            f"`layer` {layer if isinstance(layer, str) else type(layer).__name__}: "
+            "the logits do not depend on its places, pass an earlier one")
         is_attended,vanishes = probed or (False,False)
         return dict(place, read='abs' if is_attended or vanishes else 'sum'),is_attended,vanishes
     if layer is not None: return read(_given_place(model, look, features, layer))[0]
