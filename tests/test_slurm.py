@@ -46,6 +46,7 @@ SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=2
+MinJobAge=3600
 SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1,sched_min_interval=0
 StateSaveLocation={path}/state
