@@ -8,17 +8,16 @@ Docs: https://fastai-mix.github.io/fastai_mix/cli.html.md"""
 __all__ = ['read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner', 'main']
 
 # %% ../nbs/40_cli.ipynb #f0c84bc8
-import csv,hashlib,json,os,platform,sys,unicodedata
+import csv,hashlib,json,os,platform,signal,sys,threading,unicodedata
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version
-from tempfile import TemporaryDirectory
 
 import timm
 from fastai.vision.all import *
 from fastcore.script import call_parse
-from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 import fastai_mix
 from .callback.choice import *
@@ -28,7 +27,7 @@ from .callback.plc import *
 from .callback.snapmix import *
 from .checkpoint import write_atomic
 from .crossval import *
-from .crossval import _check_classes, _write_csv
+from .crossval import _check_classes, _check_text, _write_csv, folder_lock, read_json, remove_parts
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
@@ -65,12 +64,14 @@ def _split_kind(name):
 def _is_run(folder):
     "Whether a run of the command has written to `folder`"
     try: return 'fastai_mix' in json.loads((folder/'config.json').read_text(encoding='utf-8'))['versions']
-    except (OSError, ValueError, TypeError, KeyError): return False
+    except (OSError, ValueError, TypeError, KeyError, RecursionError): return False
+
+def _raise(e): raise e
 
 def _visit(top, out, folders):
     "Pictures, and links to folders, below `top`; all folders in it are added to `folders`, and those that are in it are not visited again"
     files,links = [],[]
-    for at,below,names in os.walk(top):
+    for at,below,names in os.walk(top, onerror=_raise): # a folder that cannot be read is no empty one
         at = Path(at)
         folders.add(at.resolve())
         below[:] = [o for o in below if not o.startswith('.')]
@@ -141,6 +142,7 @@ def _read_cells(file):
         lines = read(sep='\x01', names=['line'], quoting=csv.QUOTE_NONE).line
         cells = read(names=range(max(lines.str.count(',').tolist(), default=0)+1), na_values=['']) # as wide as its longest line
     except Exception as e: # of pandas, and of whatever it opens archives with
+        if isinstance(e, OSError) and e.strerror: raise ValueError(f"{file} cannot be read: {e.strerror}") from None
         if Path(file).suffix.lower() in ('.zip','.tar','.gz','.tgz','.bz2','.xz','.7z','.rar'):
             raise ValueError(f"{file} is an archive: unpack it, and give the folder or the CSV") from None
         if Path(file).suffix.lower() in image_extensions: raise ValueError(f"{file} is a picture: give the folder it is in, or a CSV") from None
@@ -324,12 +326,16 @@ def read_weights(
     if not file.is_file(): raise ValueError(f"no such file: --weights {file}")
     try: state = load_file(file) if file.suffix=='.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f"--weights {file} is neither safetensors nor a file that torch loads with weights_only=True: {e}".splitlines()[0])
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in state.items()):
+        raise ValueError(f"--weights {file} holds a {type(state).__name__}: expected a dictionary of names and tensors, a state_dict")
     own = model.state_dict()
     heads = L(model.default_cfg.get('classifier')).map(str)
     state = {k:v for k,v in state.items() if not any(k.startswith(f'{h}.') for h in heads)}
     bad = sorted(own.keys()^state.keys()) + [k for k in own.keys()&state.keys() if own[k].shape!=state[k].shape]
     if bad: raise ValueError(f"--weights {file} does not fit {model.default_cfg.get('architecture')}: {len(bad)} of {len(own)} "
         f"tensors are missing, unknown or of another shape, the first {bad[0]!r}: convert their names to timm's")
+    bad = [k for k,v in state.items() if not torch.isfinite(v).all()]
+    if bad: raise ValueError(f"--weights {file} has NaN or infinity in {len(bad)} of {len(own)} tensors, the first {bad[0]!r}: they are of a training that diverged")
     model.load_state_dict(state)
 
 _mixes = {'snapmix': SnapMix, 'cutmix': CutMix, 'mixup': MixUp, 'resizemix': ResizeMix}
@@ -378,8 +384,13 @@ def make_learner(
 # %% ../nbs/40_cli.ipynb #ba98ba66
 _views = {'none': [identity], 'flips': flips, 'd4': d4}
 
+def _open_picture(file):
+    try: return PILImage.create(file)
+    except Exception as e: raise ValueError(f"{file} cannot be read ({e}): mend it, or drop its row") from None
+
 def _make_dls(o, df, fold):
-    block = DataBlock((ImageBlock, CategoryBlock(vocab=sorted(df.label.unique()))), get_x=ColReader('path'), get_y=ColReader('label'),
+    pictures = TransformBlock(type_tfms=_open_picture, batch_tfms=IntToFloatTensor) # an `ImageBlock` does not say which is broken
+    block = DataBlock((pictures, CategoryBlock(vocab=sorted(df.label.unique()))), get_x=ColReader('path'), get_y=ColReader('label'),
         splitter=FoldSplitter(fold, oversample=read_oversample(o.oversample, sorted(df.label.unique())), seed=o.seed, label_col='label', near=None),
         item_tfms=Resize(o.size), batch_tfms=Flip() if o.data else Dihedral())
     return block.dataloaders(df, bs=o.bs, num_workers=0 if len(df)<1000 else min(4, defaults.cpus))
@@ -397,26 +408,66 @@ def _settle_folds(o):
     if o.folds<2: raise ValueError(f"--folds {o.folds}: expected 2 or more")
     if o.fold is not None and not 0<=o.fold<o.folds: raise ValueError(f"--fold {o.fold}: with --folds {o.folds} it is 0 to {o.folds-1}")
 
+_fixed = 'fold','mix','alpha','p','echo','arch','pretrained','weights','size','bs','epochs','folds','seed','oversample','plc'
+
+def _config_there(o):
+    "The config of the run in `out`, None if there is none; ValueError if it is broken or of another run"
+    file = o.out/'config.json'
+    if not file.exists(): return
+    try: then = dict(echo=False, fold=None) | read_json(file, 'give another folder', versions=dict, lr=(int,float)) # of a time when there was none
+    except ValueError as e: raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix: {e}") from None
+    lack = [k for k in (*_fixed, *([] if then['fold'] is None else ['pictures'])) if k not in then]
+    if lack: raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix, or one that cannot go on: {file} has no {lack[0]!r}; give another folder")
+    if (then['fold'] is None)!=(o.fold is None):
+        raise ValueError(
+            f"--out {o.out} holds a run of {'one fold' if o.fold is None else 'all folds'}, and this is one of "
+            f"{'all folds, as --folds is given without --fold' if o.fold is None else 'one fold'}: give another folder")
+    differ = [f'--{k} {then[k]} there, {o[k]} here' for k in _fixed if then[k]!=o[k]]
+    if o.lr not in (None, then['lr']): differ.append(f"--lr {then['lr']} there, {o.lr} here")
+    if differ: raise ValueError(f"--out {o.out} is another run: {'; '.join(differ)}. Give another folder, or what it was begun with")
+    return then
+
+_outputs = ('model.safetensors','predictions.csv','history.csv','labels.csv','mix.png','confusion.png','config.json','oof.csv','report.txt',
+    'test_predictions.csv','submission.csv')
+
 def _check_out(o):
     "ValueError if `out` has something that is not of a run like this"
     if o.out.exists() and not o.out.is_dir(): raise ValueError(f"--out {o.out} is a file: give a folder")
     if not o.out.is_dir() or all(f.name.startswith('.') for f in o.out.iterdir()): return
-    if not _is_run(o.out): raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix: give another folder")
-    if (json.loads((o.out/'config.json').read_text()).get('fold') is None)!=(o.fold is None):
-        raise ValueError(f"--out {o.out} holds a run of {'one fold' if o.fold is None else 'all folds'}, and this is one of "
-            f"{'all folds, as --folds is given without --fold' if o.fold is None else 'one fold'}: give another folder")
+    if not _config_there(o): raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix: give another folder")
+    folders = [f for f in _outputs if (o.out/f).is_dir()]
+    if folders: raise ValueError(f"{o.out/folders[0]} is a folder, but a file of this name is going to be written: move it, or give another --out")
 
 def _make_out(o):
     try: o.out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ValueError(f"--out {o.out} cannot be made: {e.strerror}") from None
     if not os.access(o.out, os.W_OK): raise ValueError(f"--out {o.out} may not be written to: give another folder")
 
-def _prepare(o):
-    "All that can be wrong is found here; ValueError says what"
+def _check_numbers(o):
+    "ValueError for a number that makes no sense"
     for name,least in (('size',16), ('bs',2), ('epochs',1)):
         if o[name]<least: raise ValueError(f"--{name} {o[name]}: expected {least} or more" + (
             ", since a mix needs a partner for each picture" if name=='bs' else ""))
-    if o.lr is not None and not o.lr>0: raise ValueError(f"--lr {o.lr}: expected a number above 0")
+    batch = o.bs*3*o.size**2*4
+    if batch>_memory(): raise ValueError(f"--size {o.size} with --bs {o.bs}: a batch takes {batch/2**30:,.0f} GB, and this computer has {_memory()/2**30:,.0f}")
+    if not 0<=o.seed<2**32-1000: raise ValueError(f"--seed {o.seed}: expected 0 to 4 billion")
+    if o.lr is not None and not 0<o.lr<math.inf: raise ValueError(f"--lr {o.lr}: expected a number above 0")
+
+def _memory():
+    "Bytes of this computer, as far as can be told"
+    try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError): return math.inf
+
+def _check_rows(o, df):
+    "ValueError if `--oversample` asks for more rows than anybody can train on"
+    how = read_oversample(o.oversample, sorted(df.label.unique()))
+    counts = df.label.value_counts()
+    rows = sum(n*how.get(k, 1) for k,n in counts.items()) if isinstance(how, dict) else how*len(counts) if isinstance(how, int) else 0
+    if rows>1e8: raise ValueError(f"--oversample {o.oversample} makes {rows:.3g} rows to train on of {len(df)}: expected less than 100 million")
+
+def _prepare(o):
+    "All that can be wrong is found here; ValueError says what"
+    _check_numbers(o)
     if o.tta not in _views: raise ValueError(f"--tta {o.tta}: expected {', '.join(_views)}")
     if o.pretrained and o.weights: raise ValueError("--pretrained takes timm's weights and --weights those of a file: give one of them")
     if o.sample and not o.test: raise ValueError("--sample says how predictions of test pictures are written: give these with --test")
@@ -428,18 +479,23 @@ def _prepare(o):
     if o.images and not any(k and Path(k).is_file() for k in (o.data, o.test)):
         raise ValueError("--images names the folder of the pictures of a CSV: give the CSV with --data, or leave it out")
     _check_classes(df.label.unique())
+    _check_text(df.id, 'picture name')
+    _check_rows(o, df)
     twice = df.id[df.id.duplicated()]
     if len(twice) and (o.fold is None or o.plc): raise ValueError(f"{len(twice)} rows name a picture again, the first {twice.iloc[0]!r}: "
         "drop them, and repeat rows with --oversample, which leaves those to validate on alone")
     test = read_test(o.test, o.test_images or o.images, o.image_col, o.sample, o.out) if o.test else None
-    if o.test: _check_test(df, test)
+    if o.test:
+        _check_text(test.id, 'picture name')
+        _check_test(df, test)
     if o.sample: fill_sample(_read_table(o.sample), pd.DataFrame(0., test.id, sorted(df.label.unique())))
     n = min((df.fold!=k).sum() for k in (df.fold.unique() if o.fold is None else [o.fold]))
     if n<o.bs: raise ValueError(f"--bs {o.bs}: there are only {n} pictures to train on")
     set_seed(o.seed)
     learn = _make_learner(o, _make_dls(o, df, ifnone(o.fold, 0)))
-    x = torch.rand(2, 3, o.size, o.size, device=next(learn.model.parameters()).device) # not yet that of the loaders
-    try: (find_layer if 'snapmix' in o.mix else clean_logits)(learn.model, x)
+    try:
+        x = torch.rand(2, 3, o.size, o.size, device=next(learn.model.parameters()).device) # not yet that of the loaders
+        (find_layer if 'snapmix' in o.mix else clean_logits)(learn.model, x)
     except ValueError: raise
     except Exception as e: raise ValueError(f"{o.arch} does not run on pictures of {o.size}×{o.size}: {type(e).__name__}: {e}".splitlines()[0])
     _make_out(o)
@@ -467,11 +523,13 @@ def _find_lr(o, learn):
     "The learning rate given, or found"
     if o.lr is not None: return o.lr
     # on clean batches: whether a batch is mixed changes its loss more than a step of the search does
-    mixes = [cb for cb in learn.cbs if isinstance(cb, BatchCallback)]
-    with TemporaryDirectory(dir=o.out, prefix='.') as tmp, learn.no_bar(), learn.removed_cbs(mixes):
-        learn.model_dir = Path(tmp).absolute() # the search keeps the weights there, and the current folder may not be ours
-        lr = learn.lr_find(num_it=80, show_plot=False).valley
-    learn.model_dir = 'models'
+    mixes,folder = [cb for cb in learn.cbs if isinstance(cb, BatchCallback)],o.out/'.lr_find'
+    shutil.rmtree(folder, ignore_errors=True) # of a process that was killed
+    try:
+        with learn.no_bar(), learn.removed_cbs(mixes):
+            learn.model_dir = folder.absolute() # the search keeps the weights there, and the current folder may not be ours
+            lr = learn.lr_find(num_it=80, show_plot=False).valley
+    finally: shutil.rmtree(folder, ignore_errors=True)
     print(f'learning rate found: {lr:.2g}\n')
     return lr
 
@@ -484,58 +542,61 @@ def _write_config(o, **kwargs):
     config = dict(o, **kwargs, python=platform.python_version(), versions=dict(versions, fastai_mix=fastai_mix.__version__))
     write_atomic(o.out/'config.json', lambda f: f.write_text(json.dumps(config, indent=2, default=str)))
 
+def _digest(lines): return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()
+
+def _file_digest(file):
+    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def _tell_pictures(df):
+    "Digests of all pictures: of their sizes, and of their bytes; no paths and times, since the folder may have been copied"
+    files = parallel(_file_digest, df.path.tolist(), threadpool=True, progress=False)
+    return dict(pictures=_digest(f'{i} {p.stat().st_size}' for i,p in zip(df.id, df.path)), contents=_digest(f'{i} {d}' for i,d in zip(df.id, files)))
+
+def _begin(o, df, learn):
+    "Begin a run in its folder, or go on with the one there; ValueError if that is another"
+    now = _tell_pictures(df)
+    with folder_lock(o.out):
+        then = _config_there(o) # another process may have begun
+        if then: o.lr = then['lr']
+        else:
+            o.lr = _find_lr(o, learn)
+            _write_config(o, **now)
+    id_col = None if df.id.duplicated().any() else 'id'
+    cv = CrossVal(df, partial(_make_dls, o), partial(_make_learner, o), o.out/'folds', id_col=id_col, seed=o.seed)
+    if then and any(then.get(k, v)!=v for k,v in now.items()):
+        raise ValueError(f"--out {o.out} is another run: other pictures have the same names. Give another folder")
+    return cv
+
+
+# %% ../nbs/40_cli.ipynb #728e1351
 def _write_pictures(o, s, learn):
-    for name,draw in [('confusion', s.plot_confusion)] + ([('mix', learn.show_mix)] if o.mix!='none' else []):
-        draw()
-        write_atomic(o.out/f'{name}.png', lambda f: plt.savefig(f, dpi=110, bbox_inches='tight', format='png'))
-        plt.close()
+    with plt.rc_context({'text.parse_math': False}), no_random(o.seed, reproducible=False): # a class may be called $a$
+        for name,draw in [('confusion', s.plot_confusion)] + ([('mix', learn.show_mix)] if o.mix!='none' else []):
+            draw()
+            write_atomic(o.out/f'{name}.png', lambda f: plt.savefig(f, dpi=110, bbox_inches='tight', format='png'))
+            plt.close()
 
 def _beside(df, probs): return pd.concat([o.reset_index(drop=True) for o in (df, probs)], axis=1)
 
-# %% ../nbs/40_cli.ipynb #728e1351
-def _one_fold(o, df, learn):
-    "Train, report and write; returns an `Ensemble` of the one network"
-    o.lr = _find_lr(o, learn)
-    _fit(o, learn)
+def _copy(file, to): write_atomic(to, lambda f: shutil.copyfile(file, f))
+
+def _report_one(o, df, cv):
+    "Report on one fold and write; returns its scores and an `Ensemble` of the one network"
+    learn,folder = cv.learner(o.fold),o.out/'folds'/f'fold_{o.fold}'
     with learn.no_bar(): probs,y = learn.tta_views(views=_views[o.tta])
     s = Scores(probs, y, learn.dls.vocab)
     print(f'\naccuracy {s.accuracy:.4f}   macro-F1 {s.macro_f1:.4f}\n\n{s.report()}')
-    for name in ('mix.png','labels.csv','test_predictions.csv','submission.csv'): (o.out/name).unlink(missing_ok=True) # of an earlier run
-    state = {k: v.contiguous() for k,v in learn.model.state_dict().items()}
-    write_atomic(o.out/'model.safetensors', lambda f: save_file(state, f))
+    _copy(folder/'model.safetensors', o.out/'model.safetensors')
     _write_csv(o.out/'predictions.csv', _beside(df.loc[df.fold==o.fold, ['id','label']], pd.DataFrame(s.probs, columns=s.vocab)))
-    _write_csv(o.out/'history.csv', learn.history.df)
-    if o.plc: _write_csv(o.out/'labels.csv', learn.progressive_label_correction.labels.reset_index())
+    _write_csv(o.out/'history.csv', cv.fold_history(o.fold).drop(columns=['time','fold']))
+    if o.plc: _copy(folder/'labels.csv', o.out/'labels.csv')
     _write_pictures(o, s, learn)
-    _write_config(o, accuracy=s.accuracy, macro_f1=s.macro_f1, vocab=s.vocab)
-    return Ensemble([(learn, [], learn.dls.test_dl)], s.vocab)
+    return dict(accuracy=s.accuracy, macro_f1=s.macro_f1, vocab=s.vocab),Ensemble([(learn, [], learn.dls.test_dl)], s.vocab)
+
 
 # %% ../nbs/40_cli.ipynb #adb5fe4a
-_fixed = 'mix','alpha','p','echo','arch','pretrained','weights','size','bs','epochs','folds','seed','oversample','plc'
-
-def _cross_val(o, df, learn):
-    "Begin a cross-validation in the folder of the run, or go on with the one there; ValueError if that is another"
-    file = o.out/'config.json'
-    sizes = '\n'.join(sorted(f'{i} {p.stat().st_size}' for i,p in zip(df.id, df.path))) # no paths: the folder may have been moved
-    was = pictures = hashlib.sha256(sizes.encode()).hexdigest()
-    with FileLock(o.out/'.lock'):
-        if file.exists():
-            then = dict(echo=False) | json.loads(file.read_text()) # of a time when there was none
-            differ = [f'--{k} {then[k]} there, {o[k]} here' for k in _fixed if then[k]!=o[k]]
-            if o.lr not in (None, then['lr']): differ.append(f"--lr {then['lr']:.3g} there, {o.lr:.3g} here")
-            if differ: raise ValueError(f"--out {o.out} is another run: {'; '.join(differ)}. Give another folder, or what it was begun with")
-            o.lr,was = then['lr'],then.get('pictures', pictures)
-        else:
-            o.lr = _find_lr(o, learn)
-            _write_config(o, pictures=pictures)
-    cv = CrossVal(df, partial(_make_dls, o), partial(_make_learner, o), o.out/'folds', id_col='id', seed=o.seed)
-    if was!=pictures: raise ValueError(f"--out {o.out} is another run: other pictures have the same names. Give another folder")
-    return cv
-
-def _all_folds(o, df, cv):
-    "Train what is not done; if nothing is left, report and write; returns the `Ensemble` of all folds' networks, or None"
-    cv.fit(partial(_fit, o))
-    if not all(map(cv.done, cv.folds)): return print('the process that is done last writes the report')
+def _report_all(o, df, cv):
+    "Report on all folds and write; returns the scores and the `Ensemble` of all folds' networks"
     oof,vocab = cv.oof,[str(o) for o in cv.vocab]
     s,report = Scores(oof, df.label.map(vocab.index), vocab),cv.report()
     print(f'\n{report}')
@@ -545,7 +606,8 @@ def _all_folds(o, df, cv):
     if o.plc: _write_csv(o.out/'labels.csv', cv.labels)
     ensemble = cv.ensemble()
     _write_pictures(o, s, ensemble.groups[0][0])
-    return ensemble
+    return dict(accuracy=s.accuracy, macro_f1=s.macro_f1, vocab=s.vocab),ensemble
+
 
 # %% ../nbs/40_cli.ipynb #639098b0
 def _predict_test(o, ensemble, test):
@@ -553,6 +615,65 @@ def _predict_test(o, ensemble, test):
     probs = ensemble.predict(test, _views[o.tta])
     _write_csv(o.out/'test_predictions.csv', _beside(test[['id']], probs))
     if o.sample: _write_csv(o.out/'submission.csv', fill_sample(_read_table(o.sample), probs.set_axis(test.id)))
+
+def _report(o, df, cv, test):
+    "Write what the networks that are trained say"
+    (o.out/'ensemble').mkdir(exist_ok=True)
+    for folder in (o.out, o.out/'ensemble'): remove_parts(folder)
+    for name in ('test_predictions.csv','submission.csv'): (o.out/name).unlink(missing_ok=True) # maybe of other pictures
+    told = {k:v for k,v in _config_there(o).items() if k in ('pictures','contents')}
+    _write_config(o, **told) # that there are no scores says that this was not finished
+    scores,ensemble = (_report_all if o.fold is None else _report_one)(o, df, cv)
+    ensemble.export(o.out/'ensemble')
+    if test is not None: _predict_test(o, ensemble, test)
+    _write_config(o, **told, **scores)
+    print(f'written to {o.out}: ' + ', '.join(sorted(p.name for p in o.out.iterdir() if not p.name.startswith('.'))))
+
+def _run(o):
+    df,learn,test = _prepare(o)
+    _show_data(df, o.fold)
+    cv,folds = _begin(o, df, learn),None if o.fold is None else [o.fold]
+    cv.fit(partial(_fit, o), folds)
+    if not all(map(cv.done, folds or cv.folds)): return print('the process that is done last writes the report')
+    with folder_lock(o.out): _report(o, df, cv, test)
+
+class _Stopped(BaseException):
+    "A signal to end"
+
+@contextmanager
+def _ended_by_signals():
+    "SIGTERM and SIGHUP end this block like Ctrl-C does, so that it tidies up"
+    me = os.getpid()
+    def stop(number, frame):
+        if os.getpid()!=me: os._exit(128+number) # a process that loads pictures
+        raise _Stopped(number)
+    names = [o for o in ('SIGTERM','SIGHUP') if hasattr(signal, o)] if threading.current_thread() is threading.main_thread() else []
+    was = {o: signal.signal(getattr(signal, o), stop) for o in names}
+    try: yield
+    finally:
+        for o,handler in was.items(): signal.signal(getattr(signal, o), handler)
+
+_told = ValueError,OSError,RuntimeError,MemoryError,OverflowError,SafetensorError
+
+def _in_a_line(e):
+    "What an error says"
+    lines = [o.strip() for o in str(e).splitlines() if o.strip()]
+    if any('Original Traceback' in o for o in lines): lines = [lines[-1].split(': ', 1)[-1]] # of a process that loads pictures
+    text = ' '.join(lines) or type(e).__name__
+    if isinstance(e, OSError) and e.strerror: return f'{e.filename}: {e.strerror}' if e.filename is not None else e.strerror
+    return text if isinstance(e, ValueError) else f'{type(e).__name__}: {text}'
+
+def _end(text, code):
+    "Say why the command ends"
+    print(f'fastai-mix: {text}', file=sys.stderr)
+    try: sys.stdout.flush()
+    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains at exit
+    sys.exit(code)
+
+def _own_path(path):
+    "`path` with the home folder in it; a `~` that is left is a name, and nobody is to read it in another way"
+    path = os.path.expanduser(path)
+    return os.path.abspath(path) if str(Path(path)).startswith('~') else path
 
 @call_parse
 def main(
@@ -581,22 +702,20 @@ def main(
     tta:str='none', # Views to average over, of test pictures and of those one fold validates on: none, flips or d4
     sample:str=None, # Sample submission, to be filled for the test pictures: identities, and a column per class or one of labels
     seed:int=0, # Seed of folds, weights and training
-    out:str='fastai-mix-run', # Folder for weights, predictions, history and pictures; all folds go on where they were
+    out:str='fastai-mix-run', # Folder for weights, predictions, history and pictures; the same command goes on where it was
 ):
     "Train a classifier with SnapMix, or another mix, and report on it"
     o = AttrDict(locals(), p=ifnone(p, 1. if echo else .5))
-    o.update({k: os.path.expanduser(o[k]) for k in ('data','images','weights','test','test_images','sample','out') if o[k]})
+    o.update({k: _own_path(o[k]) for k in ('data','images','weights','test','test_images','sample','out') if o[k]})
     o.out = Path(o.out)
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a pipe may take fewer characters
+    def go_on():
+        return f'the same command goes on with {o.out}' if os.path.isfile(o.out/'config.json') else 'nothing has been trained'
     try:
-        df,learn,test_df = _prepare(o)
-        _show_data(df, o.fold)
-        cv = _cross_val(o, df, learn) if o.fold is None else None
-    except ValueError as e:
-        print(f'fastai-mix: {e}', file=sys.stderr)
-        sys.exit(2)
-    ensemble = _all_folds(o, df, cv) if cv else _one_fold(o, df, learn)
-    if not ensemble: return
-    ensemble.export(o.out/'ensemble')
-    if o.test: _predict_test(o, ensemble, test_df)
-    print(f'written to {o.out}: ' + ', '.join(sorted(p.name for p in o.out.iterdir() if not p.name.startswith('.'))))
+        with _ended_by_signals(): _run(o)
+        sys.stdout.flush()
+    except KeyboardInterrupt: _end(f'stopped; {go_on()}', 130)
+    except _Stopped as e: _end(f'stopped by {signal.Signals(e.args[0]).name}; {go_on()}', 128+e.args[0])
+    except BrokenPipeError: _end(f'nobody reads the output any more; {go_on()}', 2)
+    except _told as e: _end(_in_a_line(e) + ('' if isinstance(e, ValueError) else f'; {go_on()}'), 2)
+

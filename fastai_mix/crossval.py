@@ -10,6 +10,7 @@ __all__ = ['score_probs', 'score_table', 'CrossVal', 'blend', 'fit_weights', 'En
 # %% ../nbs/31_crossval.ipynb #af9f4f4c
 import hashlib,json,os,platform,shutil,socket,time,warnings
 from collections import Counter
+from contextlib import suppress
 from concurrent import futures
 from importlib.metadata import version
 from io import BytesIO
@@ -21,6 +22,7 @@ import timm
 from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from scipy.optimize import minimize
 from scipy.stats import rankdata
@@ -59,6 +61,61 @@ def score_table(
     each = pd.DataFrame({k: score_probs(probs[fold==k], y[fold==k]) for k in sorted(set(fold))}).T
     each.loc['pooled'],each.loc['mean'],each.loc['std'] = score_probs(probs, y),each.mean(),each.std()
     return each.astype({'n':float})
+
+# %% ../nbs/31_crossval.ipynb #7d1f0c2a
+def read_json(file, fix, **kinds):
+    "The dictionary in `file`, whose values of `kinds` are of these types; ValueError with `fix` if it is broken"
+    try: o = json.loads(Path(file).read_text(encoding='utf-8'))
+    except OSError as e: why = e.strerror
+    except (ValueError, RecursionError) as e: why = str(e)
+    else:
+        if not isinstance(o, dict): why = f'a {type(o).__name__}, not a dictionary'
+        else:
+            bad = [k for k,t in kinds.items() if k not in o or not isinstance(o[k], t)]
+            if not bad: return o
+            why = f'{bad[0]!r} is a {type(o[bad[0]]).__name__}' if bad[0] in o else f'without {bad[0]!r}'
+    raise ValueError(f"{file} is broken ({why}): {fix}")
+
+def remove_parts(folder):
+    "Remove what was left in `folder` by a process that was killed while it wrote"
+    for pattern in ('.*.part','.tmp??????'): # of `write_atomic`, and of safetensors
+        for f in Path(folder).glob(pattern):
+            with suppress(OSError): f.unlink()
+
+def take_lock(lock, timeout=-1):
+    "`lock.acquire`; ValueError where there can be no lock"
+    try: lock.acquire(timeout=timeout)
+    except (Timeout, FileNotFoundError): raise
+    except (OSError, NotImplementedError) as e:
+        raise ValueError(
+            f"{lock.lock_file} cannot be locked ({getattr(e, 'strerror', None) or e}): "
+            "expected a folder of your own, on a disk with locks") from None
+
+def write_holder(file):
+    "Write which process this is"
+    text = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    write_atomic(file, lambda f: f.write_text(text, encoding='utf-8'))
+
+def read_holder(file):
+    "The process that wrote `file`"
+    try: return Path(file).read_text(encoding='utf-8', errors='replace')
+    except OSError: return 'another process'
+
+@contextmanager
+def folder_lock(folder):
+    "Have `folder` alone; if another process has it, say which, and wait"
+    lock,holder = FileLock(folder/'.lock'),folder/'.holder'
+    try: take_lock(lock, 1)
+    except Timeout:
+        print(f'{read_holder(holder)} has {folder}: waiting until it is done, goes on if it was stopped, or is ended', flush=True)
+        take_lock(lock)
+    try:
+        remove_parts(folder)
+        write_holder(holder)
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 # %% ../nbs/31_crossval.ipynb #edae8f98
 _versions = 'fastai','torch','torchvision','timm','numpy','scikit-learn'
@@ -165,7 +222,10 @@ class CrossVal:
         if len(twice): raise ValueError(f"{_first(twice)} stands for several rows: name a column of unique names in id_col, "
             "and repeat rows in the training part only, with FoldSplitter(oversample=...)")
         self.folds = sorted(set(df[fold_col].tolist())-{-1})
-        if len(self.folds)<2 or self.folds[0]<0: raise ValueError(f"{fold_col!r} holds the folds {_first(self.folds)}: expected two or more, numbered from 0")
+        if len(self.folds)<1+(-1 not in set(df[fold_col])) or self.folds[0]<0:
+            raise ValueError(
+                f"{fold_col!r} holds the folds {_first(self.folds)}: expected two or more, numbered from 0, "
+                "or one beside -1, whose rows are for training only")
         self._claim()
 
     def _claim(self):
@@ -177,20 +237,26 @@ class CrossVal:
         now = dict(seed=self.seed, label_col=self.label_col, fold_col=self.fold_col, id_col=self.id_col, rows=len(table),
             folds=self.folds, digest=hashlib.sha256(rows.encode()).hexdigest())
         self.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path/'.lock'):
-            for f in self.path.glob('.*.part'): f.unlink() # of a process that was killed while it wrote
+        with folder_lock(self.path):
             file = self.path/'config.json'
             if file.exists():
-                was = json.loads(file.read_text())
+                was = read_json(file, 'give another folder', digest=str, **dict.fromkeys(['seed','label_col','fold_col','id_col'], object))
                 differ = [f'{k}={was[k]!r} there, {now[k]!r} here' for k in ('seed','label_col','fold_col','id_col') if was[k]!=now[k]]
-                if was['digest']!=now['digest']: differ.append(_table_differs(pd.read_csv(self.path/'table.csv', dtype={'id':str, 'label':str}, keep_default_na=False), table))
+                if was['digest']!=now['digest']: differ.append(self._other_rows(table))
                 if differ: raise ValueError(f"{self.path} is another run: {'; '.join(differ)}. Give another folder, or the table it was begun with")
             else:
                 write_atomic(self.path/'table.csv', lambda f: f.write_text(rows, encoding='utf-8'))
                 _write_json(file, dict(now, python=platform.python_version(), versions={k:version(k) for k in _versions}))
 
+    def _other_rows(self, table):
+        "What has changed since `table.csv` was written"
+        try: was = pd.read_csv(self.path/'table.csv', dtype={'id':str, 'label':str}, keep_default_na=False)[['id','label','fold']]
+        except (OSError, ValueError, KeyError): return 'other rows'
+        return _table_differs(was, table)
+
     def _dir(self, k): return self.path/f'fold_{k}'
-    def _info(self, k): return json.loads((self._dir(k)/'fold.json').read_text())
+    def _again(self, k): return f"remove {self._dir(k)}, and `fit` trains fold {k} again"
+    def _info(self, k): return read_json(self._dir(k)/'fold.json', self._again(k), vocab=list, norm=list, n_epoch=list)
     def _check_folds(self, folds):
         bad = [k for k in folds if k not in self.folds]
         if bad: raise ValueError(f"there is no fold {_first(bad)}: {self.fold_col!r} has {', '.join(map(str, self.folds))}")
@@ -201,7 +267,11 @@ class CrossVal:
         "Is everything of this fold written?"
         return (self._dir(fold)/'fold.json').exists()
 
-    def _tidy(self, k): shutil.rmtree(self._dir(k)/'checkpoints', ignore_errors=True)
+    def _tidy(self, k):
+        "Remove what is needed only until a fold is done"
+        shutil.rmtree(self._dir(k)/'checkpoints', ignore_errors=True)
+        remove_parts(self._dir(k))
+        with suppress(OSError): (self._dir(k)/'holder.txt').unlink()
 
     def holder(self,
         fold:int, # A fold
@@ -209,11 +279,10 @@ class CrossVal:
         "Who is training this fold just now"
         lock = FileLock(self._dir(fold)/'.lock')
         try:
-            with lock.acquire(timeout=0): return None
+            take_lock(lock, 0)
+            return lock.release()
         except FileNotFoundError: return None # no folder yet
-        except Timeout:
-            try: return (self._dir(fold)/'holder.txt').read_text()
-            except FileNotFoundError: return 'another process'
+        except Timeout: return read_holder(self._dir(fold)/'holder.txt')
 
 def _block_dls(block, fold_col, df, fold, **kwargs):
     "DataLoaders of `block`, validated on a fold"
@@ -407,7 +476,7 @@ def _train(self:CrossVal, fit_fn, k, bar=True):
     if rank_distrib(): return self._train_locked(fit_fn, k, bar) # the first of the processes of one model has the lock
     self._dir(k).mkdir(exist_ok=True)
     lock = FileLock(self._dir(k)/'.lock')
-    try: lock.acquire(timeout=.2) # `holder` has it for a moment
+    try: take_lock(lock, .2) # `holder` has it for a moment
     except Timeout:
         if num_distrib()>1: raise ValueError(_alone.format(k))
         return False
@@ -417,8 +486,8 @@ def _train(self:CrossVal, fit_fn, k, bar=True):
         if self.done(k): return True
         if _busy.setdefault('fold', me) is not me: raise ValueError("two folds at a time in one process would share the random states: use processes with one thread each")
         try:
-            for f in self._dir(k).glob('**/.*.part'): f.unlink()
-            write_atomic(holder, lambda f: f.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"))
+            for folder in (self._dir(k), self._dir(k)/'checkpoints'): remove_parts(folder)
+            write_holder(holder)
             self._train_locked(fit_fn, k, bar)
         finally: _busy.clear()
         return True
@@ -461,6 +530,8 @@ def _claim_model(self:CrossVal, model, k):
     if _trained.setdefault(get_model(model), me)!=me:
         raise ValueError(f"get_learner gives fold {k} a network that another fold was trained with, on these rows too: make a new one in get_learner")
 
+def _labels_kept(cb): return getattr(cb, 'labels', None) if hasattr(type(cb), 'labels') or 'labels' in vars(cb) else None
+
 @patch
 def _train_locked(self:CrossVal, fit_fn, k, bar):
     folder = self._dir(k)
@@ -480,10 +551,9 @@ def _train_locked(self:CrossVal, fit_fn, k, bar):
     write_atomic(folder/'model.safetensors', lambda f: save_model(learn.model, str(f)))
     _write_csv(folder/'oof.csv', oof)
     _write_csv(folder/'history.csv', fits.history)
-    for cb in learn.cbs:
-        labels = getattr(cb, 'labels', None) if hasattr(type(cb), 'labels') or 'labels' in vars(cb) else None
-        if isinstance(labels, pd.DataFrame): _write_csv(folder/'labels.csv', labels.set_axis(labels.index.to_flat_index()).rename_axis(labels.index.name or 'row').reset_index())
-    _write_json(folder/'fold.json', dict(fold=k, vocab=vocab, n_out=n_out, n_epoch=[p['n_epoch'] for p in fits.plans], norm=_norm(learn.dls), train_seconds=round(fits.seconds, 3),
+    corrected = [labels for cb in learn.cbs if isinstance(labels := _labels_kept(cb), pd.DataFrame)]
+    for labels in corrected: _write_csv(folder/'labels.csv', labels.set_axis(labels.index.to_flat_index()).rename_axis(labels.index.name or 'row').reset_index())
+    _write_json(folder/'fold.json', dict(fold=k, vocab=vocab, n_out=n_out, n_epoch=[p['n_epoch'] for p in fits.plans], norm=_norm(learn.dls), labels=bool(corrected), train_seconds=round(fits.seconds, 3),
         predict_seconds=round(time.perf_counter()-start, 3), versions={o:version(o) for o in _versions}))
     self._tidy(k)
 
@@ -522,11 +592,31 @@ def fit(self:CrossVal,
 
 # %% ../nbs/31_crossval.ipynb #dc4fdb41
 @patch
-def _read(self:CrossVal, name, **kwargs):
+def _read_fold(self:CrossVal, name, k, cols=(), **kwargs):
+    "A table of fold `k`, which has `cols`; ValueError if it is broken"
+    file = self._dir(k)/name
+    try: table = pd.read_csv(file, **kwargs)
+    except (OSError, ValueError) as e: # of pandas, too
+        raise ValueError(f"{file} cannot be read ({str(getattr(e, 'strerror', None) or e).strip()}): {self._again(k)}") from None
+    lack = [o for o in cols if o not in table]
+    if lack: raise ValueError(f"{file} is broken (no column {lack[0]!r}): {self._again(k)}")
+    return table.assign(fold=k)
+
+@patch
+def _read(self:CrossVal, name, cols=(), **kwargs):
     "One file of all folds"
     lack = [k for k in self.folds if not self.done(k)]
     if lack: raise ValueError(f"fold {', '.join(map(str, lack))} is not done: call `fit`" + ''.join(f"; {h} is training fold {k}" for k in lack if (h := self.holder(k))))
-    return [pd.read_csv(self._dir(k)/name, **kwargs).assign(fold=k) for k in self.folds if (self._dir(k)/name).exists()]
+    folds = [k for k in self.folds if name!='labels.csv' or self._info(k).get('labels') or (self._dir(k)/name).exists()]
+    return [self._read_fold(name, k, cols, **kwargs) for k in folds]
+
+@patch
+def _check_oof(self:CrossVal, table, k):
+    "`table` of out-of-fold probabilities of fold `k`; ValueError if it is not of the fold's rows"
+    probs = table.reindex(columns=list(map(str, self.vocab))).apply(pd.to_numeric, errors='coerce')
+    if sorted(table.id)!=sorted(self.ids[(self.df[self.fold_col]==k).values]) or probs.isna().any(axis=None):
+        raise ValueError(f"{self._dir(k)/'oof.csv'} is broken (not a row of probabilities for each of the fold's pictures): {self._again(k)}")
+    return table
 
 @patch(as_prop=True)
 def vocab(self:CrossVal)->list: # As they are in the column of labels
@@ -541,7 +631,8 @@ def vocab(self:CrossVal)->list: # As they are in the column of labels
 def oof(self:CrossVal)->pd.DataFrame: # A row per row of `df`, in its order and with its index; a column per class; NaN for fold -1
     "Out-of-fold probabilities"
     names = {'id':str, 'label':str}
-    all = pd.concat(self._read('oof.csv', dtype=names, float_precision='round_trip', keep_default_na=False)).set_index('id')
+    parts = self._read('oof.csv', ['id'], dtype=names, float_precision='round_trip', keep_default_na=False)
+    all = pd.concat([self._check_oof(o, k) for o,k in zip(parts, self.folds)]).set_index('id')
     probs = all[list(map(str, self.vocab))].astype(np.float32).reindex(self.ids)
     return probs.set_axis(self.df.index).set_axis(self.vocab, axis=1)
 
@@ -558,10 +649,17 @@ def scores(self:CrossVal)->pd.DataFrame: # A row per fold, then pooled, mean and
     rows,probs,y = self._targets()
     return score_table(probs, y, self.df[self.fold_col][rows])
 
+@patch
+def fold_history(self:CrossVal,
+    fold:int, # A fold that is done
+)->pd.DataFrame: # A row per epoch
+    "Losses and metrics of all epochs of one fold"
+    return self._read_fold('history.csv', fold, ['fit','epoch'], float_precision='round_trip')
+
 @patch(as_prop=True)
 def history(self:CrossVal)->pd.DataFrame: # A row per epoch
     "Losses and metrics of all epochs and folds"
-    return pd.concat(self._read('history.csv'), ignore_index=True)
+    return pd.concat(self._read('history.csv', ['fit','epoch']), ignore_index=True)
 
 @patch(as_prop=True)
 def labels(self:CrossVal)->pd.DataFrame: # The table of a label-correcting callback, with the fold whose training it is from
@@ -648,6 +746,13 @@ class Ensemble:
         return pd.DataFrame(blend(torch.cat(probs), self.how, self.weights), columns=self.vocab, index=items.index if isinstance(items, pd.DataFrame) else None)
 
 @patch
+def _load_weights(self:CrossVal, net, k):
+    "Put the weights of fold `k` into `net`; ValueError if their file is broken"
+    file = self._dir(k)/'model.safetensors'
+    try: load_model(net, file, device=str(next(net.parameters()).device))
+    except (OSError, SafetensorError) as e: raise ValueError(f"{file} cannot be read ({getattr(e, 'strerror', None) or e}): {self._again(k)}") from None
+
+@patch
 def learner(self:CrossVal,
     fold:int, # A fold that is done
 )->Learner:
@@ -655,7 +760,7 @@ def learner(self:CrossVal,
     self._check_folds([fold])
     if not self.done(fold): raise ValueError(f"fold {fold} is not done: call `fit`")
     with no_random(int(self.seed+fold), reproducible=False): _,learn,_ = self._make_learner(fold)
-    load_model(learn.model, self._dir(fold)/'model.safetensors', device=str(next(learn.model.parameters()).device))
+    self._load_weights(learn.model, fold)
     learn.model.eval()
     return learn
 
@@ -672,7 +777,7 @@ def _group(self:CrossVal):
             f"an ensemble takes the logits [n,{n_out}] alone of what its networks return, and the `activation` of "
             f"{type(learn.loss_func).__name__} does not make probabilities of them: have it take logits")
     nets = [deepcopy(learn.model) for _ in self.folds[1:]]
-    for net,k in zip(nets, self.folds[1:]): load_model(net, self._dir(k)/'model.safetensors', device=str(next(net.parameters()).device))
+    for net,k in zip(nets, self.folds[1:]): self._load_weights(net, k)
     return learn,nets,learn.dls.test_dl
 
 @patch

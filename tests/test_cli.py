@@ -33,13 +33,15 @@ def table(leaves, tmp_path):
         return dict(data=str(tmp_path/'t.csv'), images=str(leaves/'images'), size=32, bs=8, epochs=1, lr=1e-3, out=str(tmp_path/'run'))
     return write
 
+def shown(folder): return sorted(o.name for o in folder.iterdir() if o.name[0]!='.')
+
 def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     torch.manual_seed(0)
     body = timm.create_model('resnet10t').state_dict()
     save_file(body, tmp_path/'w.safetensors')
     main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
     run = tmp_path/'run'
-    assert sorted(o.name for o in run.iterdir()) == ['config.json','confusion.png','ensemble','history.csv','mix.png','model.safetensors','predictions.csv']
+    assert shown(run)==['config.json','confusion.png','ensemble','folds','history.csv','mix.png','model.safetensors','predictions.csv']
     preds,config,history = pd.read_csv(run/'predictions.csv'),json.loads((run/'config.json').read_text()),pd.read_csv(run/'history.csv')
     df = pd.read_csv(tmp_path/'t.csv')
     assert preds.id.tolist()==df.image_id[40:].tolist() and preds.label.tolist()==df.label[40:].tolist()
@@ -54,8 +56,12 @@ def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     assert min(Image.open(run/'mix.png').size)>100
     out = capsys.readouterr().out
     assert 'macro avg' in out and '60 pictures of 64×64' in out
-    main(**table(), split_col='split', mix='none', arch='resnet10t') # over an earlier run
-    assert not (run/'mix.png').exists() and json.loads((run/'config.json').read_text())['mix']=='none'
+    trained = stamps(run/'folds')
+    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors')) # nothing is left to train
+    assert stamps(run/'folds')==trained
+    capsys.readouterr()
+    with pytest.raises(SystemExit): main(**table(), split_col='split', mix='none', arch='resnet10t')
+    assert '--mix snapmix there, none here' in capsys.readouterr().err and (run/'mix.png').exists()
 
 def test_names_and_labels_as_they_are_written(leaves, tmp_path):
     d,jpg = tmp_path/'d',(leaves/'images'/'Train_0.jpg').read_bytes()
@@ -109,14 +115,17 @@ def test_folders_of_a_split_are_no_classes(leaves, tmp_path):
         shutil.copy(leaves/'images'/'Train_0.jpg', tmp_path/'d'/k/'rust')
     with pytest.raises(ValueError, match='are train, valid and no classes: give --data .*train'): read_data(tmp_path/'d')
 
+def barely(o, learn):
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+
 def test_the_search_for_a_rate_writes_nothing_elsewhere(table, tmp_path, monkeypatch):
     (tmp_path/'here').mkdir()
     (tmp_path/'here'/'models').write_text('a file where fastai would have its folder')
     monkeypatch.chdir(tmp_path/'here')
-    monkeypatch.setattr(cli, '_fit', lambda o, learn: None)
+    monkeypatch.setattr(cli, '_fit', barely)
     args = dict(table(), lr=None, arch='resnet10t', mix='none', fold=0, folds=3)
     main(**args)
-    assert [o.name for o in (tmp_path/'here').iterdir()]==['models'] and not [o for o in (tmp_path/'run').iterdir() if o.name[0]=='.']
+    assert [o.name for o in (tmp_path/'here').iterdir()]==['models'] and {o.name for o in (tmp_path/'run').iterdir() if o.name[0]=='.'}<={'.lock'}
 
 # ---- what could be read in two ways
 
@@ -168,7 +177,7 @@ def test_folders_of_runs_are_no_classes(folders, tmp_path, capsys):
 
 def test_the_same_command_again_in_the_folder_of_the_pictures(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(folders('cat','dog', n=8))
-    monkeypatch.setattr(cli, '_fit', lambda o, learn: None)
+    monkeypatch.setattr(cli, '_fit', barely)
     for _ in range(2):
         main(data='.', size=32, bs=4, epochs=1, lr=1e-3, folds=2, fold=0, arch='resnet10t', mix='none')
         assert len(pd.read_csv('fastai-mix-run/predictions.csv'))==8 and json.loads(open('fastai-mix-run/config.json').read())['vocab']==['cat','dog']
@@ -341,7 +350,7 @@ def test_pictures_whose_content_is_lost_are_refused(folders, tmp_path, capsys):
     assert f"1 of 8 pictures cannot be used: {d/'dog'/'1.png'} lost in RGB (mode I;16 with values" in err[0] and 'save it with 8 bits' in err[0]
 
 def test_a_picture_with_two_labels_is_said(leaves, table, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, '_fit', lambda o, learn: None)
+    monkeypatch.setattr(cli, '_fit', barely)
     shutil.copytree(leaves/'images', tmp_path/'images')
     labels = pd.read_csv(leaves/'train.csv').labels.replace('multiple_diseases', 'rust')
     i,j = labels[labels=='rust'].index[0],labels[labels=='scab'].index[0]
@@ -537,8 +546,12 @@ def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
     assert len(both) and np.allclose(preds.loc[both], valid.set_index('id').loc[both, preds.columns], atol=1e-5) # the same views
     with pytest.raises(SystemExit): main(**{**args, 'fold':None})
     assert 'holds a run of one fold' in capsys.readouterr().err
-    main(**{**args, 'plc':False})
-    assert not (run/'submission.csv').exists() and not (run/'labels.csv').exists()
+    with pytest.raises(SystemExit): main(**{**args, 'plc':False})
+    assert '--plc True there, False here' in capsys.readouterr().err
+    main(**args, test=str(tmp_path/'test')) # others, as far as can be told
+    assert not (run/'submission.csv').exists() and (run/'test_predictions.csv').exists() and 'submission.csv' not in capsys.readouterr().out
+    main(**args)
+    assert not (run/'test_predictions.csv').exists() and (run/'labels.csv').exists()
 
 def test_a_table_of_test_pictures(leaves, table, tmp_path, capsys):
     pd.DataFrame({'image_id': ['Train_7','Train_2']}).to_csv(tmp_path/'test.csv', index=False)
