@@ -1,5 +1,5 @@
-"Does a cross-validation that is killed again and again end as if nothing had happened? And do processes on one folder share the folds?"
-import argparse,json,multiprocessing,os,random,shutil,sys,tempfile,time
+"Does a cross-validation, or the command, that is killed again and again end as if nothing had happened? And do processes on one folder share the folds?"
+import argparse,json,multiprocessing,os,random,shutil,signal,sys,tempfile,time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
 
 processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['fastai.vision.all','fastai_mix.crossval','fastai_mix.callback.snapmix','fastai_mix.data.leaves'])
+processes.set_forkserver_preload(['fastai.vision.all','fastai_mix.cli','fastai_mix.crossval','fastai_mix.callback.snapmix','fastai_mix.data.leaves'])
 
 def table(leaves):
     df = pd.read_csv(leaves/'train.csv').rename(columns={'labels':'label'})[['image_id','label']]
@@ -130,14 +130,126 @@ def rounds(n=20, workers=2):
         return dict(rounds=n, workers=workers, folds_trained_twice=twice, folds_lost=lost, rounds_shared=shared)
     finally: shutil.rmtree(tmp)
 
+# ---- the command, killed at each of its writes
+
+commands = {
+    'one fold':   dict(fold=1, folds=2, mix='snapmix'),
+    'folds':      dict(folds=2, mix='cutmix', lr=1e-3),
+    'echo':       dict(fold=0, folds=2, mix='snapmix', echo=True, lr=1e-3),
+    'choice':     dict(folds=2, mix='snapmix,cutmix,gridmask', plc=True, oversample='multiple_diseases=2', lr=1e-3),
+    'submission': dict(fold=0, folds=2, mix='none', tta='flips', lr=1e-3, test='../leaves/test', sample='../leaves/sample.csv')}
+
+def pictures(tmp):
+    "Leaves to train on, a few to predict, and a sample submission"
+    leaves = leaf_data(tmp/'leaves', n=40, size=64)
+    (leaves/'test').mkdir()
+    others = sorted((leaf_data(tmp/'others', n=40, size=64, seed=1)/'images').iterdir())[:6]
+    for f in others: shutil.copy(f, leaves/'test')
+    classes = dict.fromkeys(sorted(set(pd.read_csv(leaves/'train.csv').labels)), 0.)
+    pd.DataFrame({'image_id':[f.stem for f in others[::-1]], **classes}).to_csv(leaves/'sample.csv', index=False)
+
+def kill_at(at):
+    "Have this process kill itself at write number `at`; returns the list of writes"
+    import safetensors.torch
+    seen = []
+    def event(name):
+        seen.append(name)
+        if len(seen)-1==at: os.kill(os.getpid(), signal.SIGKILL)
+    def after(f, name):
+        def wrapped(*args, **kwargs):
+            res = f(*args, **kwargs)
+            event(name)
+            return res
+        return wrapped
+    def halfway(f): # safetensors has a file of its own until it is done
+        def wrapped(tensors, path, *args, **kwargs):
+            own = Path(path).parent/'.tmpAb3dEf'
+            own.write_bytes(b'half')
+            event('half')
+            own.unlink()
+            return f(tensors, path, *args, **kwargs)
+        return wrapped
+    fsync = os.fsync
+    def synced(fd):
+        event('written')
+        fsync(fd)
+    os.fsync = synced
+    for name in ('replace','mkdir','unlink','rmdir'): setattr(os, name, after(getattr(os, name), name))
+    safetensors.torch.serialize_file = halfway(safetensors.torch.serialize_file)
+    torch.save = after(torch.save, 'save')
+    return seen
+
+def call(folder, name, at=None):
+    "Run a command in `folder`; killed at write number `at`"
+    os.chdir(folder)
+    for fd in (1,2): os.dup2(os.open('log', os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+    torch.set_num_threads(1)
+    from fastai.vision.all import defaults,plt
+    from fastai_mix.cli import main
+    defaults.use_cuda = False # one device for all, to the bit
+    plt.switch_backend('agg')
+    n = kill_at(at)
+    main(**{**dict(data='../leaves/train.csv', label_col='labels', arch='test_resnet', size=32, bs=8, epochs=2, out='run'), **commands[name]})
+    if at is None: (Path(folder)/'writes').write_text(str(len(n)))
+
+def ran(*args):
+    "Exit code of `call`"
+    p = processes.Process(target=call, args=args)
+    p.start()
+    p.join()
+    return p.exitcode
+
+def outputs(run):
+    "All files of a run, without times"
+    def read(f):
+        if f.name=='fold.json': return {k:v for k,v in json.loads(f.read_text()).items() if not k.endswith('seconds')}
+        if f.name=='history.csv': return pd.read_csv(f, dtype=str).drop(columns='time', errors='ignore').to_csv()
+        return f.read_bytes()
+    return {str(f.relative_to(run)): read(f) for f in sorted(run.rglob('*')) if f.is_file() and f.name!='.lock'}
+
+def differing(a, b): return sorted(k for k in a.keys()|b.keys() if a.get(k)!=b.get(k))
+
+def left_behind(run):
+    "What is of use to a process that runs, and to nobody else"
+    return [str(f.relative_to(run)) for f in run.rglob('*') if f.name in ('checkpoints','holder.txt') or f.name[0]=='.' and f.name!='.lock']
+
+def command_kills(n=200, seed=0, names=tuple(commands), again=.3):
+    "Kill each of the commands `names` at writes spread over it, `n` kills in all, some of them twice; compare what the next run ends with"
+    rng,tmp,res = random.Random(seed),Path(tempfile.mkdtemp()),dict(kills=0, runs=0, equal_to_unkilled=0, left_behind=0, differ=[])
+    try:
+        pictures(tmp)
+        for i,name in enumerate(names):
+            whole = tmp/f'whole{i}'
+            whole.mkdir()
+            assert ran(whole, name)==0, (whole/'log').read_text()
+            want,writes,share = outputs(whole/'run'),int((whole/'writes').read_text()),n//len(names)
+            points = [int((j+rng.random())*writes/share) for j in range(share)]
+            for at in points:
+                folder = tmp/'killed'
+                folder.mkdir()
+                while at is not None:
+                    code = ran(folder, name, at)
+                    assert code in (0,-9), (folder/'log').read_text()
+                    res['kills'] += code!=0
+                    at = rng.randrange(writes) if code and rng.random()<again else None
+                assert ran(folder, name)==0, (folder/'log').read_text()
+                bad,left = differing(want, outputs(folder/'run')),left_behind(folder/'run')
+                res['runs'],res['left_behind'] = res['runs']+1,res['left_behind']+len(left)
+                res['equal_to_unkilled'] += not bad
+                if bad or left: res['differ'].append([name, points, bad, left])
+                shutil.rmtree(folder)
+        return res
+    finally: shutil.rmtree(tmp)
+
 if __name__=='__main__':
     sys.path.insert(0, str(Path(__file__).parent))
     import kills as this # children find the functions by this name
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--kills', type=int, default=50)
     p.add_argument('--rounds', type=int, default=20)
+    p.add_argument('--command', type=int, default=200, help='kills of the command')
     p.add_argument('--json', action='store_true', help='end with one JSON object')
     o = p.parse_args()
-    res = {**this.kills(o.kills), **this.rounds(o.rounds)}
+    res = {**this.kills(o.kills), **this.rounds(o.rounds), 'command': this.command_kills(o.command)}
     for k,v in res.items(): print(f'{k:20} {v}')
     if o.json: print(json.dumps(res))

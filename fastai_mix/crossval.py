@@ -107,7 +107,7 @@ def folder_lock(folder):
     lock,holder = FileLock(folder/'.lock'),folder/'.holder'
     try: take_lock(lock, 1)
     except Timeout:
-        print(f'{read_holder(holder)} has {folder}: waiting until it is done, goes on if it was stopped, or is ended', flush=True)
+        print(f'{read_holder(holder)} has {folder}: waiting for it (if it was stopped, let it go on, or end it)', flush=True)
         take_lock(lock)
     try:
         remove_parts(folder)
