@@ -327,7 +327,8 @@ def read_weights(
     try: state = load_file(file) if file.suffix=='.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f"--weights {file} is neither safetensors nor a file that torch loads with weights_only=True: {e}".splitlines()[0])
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in state.items()):
-        raise ValueError(f"--weights {file} holds a {type(state).__name__}: expected a dictionary of names and tensors, a state_dict")
+        raise ValueError(
+            f"--weights {file} holds a {type(state).__name__}: expected a dictionary of names and tensors, a state_dict")
     own = model.state_dict()
     heads = L(model.default_cfg.get('classifier')).map(str)
     state = {k:v for k,v in state.items() if not any(k.startswith(f'{h}.') for h in heads)}
@@ -335,7 +336,10 @@ def read_weights(
     if bad: raise ValueError(f"--weights {file} does not fit {model.default_cfg.get('architecture')}: {len(bad)} of {len(own)} "
         f"tensors are missing, unknown or of another shape, the first {bad[0]!r}: convert their names to timm's")
     bad = [k for k,v in state.items() if not torch.isfinite(v).all()]
-    if bad: raise ValueError(f"--weights {file} has NaN or infinity in {len(bad)} of {len(own)} tensors, the first {bad[0]!r}: they are of a training that diverged")
+    if bad:
+        raise ValueError(
+            f"--weights {file} has NaN or infinity in {len(bad)} of {len(own)} tensors, the first {bad[0]!r}: "
+            "they are of a training that diverged, give others")
     model.load_state_dict(state)
 
 _mixes = {'snapmix': SnapMix, 'cutmix': CutMix, 'mixup': MixUp, 'resizemix': ResizeMix}
@@ -414,10 +418,11 @@ def _config_there(o):
     "The config of the run in `out`, None if there is none; ValueError if it is broken or of another run"
     file = o.out/'config.json'
     if not file.exists(): return
-    try: then = dict(echo=False, fold=None) | read_json(file, 'give another folder', versions=dict, lr=(int,float)) # of a time when there was none
-    except ValueError as e: raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix: {e}") from None
+    strange = f"--out {o.out} holds something that is not a run of fastai-mix, or not one that can go on"
+    try: then = dict(echo=False, fold=None) | read_json(file, 'give another folder', versions=dict, lr=(int,float)) # older ones have no echo
+    except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if then['fold'] is None else ['pictures'])) if k not in then]
-    if lack: raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix, or one that cannot go on: {file} has no {lack[0]!r}; give another folder")
+    if lack: raise ValueError(f"{strange}: {file} is without {lack[0]!r}; give another folder")
     if (then['fold'] is None)!=(o.fold is None):
         raise ValueError(
             f"--out {o.out} holds a run of {'one fold' if o.fold is None else 'all folds'}, and this is one of "
@@ -435,8 +440,9 @@ def _check_out(o):
     if o.out.exists() and not o.out.is_dir(): raise ValueError(f"--out {o.out} is a file: give a folder")
     if not o.out.is_dir() or all(f.name.startswith('.') for f in o.out.iterdir()): return
     if not _config_there(o): raise ValueError(f"--out {o.out} holds something that is not a run of fastai-mix: give another folder")
-    folders = [f for f in _outputs if (o.out/f).is_dir()]
-    if folders: raise ValueError(f"{o.out/folders[0]} is a folder, but a file of this name is going to be written: move it, or give another --out")
+    for names,kind,wrong in ((_outputs,'file',Path.is_dir), (('folds','ensemble'),'folder',Path.is_file)):
+        bad = [o.out/f for f in names if wrong(o.out/f)]
+        if bad: raise ValueError(f"{bad[0]} is no {kind}, but one of this name is going to be written: move it")
 
 def _make_out(o):
     try: o.out.mkdir(parents=True, exist_ok=True)
@@ -449,7 +455,10 @@ def _check_numbers(o):
         if o[name]<least: raise ValueError(f"--{name} {o[name]}: expected {least} or more" + (
             ", since a mix needs a partner for each picture" if name=='bs' else ""))
     batch = o.bs*3*o.size**2*4
-    if batch>_memory(): raise ValueError(f"--size {o.size} with --bs {o.bs}: a batch takes {batch/2**30:,.0f} GB, and this computer has {_memory()/2**30:,.0f}")
+    if batch>_memory():
+        raise ValueError(
+            f"--size {o.size} with --bs {o.bs}: a batch takes {batch//2**30} GB, and this computer has {_memory()//2**30}: "
+            "give less")
     if not 0<=o.seed<2**32-1000: raise ValueError(f"--seed {o.seed}: expected 0 to 4 billion")
     if o.lr is not None and not 0<o.lr<math.inf: raise ValueError(f"--lr {o.lr}: expected a number above 0")
 
@@ -462,8 +471,11 @@ def _check_rows(o, df):
     "ValueError if `--oversample` asks for more rows than anybody can train on"
     how = read_oversample(o.oversample, sorted(df.label.unique()))
     counts = df.label.value_counts()
-    rows = sum(n*how.get(k, 1) for k,n in counts.items()) if isinstance(how, dict) else how*len(counts) if isinstance(how, int) else 0
-    if rows>1e8: raise ValueError(f"--oversample {o.oversample} makes {rows:.3g} rows to train on of {len(df)}: expected less than 100 million")
+    if isinstance(how, int): rows = float(how)*len(counts)
+    else: rows = sum(n*how.get(k, 1.) for k,n in counts.items()) if isinstance(how, dict) else 0
+    if rows>1e8:
+        raise ValueError(
+            f"--oversample {o.oversample} makes {rows:.3g} rows to train on of {len(df)}: expected less than 100 million")
 
 def _prepare(o):
     "All that can be wrong is found here; ValueError says what"
@@ -544,13 +556,13 @@ def _write_config(o, **kwargs):
 
 def _digest(lines): return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()
 
-def _file_digest(file):
-    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+def _file_digest(file): return hashlib.sha256(file.read_bytes()).hexdigest()
 
 def _tell_pictures(df):
-    "Digests of all pictures: of their sizes, and of their bytes; no paths and times, since the folder may have been copied"
+    "Digests of the sizes and the bytes of all pictures; not of paths and times, since the folder may have been copied"
     files = parallel(_file_digest, df.path.tolist(), threadpool=True, progress=False)
-    return dict(pictures=_digest(f'{i} {p.stat().st_size}' for i,p in zip(df.id, df.path)), contents=_digest(f'{i} {d}' for i,d in zip(df.id, files)))
+    sizes = [p.stat().st_size for p in df.path]
+    return dict(pictures=_digest(f'{i} {n}' for i,n in zip(df.id, sizes)), contents=_digest(f'{i} {d}' for i,d in zip(df.id, files)))
 
 def _begin(o, df, learn):
     "Begin a run in its folder, or go on with the one there; ValueError if that is another"
@@ -647,7 +659,8 @@ def _ended_by_signals():
     def stop(number, frame):
         if os.getpid()!=me: os._exit(128+number) # a process that loads pictures
         raise _Stopped(number)
-    names = [o for o in ('SIGTERM','SIGHUP') if hasattr(signal, o)] if threading.current_thread() is threading.main_thread() else []
+    main = threading.current_thread() is threading.main_thread() # no other may handle signals
+    names = [o for o in ('SIGTERM','SIGHUP') if main and hasattr(signal, o)]
     was = {o: signal.signal(getattr(signal, o), stop) for o in names}
     try: yield
     finally:
@@ -658,9 +671,9 @@ _told = ValueError,OSError,RuntimeError,MemoryError,OverflowError,SafetensorErro
 def _in_a_line(e):
     "What an error says"
     lines = [o.strip() for o in str(e).splitlines() if o.strip()]
-    if any('Original Traceback' in o for o in lines): lines = [lines[-1].split(': ', 1)[-1]] # of a process that loads pictures
+    if any('Original Traceback' in o for o in lines): lines = [lines[-1].split(': ', 1)[-1]] # of a process of a DataLoader
     text = ' '.join(lines) or type(e).__name__
-    if isinstance(e, OSError) and e.strerror: return f'{e.filename}: {e.strerror}' if e.filename is not None else e.strerror
+    if isinstance(e, OSError) and e.strerror: return ': '.join(str(o) for o in (e.filename, e.strerror) if o is not None)
     return text if isinstance(e, ValueError) else f'{type(e).__name__}: {text}'
 
 def _end(text, code):

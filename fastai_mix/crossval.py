@@ -107,7 +107,8 @@ def folder_lock(folder):
     lock,holder = FileLock(folder/'.lock'),folder/'.holder'
     try: take_lock(lock, 1)
     except Timeout:
-        print(f'{read_holder(holder)} has {folder}: waiting for it (if it was stopped, let it go on, or end it)', flush=True)
+        who = read_holder(holder)
+        print(f'{who} has {folder}: waiting for it (if it was stopped, let it go on, or end it)', flush=True)
         take_lock(lock)
     try:
         remove_parts(folder)
@@ -240,8 +241,9 @@ class CrossVal:
         with folder_lock(self.path):
             file = self.path/'config.json'
             if file.exists():
-                was = read_json(file, 'give another folder', digest=str, **dict.fromkeys(['seed','label_col','fold_col','id_col'], object))
-                differ = [f'{k}={was[k]!r} there, {now[k]!r} here' for k in ('seed','label_col','fold_col','id_col') if was[k]!=now[k]]
+                told = 'seed','label_col','fold_col','id_col'
+                was = read_json(file, 'give another folder', digest=str, **dict.fromkeys(told, object))
+                differ = [f'{k}={was[k]!r} there, {now[k]!r} here' for k in told if was[k]!=now[k]]
                 if was['digest']!=now['digest']: differ.append(self._other_rows(table))
                 if differ: raise ValueError(f"{self.path} is another run: {'; '.join(differ)}. Give another folder, or the table it was begun with")
             else:
@@ -597,7 +599,8 @@ def _read_fold(self:CrossVal, name, k, cols=(), **kwargs):
     file = self._dir(k)/name
     try: table = pd.read_csv(file, **kwargs)
     except (OSError, ValueError) as e: # of pandas, too
-        raise ValueError(f"{file} cannot be read ({str(getattr(e, 'strerror', None) or e).strip()}): {self._again(k)}") from None
+        why = str(getattr(e, 'strerror', None) or e).strip()
+        raise ValueError(f"{file} cannot be read ({why}): {self._again(k)}") from None
     lack = [o for o in cols if o not in table]
     if lack: raise ValueError(f"{file} is broken (no column {lack[0]!r}): {self._again(k)}")
     return table.assign(fold=k)
@@ -615,7 +618,8 @@ def _check_oof(self:CrossVal, table, k):
     "`table` of out-of-fold probabilities of fold `k`; ValueError if it is not of the fold's rows"
     probs = table.reindex(columns=list(map(str, self.vocab))).apply(pd.to_numeric, errors='coerce')
     if sorted(table.id)!=sorted(self.ids[(self.df[self.fold_col]==k).values]) or probs.isna().any(axis=None):
-        raise ValueError(f"{self._dir(k)/'oof.csv'} is broken (not a row of probabilities for each of the fold's pictures): {self._again(k)}")
+        raise ValueError(
+            f"{self._dir(k)/'oof.csv'} is broken (not a row of probabilities for each of the fold's pictures): {self._again(k)}")
     return table
 
 @patch(as_prop=True)
@@ -750,7 +754,8 @@ def _load_weights(self:CrossVal, net, k):
     "Put the weights of fold `k` into `net`; ValueError if their file is broken"
     file = self._dir(k)/'model.safetensors'
     try: load_model(net, file, device=str(next(net.parameters()).device))
-    except (OSError, SafetensorError) as e: raise ValueError(f"{file} cannot be read ({getattr(e, 'strerror', None) or e}): {self._again(k)}") from None
+    except (OSError, SafetensorError) as e:
+        raise ValueError(f"{file} cannot be read ({getattr(e, 'strerror', None) or e}): {self._again(k)}") from None
 
 @patch
 def learner(self:CrossVal,

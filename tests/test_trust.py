@@ -141,12 +141,6 @@ def test_a_folder_called_tilde_is_that_folder(args, tmp_path, monkeypatch):
     main(**{**args, 'out':'./~/x'})
     assert (tmp_path/'here'/'~'/'x'/'predictions.csv').exists() and not list((tmp_path/'home').iterdir())
 
-def test_a_folder_where_a_file_is_to_be_written(args, refused, tmp_path, monkeypatch):
-    main(**args)
-    (tmp_path/'run'/'predictions.csv').unlink()
-    (tmp_path/'run'/'predictions.csv').mkdir()
-    refused('predictions.csv is a folder')
-
 def test_no_predictions_are_left_of_other_test_pictures(args, tmp_path, capsys):
     kills.pictures(tmp_path)
     main(**args, test=str(tmp_path/'leaves'/'test'), sample=str(tmp_path/'leaves'/'sample.csv'))
@@ -376,3 +370,19 @@ def test_nobody_reads_the_output(leaves, tmp_path):
     p.join()
     lines = [o for o in (tmp_path/'err').read_text().splitlines() if 'arning' not in o and not o.startswith('  ')]
     assert p.exitcode==2 and len(lines)==1 and 'nobody reads the output any more' in lines[0], lines
+
+@pytest.mark.parametrize('name,is_file', [('folds',True), ('ensemble',True), ('mix.png',False), ('test_predictions.csv',False)])
+def test_what_is_in_the_way_of_an_output_is_known_before_training(name, is_file, args, refused, untrained, tmp_path, done):
+    shutil.copytree(done[0], tmp_path/'run')
+    shutil.rmtree(tmp_path/'run'/'folds')
+    shutil.rmtree(tmp_path/'run'/'ensemble')
+    if is_file: (tmp_path/'run'/name).write_text('')
+    else: (tmp_path/'run'/name).mkdir()
+    refused(f"{tmp_path/'run'/name} is no {'folder' if is_file else 'file'}")
+
+def test_what_a_process_of_a_loader_says_is_one_line():
+    from torch._utils import ExceptionWrapper
+    try: raise ValueError('/a: b.png cannot be read (truncated)')
+    except ValueError: wrapped = ExceptionWrapper(where='in DataLoader worker process 0')
+    with pytest.raises(ValueError) as e: wrapped.reraise()
+    assert cli._in_a_line(e.value)=='/a: b.png cannot be read (truncated)'
