@@ -27,7 +27,7 @@ from .callback.plc import *
 from .callback.snapmix import *
 from .checkpoint import write_atomic
 from .crossval import *
-from .crossval import _check_classes, _check_text, _write_csv, folder_lock, read_json, remove_parts
+from .crossval import _check_classes, _check_text, _write_csv, folder_lock, read_dict, remove_parts
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
@@ -326,11 +326,11 @@ def read_weights(
     if not file.is_file(): raise ValueError(f"no such file: --weights {file}")
     try: state = load_file(file) if file.suffix=='.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f"--weights {file} is neither safetensors nor a file that torch loads with weights_only=True: {e}".splitlines()[0])
+    own = model.state_dict()
+    heads = L(model.default_cfg.get('classifier')).map(str)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in state.items()):
         raise ValueError(
             f"--weights {file} holds a {type(state).__name__}: expected a dictionary of names and tensors, a state_dict")
-    own = model.state_dict()
-    heads = L(model.default_cfg.get('classifier')).map(str)
     state = {k:v for k,v in state.items() if not any(k.startswith(f'{h}.') for h in heads)}
     bad = sorted(own.keys()^state.keys()) + [k for k in own.keys()&state.keys() if own[k].shape!=state[k].shape]
     if bad: raise ValueError(f"--weights {file} does not fit {model.default_cfg.get('architecture')}: {len(bad)} of {len(own)} "
@@ -419,7 +419,7 @@ def _config_there(o):
     file = o.out/'config.json'
     if not file.exists(): return
     strange = f"--out {o.out} holds something that is not a run of fastai-mix, or not one that can go on"
-    try: then = dict(echo=False, fold=None) | read_json(file, 'give another folder', versions=dict, lr=(int,float)) # older ones have no echo
+    try: then = dict(echo=False, fold=None) | read_dict(file, 'give another folder', versions=dict, lr=(int,float)) # older ones have no echo
     except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if then['fold'] is None else ['pictures'])) if k not in then]
     if lack: raise ValueError(f"{strange}: {file} is without {lack[0]!r}; give another folder")

@@ -63,7 +63,7 @@ def score_table(
     return each.astype({'n':float})
 
 # %% ../nbs/31_crossval.ipynb #7d1f0c2a
-def read_json(file, fix, **kinds):
+def read_dict(file, fix, **kinds):
     "The dictionary in `file`, whose values of `kinds` are of these types; ValueError with `fix` if it is broken"
     try: o = json.loads(Path(file).read_text(encoding='utf-8'))
     except OSError as e: why = e.strerror
@@ -242,7 +242,7 @@ class CrossVal:
             file = self.path/'config.json'
             if file.exists():
                 told = 'seed','label_col','fold_col','id_col'
-                was = read_json(file, 'give another folder', digest=str, **dict.fromkeys(told, object))
+                was = read_dict(file, 'give another folder', digest=str, **dict.fromkeys(told, object))
                 differ = [f'{k}={was[k]!r} there, {now[k]!r} here' for k in told if was[k]!=now[k]]
                 if was['digest']!=now['digest']: differ.append(self._other_rows(table))
                 if differ: raise ValueError(f"{self.path} is another run: {'; '.join(differ)}. Give another folder, or the table it was begun with")
@@ -258,7 +258,7 @@ class CrossVal:
 
     def _dir(self, k): return self.path/f'fold_{k}'
     def _again(self, k): return f"remove {self._dir(k)}, and `fit` trains fold {k} again"
-    def _info(self, k): return read_json(self._dir(k)/'fold.json', self._again(k), vocab=list, norm=list, n_epoch=list)
+    def _info(self, k): return read_dict(self._dir(k)/'fold.json', self._again(k), vocab=list, norm=list, n_epoch=list)
     def _check_folds(self, folds):
         bad = [k for k in folds if k not in self.folds]
         if bad: raise ValueError(f"there is no fold {_first(bad)}: {self.fold_col!r} has {', '.join(map(str, self.folds))}")
