@@ -660,7 +660,8 @@ def _ended_by_signals():
         if os.getpid()!=me: os._exit(128+number) # a process that loads pictures
         raise _Stopped(number)
     main = threading.current_thread() is threading.main_thread() # no other may handle signals
-    names = [o for o in ('SIGTERM','SIGHUP') if main and hasattr(signal, o)]
+    def is_free(o): return hasattr(signal, o) and signal.getsignal(getattr(signal, o))==signal.SIG_DFL # nohup has SIGHUP ignored
+    names = [o for o in ('SIGTERM','SIGHUP') if main and is_free(o)]
     was = {o: signal.signal(getattr(signal, o), stop) for o in names}
     try: yield
     finally:

@@ -56,7 +56,7 @@ def folder_of(tmp_path, *names, n=8):
 # ---- kills, and several at once
 
 def test_killed_at_any_write_a_run_ends_with_the_same_files():
-    res = kills.command_kills(6, seed=int(time.time()), names=('one fold','choice','submission'))
+    res = kills.command_kills(6, seed=1, names=('one fold','choice','submission'))
     assert res['kills']>=6 and res['runs']==res['equal_to_unkilled']==6 and not res['left_behind'], res
 
 def test_one_fold_is_the_fold_that_all_folds_have(args, tmp_path):
@@ -110,6 +110,17 @@ def test_the_weights_of_a_search_that_was_killed_are_removed(args, tmp_path):
     (tmp_path/'run'/'.lr_find'/'_tmp.pth').write_bytes(b'0'*100)
     main(**{**args, 'lr':None})
     assert not (tmp_path/'run'/'.lr_find').exists()
+
+def test_rows_that_name_a_picture_again_are_predicted_each(args, leaves, tmp_path):
+    df = pd.read_csv(leaves/'train.csv')[['image_id','labels']]
+    df['split'] = ['train']*20+['test']*20
+    pd.concat([df, df.iloc[-2:]]).to_csv(tmp_path/'t.csv', index=False)
+    args.update(data=str(tmp_path/'t.csv'), images=str(leaves/'images'), split_col='split', fold=None, folds=None)
+    for _ in range(2):
+        main(**args)
+        preds = pd.read_csv(tmp_path/'run'/'predictions.csv')
+        assert preds.id.tolist()==[*df.image_id[20:], *df.image_id[-2:]]
+        assert np.allclose(preds.iloc[-2:,2:], preds.iloc[-4:-2,2:], atol=1e-5)
 
 # ---- what is going to be written
 
@@ -266,6 +277,16 @@ def test_signals(args, refused, tmp_path, monkeypatch, capsys):
     assert [signal.getsignal(o) for o in (signal.SIGINT,signal.SIGTERM,signal.SIGHUP)]==was
     monkeypatch.setattr(cli, '_prepare', lambda o: os.kill(os.getpid(), signal.SIGTERM))
     refused('stopped by SIGTERM; nothing has been trained', code=143, out=str(tmp_path/'none'))
+
+def test_a_signal_that_is_ignored_stays_so(args, tmp_path, monkeypatch):
+    def hung_up(o, learn):
+        os.kill(os.getpid(), signal.SIGHUP)
+        learn.fit(1, 1e-3)
+    monkeypatch.setattr(cli, '_fit', hung_up)
+    was = signal.signal(signal.SIGHUP, signal.SIG_IGN) # as nohup does
+    try: main(**args)
+    finally: signal.signal(signal.SIGHUP, was)
+    assert (tmp_path/'run'/'predictions.csv').exists()
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
 def test_a_disk_that_takes_no_more(number, refused, tmp_path, monkeypatch):
