@@ -250,6 +250,9 @@ if __name__=='__main__':
     p.add_argument('--command', type=int, default=200, help='kills of the command')
     p.add_argument('--json', action='store_true', help='end with one JSON object')
     o = p.parse_args()
-    res = {**this.kills(o.kills), **this.rounds(o.rounds), 'command': this.command_kills(o.command)}
+    res = {}
+    if o.kills: res.update(this.kills(o.kills))
+    if o.rounds: res.update(this.rounds(o.rounds))
+    if o.command: res['command'] = this.command_kills(o.command)
     for k,v in res.items(): print(f'{k:20} {v}')
     if o.json: print(json.dumps(res))

@@ -152,8 +152,10 @@ def test_a_folder_called_tilde_is_that_folder(args, tmp_path, monkeypatch):
     main(**{**args, 'out':'./~/x'})
     assert (tmp_path/'here'/'~'/'x'/'predictions.csv').exists() and not list((tmp_path/'home').iterdir())
 
-def test_no_predictions_are_left_of_other_test_pictures(args, tmp_path, capsys):
+@pytest.mark.parametrize('fold', [None, 0])
+def test_no_predictions_are_left_of_other_test_pictures(fold, args, tmp_path, capsys):
     kills.pictures(tmp_path)
+    args['fold'] = fold
     main(**args, test=str(tmp_path/'leaves'/'test'), sample=str(tmp_path/'leaves'/'sample.csv'))
     assert (tmp_path/'run'/'submission.csv').exists()
     (tmp_path/'other').mkdir()
