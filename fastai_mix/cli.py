@@ -522,6 +522,11 @@ def _show_conflicts(df):
     print(f"{same[several].nunique()} pictures have several labels, the first {a.path} {a.label!r} and {b.path} {b.label!r}: "
         "drop those that are wrong")
 
+def _show_unsafe(df, test):
+    "A line for names that are no harm here, but in a spreadsheet or a terminal"
+    bad = unsafe_names([*df.id, *df.label, *(() if test is None else test.id)])
+    if bad: print(f"{len(bad)} names of pictures or classes are unsafe in the tables this writes, the first {next(iter(bad))!r}: {[*bad.values()][0]}")
+
 def _show_data(df, fold):
     from PIL import Image
     _show_conflicts(df)
@@ -644,6 +649,7 @@ def _report(o, df, cv, test):
 def _run(o):
     df,learn,test = _prepare(o)
     _show_data(df, o.fold)
+    _show_unsafe(df, test)
     cv,folds = _begin(o, df, learn),None if o.fold is None else [o.fold]
     cv.fit(partial(_fit, o), folds)
     if not all(map(cv.done, folds or cv.folds)): return print('the process that is done last writes the report')

@@ -1,5 +1,5 @@
 "Broken files of every kind, pictures that look alike, leaks, and the statistics of channels."
-import struct, warnings, zlib
+import os, socket, struct, threading, warnings, zlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +8,7 @@ from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageDraw, ImageFile
 from fastai_mix.data.check import (_nearest, _similar, channel_stats, check_images, check_leaks, label_table, picture_groups,
-                                   plot_faults, require_images, unusable_faults)
+                                   plot_faults, require_images, unsafe_names, unusable_faults)
 
 def noise(seed=0, size=(64,48), grid=8):
     "A picture with structure of its own"
@@ -98,12 +98,68 @@ def test_large_but_not_refused_by_pillow_may_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000) # Pillow warns above, and refuses above the double
     im.save(tmp_path/'a.png')
     assert look([tmp_path/'a.png']).fault.tolist()==['huge']
-    require_images([tmp_path/'a.png'])
+    with pytest.raises(ValueError, match=r'a.png huge \(64×48 pixels, the limit is 2,000\)'): require_images([tmp_path/'a.png'])
     assert look([tmp_path/'a.png'], max_pixels=4000).fault.tolist()==[]
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     with pytest.raises(ValueError, match='huge'): require_images([tmp_path/'a.png'])
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
-    assert look([tmp_path/'a.png']).fault.tolist()==[]
+    for lifted in (4000,None):
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', lifted)
+        assert look([tmp_path/'a.png']).fault.tolist()==[]
+        require_images([tmp_path/'a.png'])
+
+def test_what_the_check_calls_huge_is_refused(tmp_path): # between Pillow's warning and its error
+    bomb(tmp_path/'a.png', 13000)
+    with pytest.raises(ValueError, match='a.png huge .13000×13000 pixels, the limit is 89,478,485'): require_images([tmp_path/'a.png'])
+
+def test_a_file_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
+    im.save(tmp_path/'a.png')
+    with open(tmp_path/'a.png', 'r+b') as f: f.truncate(2**26) # a hole, which takes no space
+    assert look([tmp_path/'a.png']).fault.tolist()==[] # what comes behind a picture is no fault
+    with open(tmp_path/'a.png', 'r+b') as f: f.truncate(2**40)
+    faults = look([tmp_path/'a.png'])
+    assert faults.fault.tolist()==['huge'] and '1,099,511,627,776 bytes, the limit is 536,870,912' in faults.detail[0]
+    with pytest.raises(ValueError, match='a.png huge'): require_images([tmp_path/'a.png'])
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000)
+    assert look([tmp_path/'a.png']).fault.tolist()==['huge'] # few pixels may have long notes: the limit in bytes does not fall
+
+def in_time(f):
+    "What `f` gives, or None if it hangs"
+    out = []
+    t = threading.Thread(target=lambda: out.append(f()), daemon=True)
+    t.start()
+    t.join(20)
+    return out[0] if out else None
+
+def pipe(p): os.mkfifo(p)
+def listening(p):
+    with socket.socket(socket.AF_UNIX) as s:
+        was = os.getcwd()
+        os.chdir(p.parent) # a socket's path is short
+        try: s.bind(p.name)
+        finally: os.chdir(was)
+specials = {
+    'pipe': (pipe, 'not an image', 'a named pipe, no regular file'),
+    'link to a pipe': (lambda p: (pipe(p.parent/'pipe'), p.symlink_to(p.parent/'pipe')), 'not an image', 'a named pipe'),
+    'socket': (listening, 'not an image', 'a socket, no regular file'),
+    'endless': (lambda p: p.symlink_to('/dev/zero'), 'not an image', 'a device, no regular file'),
+    'null': (lambda p: p.symlink_to('/dev/null'), 'not an image', 'a device, no regular file'),
+    'regular in name': (lambda p: p.symlink_to('/proc/self/maps'), 'empty', '0 bytes'),
+    'loop': (lambda p: p.symlink_to(p), 'missing', 'symbolic links'),
+    'link to nothing': (lambda p: p.symlink_to(p.parent/'gone'), 'missing', 'No such file'),
+    'link to a folder': (lambda p: p.symlink_to(p.parent), 'missing', 'directory'),
+}
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='needs Linux')
+@pytest.mark.parametrize('name', specials)
+def test_only_regular_files_are_read(name, tmp_path):
+    make,fault,detail = specials[name]
+    make(tmp_path/'a.jpg')
+    faults = in_time(lambda: look([tmp_path/'a.jpg']))
+    assert faults is not None and faults.fault.tolist()==[fault] and detail in faults.detail[0]
+    with pytest.raises(ValueError, match=f'1 of 1 pictures cannot be used: .*a.jpg {fault} '): require_images([tmp_path/'a.jpg'])
+
+def test_a_name_with_a_zero_byte():
+    assert look(['a\0.jpg']).fault.tolist()==['missing']
 
 def test_pillow_told_to_load_truncated_files(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
@@ -226,6 +282,52 @@ def test_pictures_that_are_the_same(pictures):
 def test_near_duplicate_with_another_label_says_so(pictures):
     pictures.loc[5,'label'] = 'y'
     assert "which is 'x' and this 'y'" in look(pictures, label_col='label').query("fault=='near duplicate'").detail.item()
+
+def test_conflicts_of_many_equal_files(tmp_path):
+    noise().save(tmp_path/'a.png')
+    t = pd.DataFrame({'path': tmp_path/'a.png', 'label': [None,'x','x','y','z','x','y']})
+    for labels in (t.label, pd.Series(['x']*7), pd.Series([None]*7)):
+        faults = look(t.assign(label=labels), label_col='label').query("fault=='conflicting labels'")
+        own = labels.dropna().to_dict()
+        want = {i: next((k for k in own.values() if k!=own[i]), None) for i in own} # the first row of another label
+        assert dict(zip(faults.id, faults.detail.str.extract(", '(.)' at")[0]))=={k: v for k,v in want.items() if v}
+
+names = {
+    'formula': ['=1+1', '+cmd|x', '-leaf', '@sum', '=', '-', '-1-1', '+1 a', '--1', '-1_000', '-inf'],
+    'control': ['a\x1b[2J', 'a\x07', 'a\x9b1m', 'a\x7f', 'a\0', '\x1b]0;x\x07', 'a\nb', 'a\tb', 'a\rb'],
+    'both': ['\tx', '\r=x'],
+    'safe': ['rust', 'a=b', 'a-b', "don't", 'é', '', ' ', '-3', '+3.5', '-.5', '-1e5', '-1.', 3, -3, -3.5, None, 'x@y', 'übel', 'İ', '病'],
+}
+
+@pytest.mark.parametrize('kind', names)
+def test_unsafe_names(kind):
+    bad = unsafe_names(names[kind]*2)
+    assert list(bad)==([] if kind=='safe' else names[kind])
+    if kind in ('formula','both'): assert set(bad.values())=={'a formula in a spreadsheet'}
+    if kind=='control': assert set(bad.values())=={'control characters'}
+
+def test_rows_with_unsafe_names(pictures):
+    t = pictures.assign(id=['=1','b\x1b[2J',*'cdefghij'], label=['@x',*'xy'*4,'-1'], tags=['a @x','a','@x a','','a','a','a','a','a','a'], lists=[['a','=b']]+[['a']]*9)
+    t['=c'] = [0,1]*5
+    def found(t, **kwargs): return look(t, near=None, **kwargs).query("fault=='unsafe name'")[['id','detail']].to_numpy().tolist()
+    ids = [['=1', "id '=1': a formula in a spreadsheet"], ['b\x1b[2J', "id 'b\\x1b[2J': control characters"]]
+    before = t.copy(deep=True)
+    assert found(t, id_col='id')==ids
+    assert found(t, id_col='id', label_col='label')==[ids[0], ['=1', "class '@x': a formula in a spreadsheet"], ids[1]]
+    assert found(t, label_col='tags', label_delim=' ')==[[i, "class '@x': a formula in a spreadsheet"] for i in (0,2)]
+    assert found(t, label_col='lists')==[[0, "class '=b': a formula in a spreadsheet"]]
+    assert found(t, label_col=['=c'])==[[i, "class '=c': a formula in a spreadsheet"] for i in range(1, 10, 2)]
+    assert found(t.set_index('id'))==ids
+    pd.testing.assert_frame_equal(t, before)
+    assert look(t, id_col='id', near=None, drop='unsafe name').index.tolist()==list(range(2, 10))
+
+def test_the_command_says_one_line_of_unsafe_names(capsys):
+    from fastai_mix.cli import _show_unsafe
+    df = pd.DataFrame({'id': ['a','=b','=b','-3'], 'label': ['x','x','y\x1b[2J','x']})
+    _show_unsafe(df[:1], None)
+    assert capsys.readouterr().out==''
+    _show_unsafe(df, df[:2].assign(id=['a','@t']))
+    assert capsys.readouterr().out=="3 names of pictures or classes are unsafe in the tables this writes, the first '=b': a formula in a spreadsheet\n"
 
 def test_drop(pictures):
     def kept(drop, **kwargs): return ''.join(look(pictures, label_col='label', drop=drop, **kwargs).id)

@@ -6,10 +6,11 @@ Docs: https://fastai-mix.github.io/fastai_mix/data.check.html.md"""
 
 # %% auto #0
 __all__ = ['image_faults', 'unusable_faults', 'check_columns', 'check_filled', 'check_labels', 'label_table', 'picture_paths',
-           'check_images', 'plot_faults', 'require_images', 'check_leaks', 'picture_groups', 'channel_stats']
+           'unsafe_names', 'check_images', 'plot_faults', 'require_images', 'check_leaks', 'picture_groups',
+           'channel_stats']
 
 # %% ../../nbs/02_data.check.ipynb #1f36f9fc
-import textwrap,warnings
+import stat,textwrap,unicodedata,warnings
 from contextlib import contextmanager
 from hashlib import blake2b
 from io import BytesIO
@@ -77,7 +78,7 @@ def label_table(
 
 # %% ../../nbs/02_data.check.ipynb #ad461c46
 image_faults = ['missing', 'empty', 'not an image', 'truncated', 'huge', 'lost in RGB', 'mode', 'rotated', 'tiny',
-                'duplicate', 'conflicting labels', 'near duplicate']
+                'duplicate', 'conflicting labels', 'near duplicate', 'unsafe name']
 unusable_faults = image_faults[:6]
 
 # %% ../../nbs/02_data.check.ipynb #7f56f558
@@ -115,11 +116,24 @@ def _bits(im):
     bits = (imagehash.phash(small, hash_size=16).hash.ravel()*2-1).astype(np.int8)
     return bits if (abs(freq)>128).sum()>=64 else np.concatenate([bits, freq/size])
 
+_specials = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
+
+def _read(path, max_bytes):
+    "What the regular file `path` holds; None and why it is not read"
+    try:
+        s = os.stat(path)
+        if special := _specials.get(stat.S_IFMT(s.st_mode)): return None,('not an image', f'{special}, no regular file')
+        if s.st_size>max_bytes: return None,('huge', f'{s.st_size:,} bytes, the limit is {max_bytes:,}')
+        with open(path, 'rb') as f: data = f.read(s.st_size) # no further: some files of the system say 0 and never end
+    except OSError as e: return None,('missing', e.strerror)
+    except ValueError as e: return None,('missing', str(e)) # a name with a zero byte
+    return (data,None) if data else (None,('empty', '0 bytes'))
+
 def _probe(path, min_side=0, max_pixels=None, near=True):
     "Faults of the file `path` as (fault, detail); if it can be used, digest of its bytes and, with `near`, bits of its perceptual hash"
-    try: data = Path(path).read_bytes()
-    except OSError as e: return [('missing', e.strerror)],None,None
-    if not data: return [('empty', '0 bytes')],None,None
+    limit = max_pixels or Image.MAX_IMAGE_PIXELS or np.inf
+    data,fault = _read(path, max(2**29, 6*limit)) # 2 bytes for each of three channels
+    if fault: return [fault],None,None
     digest,faults = blake2b(data, digest_size=16).digest(),[]
     try: im = Image.open(BytesIO(data))
     except UnidentifiedImageError: return [('not an image', f'begins with {data[:12]!r}')],None,None
@@ -127,7 +141,7 @@ def _probe(path, min_side=0, max_pixels=None, near=True):
     except Exception as e: return [('truncated', f'{e}')],None,None # Pillow's decoders raise whatever they trip over
     try:
         w,h = im.size
-        if w*h>(max_pixels or Image.MAX_IMAGE_PIXELS or np.inf): return [('huge', f'{w}×{h} pixels')],None,None
+        if w*h>limit: return [('huge', f'{w}×{h} pixels, the limit is {limit:,}')],None,None
         odd = _oddity(im)
         turn = im.getexif().get(0x0112, 1)
         if 1<turn<9: faults.append(('rotated', f'EXIF orientation {turn}'))
@@ -204,9 +218,11 @@ def _twins(found, names, near, labels):
         groups[digest].append(i)
         if first.setdefault(digest, i)!=i: yield i,'duplicate',f'same bytes as {names[first[digest]]}',first[digest]
     for g in groups.values() if labels is not None else ():
-        for i in g:
-            other = next((j for j in g if None not in (labels[i],labels[j]) and labels[j]!=labels[i]), None)
-            if other is not None: yield i,'conflicting labels',f'{labels[i]!r} here, {labels[other]!r} at {names[other]}',other
+        g = [i for i in g if labels[i] is not None]
+        unlike = next((i for i in g if labels[i]!=labels[g[0]]), None)
+        for i in g if unlike is not None else ():
+            other = unlike if labels[i]==labels[g[0]] else g[0]
+            yield i,'conflicting labels',f'{labels[i]!r} here, {labels[other]!r} at {names[other]}',other
     rows = [i for digest,i in first.items() if found[i][2] is not None]
     if near is None or len(rows)<2: return
     for i,j,d in zip(rows, *_nearest(*[[found[i][2] for i in rows]]*2, before=True)):
@@ -216,13 +232,30 @@ def _twins(found, names, near, labels):
         yield i,'near duplicate',f'{d:.0f} of 256 bits from {names[j]}{other}',j
 
 # %% ../../nbs/02_data.check.ipynb #50ac3d1d
-def _label_names(df, label_col, label_delim):
-    "The label, or labels, of each row as a string"
+def unsafe_names(
+    names, # Identities or classes
+)->dict: # Those that are unsafe, each once, in order, and why
+    "Which names a spreadsheet would run as a formula (they begin with `=`, `+`, `-`, `@`, a tab or a carriage return, and are no number) or a terminal would obey"
+    def why(o):
+        if re.match(r'[=+\-@\t\r]', o) and not re.fullmatch(r'[+-](\d+\.?\d*|\.\d+)(e[+-]?\d+)?', o, re.I|re.A): return 'a formula in a spreadsheet'
+        if any(unicodedata.category(c)=='Cc' for c in o): return 'control characters'
+    return {k: v for k in dict.fromkeys(map(str, names)) if (v := why(k))}
+
+def _labels_of_rows(df, label_col, label_delim):
+    "The names of the classes of each row; None where no label is"
     if isinstance(label_col, str) and not label_delim:
         check_columns(df, label_col)
-        return [None if k else str(o) for o,k in zip(df[label_col], df[label_col].isna())]
+        return [None if k else sorted(map(str, o)) if is_listy(o) else [str(o)] for o,k in zip(df[label_col], df[label_col].isna())]
     table = label_table(df, label_col, label_delim)
-    return [' '.join(map(str, table.columns[o])) for o in table.to_numpy()]
+    return [[*map(str, table.columns[o])] for o in table.to_numpy()]
+
+def _unsafe_rows(ids, classes):
+    "(row, fault, detail, None) for every row whose identity, or a class of it, is unsafe"
+    for what,names in (('id', [[str(o)] for o in ids]), ('class', classes or [])):
+        bad = unsafe_names(k for o in names for k in o or ())
+        for i,o in enumerate(names) if bad else ():
+            for k in o or ():
+                if k in bad: yield i,'unsafe name',f'{what} {k!r}: {bad[k]}',None
 
 def check_images(
     df:pd.DataFrame, # A table, a row per picture; or paths
@@ -231,7 +264,7 @@ def check_images(
     label_delim:str=None, # What separates several labels in a cell
     id_col:str=None, # Column of identities; None: the index
     min_side:int=32, # Pixels; a picture with a shorter side is tiny
-    max_pixels:int=None, # A picture with more is huge; None: 89 million, where Pillow starts to warn of decompression bombs
+    max_pixels:int=None, # A picture with more is huge, and a file of more than 6 bytes for each and 512 MiB; None: 89 million, where Pillow starts to warn of decompression bombs (`Image.MAX_IMAGE_PIXELS`)
     near:int=32, # Near duplicates differ in up to this many of the perceptual hash's 256 bits; None: no look for them
     drop:bool|list=None, # Faults: return the table without their rows instead; True: those in `unusable_faults`, duplicate, conflicting labels
     n_workers:int=defaults.cpus, # Threads that read the files
@@ -247,11 +280,12 @@ def check_images(
     _check_near(near)
     if id_col: check_columns(df, id_col)
     paths,ids = picture_paths(df, get_x),list(df[id_col] if id_col else df.index)
-    labels = None if label_col is None else _label_names(df, label_col, label_delim)
+    classes = None if label_col is None else _labels_of_rows(df, label_col, label_delim)
+    labels = classes and [None if o is None else ' '.join(o) for o in classes]
     probe = partial(_probe, min_side=min_side, max_pixels=max_pixels, near=near is not None)
     with _strict(): found = parallel(probe, paths, n_workers=n_workers, threadpool=True, progress=progress)
     rows = [(i,fault,detail,None) for i,(faults,_,_) in enumerate(found) for fault,detail in faults]
-    rows = sorted([*rows, *_twins(found, paths, near, labels)], key=lambda o: (image_faults.index(o[1]), o[0]))
+    rows = sorted([*rows, *_twins(found, paths, near, labels), *_unsafe_rows(ids, classes)], key=lambda o: (image_faults.index(o[1]), o[0]))
     if drops: return df.iloc[sorted(set(range(len(df)))-{i for i,fault,*_ in rows if fault in drops})]
     return pd.DataFrame([(ids[i], paths[i], fault, detail, None if j is None else paths[j])
                          for i,fault,detail,j in rows], columns=['id','path','fault','detail','other'])
@@ -295,8 +329,7 @@ def require_images(
 ):
     "ValueError if any of `paths` does not open as a picture or loses its content in 8-bit RGB: all are counted, the first five named"
     paths = list(paths)
-    refused = 2*Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
-    faults = check_images(paths, min_side=0, max_pixels=refused, near=None, progress=len(paths)>1000)
+    faults = check_images(paths, min_side=0, near=None, progress=len(paths)>1000)
     faults = faults[faults.fault.isin(unusable_faults)]
     if not len(faults): return
     def shown(p): return p if p.isprintable() and p==p.strip() else repr(p)
