@@ -68,3 +68,22 @@ def test_layout_and_dtype_are_kept():
         out = paste_box(x, x.flip(0).contiguous(memory_format=torch.channels_last), box, src_box)
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert paste_box(x.bfloat16(), x.bfloat16(), box, src_box).dtype==torch.bfloat16
+
+def test_a_share_that_is_no_number_is_an_empty_box():
+    lam = torch.tensor([float('nan'), float('inf'), -float('inf'), 2., -1.])
+    box = rand_box(lam, (9,7))
+    assert box_area(box)[[0,1,3]].tolist()==[0]*3 and (box>=0).all() and (box<=torch.tensor([9,7,9,7])).all()
+    assert (box_area(box)[[2,4]]>0).all()
+
+outside = [[-9,0,-3,8], [0,-9,8,0], [8,0,12,8], [0,8,8,99], [-5,-5,0,0]]
+
+def test_area_in_the_picture():
+    box = torch.tensor([*outside, [-2,-3,4,99], [2,3,4,5], [5,5,2,9]])
+    assert box_area(box, (8,6)).tolist()==[0]*5+[24,4,0]==box_mask(box, (8,6)).sum((1,2)).tolist()
+    assert box_area(box.int()).dtype==box_area(box.int(), (8,6)).dtype==torch.int64
+
+def test_a_box_outside_the_picture_pastes_nothing():
+    box = torch.tensor(outside)
+    x,src,inside = torch.rand(5,2,8,8),torch.rand(5,2,8,8),torch.tensor([[1,1,5,5]]*5)
+    for args in ((box,), (box,inside), (inside,box)): assert torch.equal(paste_box(x, src, *args), x)
+    assert not torch.equal(paste_box(x, src, inside, inside), x)

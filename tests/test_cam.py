@@ -145,6 +145,16 @@ def test_maps_that_say_nothing_become_area(bad):
     torch.testing.assert_close(semantic_map(bad, (7,5)), torch.full((1,7,5), 1/35))
     torch.testing.assert_close(semantic_mass(bad, torch.tensor([[1,1,4,3]]), (7,5)), torch.tensor([6/35]))
 
+@pytest.mark.parametrize('cam,size', [([[0.,1],[1,0]], (1,1)), ([[0.,1],[1,0]], (1,2)), ([[0.,1,0]]*3, (3,1)), ([[3.,5]], (1,1)), ([[.5,.5,.9,.1]], (4,2))])
+def test_maps_that_are_constant_once_resized_become_area(cam, size):
+    cam,n = torch.tensor([cam]),size[0]*size[1]
+    torch.testing.assert_close(semantic_map(cam, size), torch.full((1,*size), 1/n))
+    torch.testing.assert_close(semantic_mass(cam, torch.tensor([[0,0,*size]]), size), torch.ones(1))
+
+def test_mass_is_at_most_1():
+    cam = torch.rand(200, 7, 7, generator=torch.Generator().manual_seed(0))
+    assert semantic_mass(cam, torch.tensor([[0,0,90,70]]).expand(200,4), (90,70)).max()<=1
+
 def test_scale_and_shift_of_a_map_do_not_matter():
     cam = torch.randn(3,4,4, generator=torch.Generator().manual_seed(0))
     m = semantic_map(cam, (16,16))

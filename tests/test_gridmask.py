@@ -65,6 +65,17 @@ def test_extreme_periods(d, size):
     for ratio in (.01,.5,.99):
         for angle in (0,45,201): assert torch.equal(one(size, d, ratio, (1,d-1), angle), drawn(size, d, ratio, (1,d-1), angle))
 
+def test_a_period_below_1_hides_all():
+    for d in (0,-3,1): assert not one((5,4), d, .5, (0,0), 30).any() and one((5,4), d, .5, (0,0), 30, invert=True).all()
+
+@pytest.mark.parametrize('change,message', [(dict(ratio=0), 'ratio=0: expected'), (dict(ratio=float('nan')), 'ratio=nan'), (dict(ratio=1.), 'ratio=1.0'),
+    (dict(pattern='stripes'), "pattern='stripes': expected"), (dict(offset=torch.zeros(3,2)), r'shape \[2\], \[3, 2\], \[2\]: expected \[n\], \[n, 2\] and \[n\]'),
+    (dict(angle=torch.zeros(2,1)), 'expected'), (dict(offset=torch.zeros(2)), 'expected')])
+def test_wrong_masks(change, message):
+    args = dict(size=(6,5), d=torch.tensor([3,4]), ratio=.5, offset=torch.zeros(2,2), angle=torch.zeros(2))
+    assert grid_mask(**args).shape==(2,6,5)
+    with pytest.raises(ValueError, match=message): grid_mask(**(args|change))
+
 @pytest.mark.parametrize('kwargs,share', [(dict(invert=False), lambda r: (1-r)**2), (dict(), lambda r: 1-(1-r)**2)])
 @pytest.mark.parametrize('ratio', [.3,.6])
 def test_share_kept(kwargs, share, ratio):

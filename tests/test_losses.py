@@ -116,6 +116,7 @@ def test_a_reduction_that_is_none_in_name_only():
 
 def test_a_mean_only_loss_is_refused():
     with pytest.raises(ValueError, match="no `reduction`"): mix_loss(lambda p,t: p.mean(), pred, (y,), (y2,), w, w2)
+    with pytest.raises(ValueError, match='the batch is empty'): mix_loss(nn.CrossEntropyLoss(), pred[:0], (y[:0],), (y2[:0],), w[:0], w2[:0])
 
 maps = torch.randn(n, c, 3, 5, generator=g)*2
 m,m2 = torch.randint(c, (n,3,5), generator=g),torch.randint(c, (n,3,5), generator=g)

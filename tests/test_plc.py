@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from test_snapmix import Syncs, state
 from fastai_mix.all import (CutMix, GridMask, MixCallback, MixChoice, MixUp, ProgressiveLabelCorrection, ProgressiveResize, SnapMix, class_logits, correct_labels,
-    load_state, resumable, save_state)
+    label_gap, load_state, resumable, save_state)
 
 golden = Path(__file__).parent/'golden'/'plc.npz'
 Batchwise = partial(ProgressiveLabelCorrection, when='batch')
@@ -48,6 +48,17 @@ def test_several_labels_follow_the_rule_of_two_classes():
         two = correct_labels(torch.stack([1-p, p], -1).view(-1, 2), y.long().view(-1), theta, rule).view(50, 4)
         assert torch.equal(correct_labels(p, y, theta, rule), two.float())
     assert torch.equal(correct_labels(p, y, .4), torch.where(((p-.5).abs()*2>.4) & ((p>.5)!=(y>.5)), 1-y, y))
+
+@pytest.mark.parametrize('y,message', [([-1,0], 'a label is -1: expected classes from 0 to 2'), ([0,-100], 'a label is -100'), ([3,0], 'a label is 3'),
+    ([.5,0], 'a label is 0.5'), ([float('nan'),0], 'a label is nan'), ([[0,1,2],[0,0,0]], 'a label is 2: expected 0 or 1 for each'), ([[-1.,0,0]]*2, 'a label is -1: expected 0 or 1'),
+    ([0], r'shape \[2, 3\] and labels of shape \[1\]'), ([[0,1]]*2, r'labels of shape \[2, 2\]: expected'), (0, r'labels of shape \[\]')])
+def test_labels_that_cannot_be_corrected(y, message):
+    p = torch.tensor([[.2,.3,.5],[.6,.3,.1]])
+    for f in (label_gap, partial(correct_labels, theta=.4)):
+        with pytest.raises(ValueError, match=message): f(p, torch.tensor(y))
+    assert correct_labels(p[:0], torch.zeros(0, dtype=torch.long), .4).shape==(0,)
+    for theta in (0, 1.1, float('nan'), '.4'):
+        with pytest.raises(ValueError, match='theta=.*: expected a number above 0'): correct_labels(p, torch.tensor([0,1]), theta)
 
 class Rows:
     "Pictures that tell their own row and true class"

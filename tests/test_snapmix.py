@@ -216,6 +216,13 @@ def test_empty_box_keeps_the_sample():
     assert torch.equal(mixed[1:], x[1:])
     torch.testing.assert_close(w, torch.tensor([0.,1,1])), torch.testing.assert_close(w2, torch.tensor([1.,0,0]))
 
+@pytest.mark.parametrize('out', [[-9,0,-3,8], [0,-9,8,0], [8,0,12,8], [0,8,8,99]])
+def test_a_box_outside_the_picture_keeps_the_sample(out):
+    x,cam = torch.rand(3,3,8,8),torch.rand(3,2,2)
+    inside,out = torch.tensor([[1,1,6,6]]),torch.tensor([out])
+    mixed,w,w2 = snapmix(x, cam, torch.tensor([1,2,0]), torch.cat([out,inside,out]), torch.cat([inside,out,out]))
+    assert torch.equal(mixed, x) and w.tolist()==[1]*3 and w2.tolist()==[0]*3
+
 def test_inputs_are_not_written_to(toy):
     cb = SnapMix()
     learn = toy(cbs=cb)

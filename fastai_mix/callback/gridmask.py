@@ -35,7 +35,7 @@ def _phase(at, d):
 # %% ../../nbs/22_callback.gridmask.ipynb #b122bb45
 def grid_mask(
     size:tuple, # Height and width of the pictures in pixels
-    d:Tensor, # Period of each mask in whole pixels `[n]`, 2 to 16384
+    d:Tensor, # Period of each mask in whole pixels `[n]`, 2 to 16384; one below 1 is 1, which hides all, as the host does not look
     ratio:float, # Width of a strip as a share of `d`, above 0 and below 1
     offset:Tensor, # Where the first strip of rows and of columns begins on the square, in whole pixels `[n,2]`
     angle:Tensor, # Counter-clockwise turn in degrees `[n]`
@@ -43,8 +43,13 @@ def grid_mask(
     pattern:str='grid', # 'grid': strips of rows and columns; 'checker': where strips of one kind only are
 )->Tensor: # `[n,H,W]` bool on `d`'s device: True keeps a pixel, False hides it
     "GridMask's masks, arXiv 2001.04086, a mask per sample"
+    if not 0<ratio<1: raise ValueError(f"ratio={ratio!r}: expected a number above 0 and below 1, such as .6")
+    if pattern not in ('grid','checker'): raise ValueError(f"pattern={pattern!r}: expected 'grid' or 'checker'")
+    shapes = [list(o.shape) for o in (d, offset, angle)]
+    if shapes!=[[len(d)], [len(d),2], [len(d)]]: raise ValueError(
+        f"d, offset and angle are of shape {', '.join(map(str, shapes))}: expected [n], [n, 2] and [n], a row for each picture")
     row,col = _turn(size, angle)
-    d = d.long()[:,None,None]
+    d = d.long().clamp(min=1)[:,None,None]
     l = (d.to(torch.float32 if d.device.type=='mps' else torch.float64)*ratio).ceil().long()
     row,col = (_phase(row-(offset.long()[...,None]<<16), d)+2-2**31).int(), _phase(col, d).int() # 2: what the two divisions may lose
     end = ((l<<32)//d-2**31).clamp(max=2**31-1).int()

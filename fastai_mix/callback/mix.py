@@ -141,6 +141,7 @@ def mix_loss(
     w2:Tensor, # Weight of the partner's target `[n]`
 )->Tensor: # What `loss_func` would give for a batch with these shares of labels
     "Loss of a mixed batch: `w` times the loss for the own label plus `w2` times that for the partner's, reduced as usual"
+    if not len(w): raise ValueError("the batch is empty: a mix needs one sample or more")
     _check_loss(loss_func, pred, yb)
     return unchecked_mix_loss(loss_func, pred, yb, yb2, w, w2)
 

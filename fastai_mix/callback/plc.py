@@ -26,17 +26,34 @@ from ..vision.cam import *
 from ..vision.forward import *
 
 # %% ../../nbs/24_callback.plc.ipynb #4ac950bb
-def label_gap(
-    probs:Tensor, # Probabilities: `[n,c]`
-    y:Tensor, # Class indices `[n]`; or 0 and 1 for each of several labels per picture `[n,c]`
-)->tuple: # Likeliest label, its probability, and that of `y`, all of `y`'s shape
-    "What the model takes a label for, how likely it finds that, and how likely the label as it is"
+def _gap(probs, y):
+    "`label_gap` of what has been checked: the host waits for nothing"
     probs,y = probs.as_subclass(Tensor).float(),y.as_subclass(Tensor)
     if y.ndim==1:
         top,best = probs.max(1)
         return best.to(y.dtype), top, probs.gather(1, y[:,None].long())[:,0]
     best = (probs>.5).to(y.dtype)
     return best, torch.maximum(probs, 1-probs), torch.where(y>.5, probs, 1-probs)
+
+def _change(best, top, own, y, theta, rule):
+    return torch.where(top-own>theta if rule=='gap' else own/top<theta, best, y)
+
+def _check_pair(probs, y):
+    "ValueError unless `y` are labels of the rows of `probs`; the host waits for them"
+    if probs.ndim!=2 or list(y.shape) not in ([len(probs)], list(probs.shape)): raise ValueError(
+        f"probabilities of shape {list(probs.shape)} and labels of shape {list(y.shape)}: expected [n, c] and [n], or [n, c] twice")
+    v,c = y.as_subclass(Tensor).detach().cpu(),probs.shape[1]
+    bad = v[~((v>=0) & (v<c) & (v%1==0) if v.ndim==1 else (v==0) | (v==1))]
+    if len(bad): raise ValueError(f"a label is {bad[0].item():g}: expected " + (f"classes from 0 to {c-1}; a row whose label the loss "
+        "ignores has none to correct, leave it out" if v.ndim==1 else "0 or 1 for each of several labels per picture"))
+
+def label_gap(
+    probs:Tensor, # Probabilities: `[n,c]`
+    y:Tensor, # Class indices `[n]`; or 0 and 1 for each of several labels per picture `[n,c]`
+)->tuple: # Likeliest label, its probability, and that of `y`, all of `y`'s shape
+    "What the model takes a label for, how likely it finds that, and how likely the label as it is"
+    _check_pair(probs, y)
+    return _gap(probs, y)
 
 def correct_labels(
     probs:Tensor, # Probabilities `[n,c]`: each row adds to 1; with several labels per picture each value is one label's own
@@ -46,8 +63,8 @@ def correct_labels(
 )->Tensor: # A new tensor like `y`
     "`y` with the likeliest label wherever the model contradicts it by more than `theta`"
     if rule not in ('gap','ratio'): raise ValueError(f"rule={rule!r}: expected 'gap' or 'ratio'")
-    best,top,own = label_gap(probs, y)
-    return torch.where(top-own>theta if rule=='gap' else own/top<theta, best, y.as_subclass(Tensor))
+    _check_theta('theta', theta)
+    return _change(*label_gap(probs, y), y.as_subclass(Tensor), theta, rule)
 
 # %% ../../nbs/24_callback.plc.ipynb #5f47eaaf
 def _check_theta(name, v):
@@ -387,14 +404,14 @@ def _correct(self:ProgressiveLabelCorrection, rows, p, done, first=None):
     "Correct the labels of `rows` that may be; `first`: where in `rows` each of them comes first"
     theta = None if done<0 else self.theta_at(done)
     y = self.current[rows]
-    best,top,own = label_gap(p, y)
+    best,top,own = _gap(p, y)
     flat = lambda o: o.reshape(len(o), -1)
     wish,gap = best!=y,torch.where(best!=y, top-own, 0)
     first = torch.arange(len(rows), device=rows.device) if first is None else first
     once = first==torch.arange(len(rows), device=rows.device)
     candidates,corrected = (flat(wish).any(1) & once).sum(),torch.zeros((), dtype=torch.long, device=rows.device)
     if theta is not None:
-        new = correct_labels(p, y, theta, self.rule)
+        new = _change(best, top, own, y, theta, self.rule)
         change = flat(new!=y).any(1) & self.free[rows] & (self.times[rows]<self.most) & ~self.bad
         if self.max_change<1: change &= self._within(rows, change, new, flat(gap).amax(1), first)
         of = change.view(-1, *[1]*(y.ndim-1))
@@ -403,7 +420,7 @@ def _correct(self:ProgressiveLabelCorrection, rows, p, done, first=None):
         self.moment[rows] = torch.where(change, self.start+self.learn.pct_train*self.n_epoch, self.moment[rows])
         self.gap[rows] = torch.where(change, flat(gap).amax(1), self.gap[rows])
         corrected = (change & once).sum()
-    self.p_given[rows],self.p_current[rows] = label_gap(p, self.given[rows])[2],label_gap(p, y)[2]
+    self.p_given[rows],self.p_current[rows] = _gap(p, self.given[rows])[2],_gap(p, y)[2]
     self.epoch_rows.append((torch.nan if theta is None else theta, candidates, corrected, self._differing() if self.every else candidates))
 
 @patch

@@ -27,9 +27,9 @@ def snapmix(
     box:Tensor, # Where to paste in each picture `[n,4]`: top, left, bottom, right
     src_box:Tensor, # Where to cut in the partner's picture `[n,4]`
 )->tuple: # Mixed pictures `[n,c,H,W]`; weight of the own label `[n]`, 0 to 1; weight of the partner's label `[n]`, 0 to 1
-    "Paste `src_box` of the partner into `box`; weigh by semantic mass; a pair with an empty box stays as it was, with 1 and 0"
+    "Paste `src_box` of the partner into `box`; weigh by semantic mass; a pair with a box that has no pixel of its picture stays as it was, with 1 and 0"
     size = x.shape[-2:]
-    pasted = (box_area(box)>0) & (box_area(src_box)>0)
+    pasted = (box_area(box, size)>0) & (box_area(src_box, size)>0)
     w = torch.where(pasted, 1-semantic_mass(cam, box, size), 1)
     w2 = torch.where(pasted, semantic_mass(cam[partner], src_box, size), 0)
     return paste_box(x, x[partner], box, src_box), w, w2

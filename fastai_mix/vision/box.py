@@ -17,8 +17,8 @@ def rand_box(
     lam:Tensor, # Per sample, the share of the picture that is to stay *outside* the box, 0 to 1: `[n]`
     size:tuple, # Height and width of the picture in pixels
 )->Tensor: # Boxes `[n,4]`: top, left, bottom, right; half-open, int64, on `lam`'s device
-    "A box per sample with sides of √(1-`lam`) of the picture's and a uniform centre, clipped to the picture"
-    frac = (1-lam.float()).clamp(0,1).sqrt()
+    "A box per sample with sides of √(1-`lam`) of the picture's and a uniform centre, clipped to the picture; empty where `lam` is NaN"
+    frac = (1-lam.float()).nan_to_num(0).clamp(0,1).sqrt()
     def span(n):
         cut = (frac*n).round()
         start = (torch.rand_like(frac)*n).floor() - (cut/2).floor()
@@ -29,9 +29,11 @@ def rand_box(
 # %% ../../nbs/10_vision.box.ipynb #38c49fe9
 def box_area(
     box:Tensor, # Boxes `[n,4]`
+    size:tuple=None, # Height and width of the picture in pixels: count those in the picture; None: all
 )->Tensor: # Pixels in each box `[n]`, int64; 0 for a box turned inside out
     "Number of pixels in each `box`"
-    return (box[:,2:]-box[:,:2]).clamp(min=0).prod(1)
+    rows,cols = (box[:,i::2] if size is None else box[:,i::2].clamp(0, size[i]) for i in (0,1))
+    return torch.stack([(o[:,1]-o[:,0]).clamp(min=0) for o in (rows,cols)]).prod(0)
 
 # %% ../../nbs/10_vision.box.ipynb #f10534ed
 def _rows_cols(box, size):
@@ -68,10 +70,10 @@ def paste_box(
     box:Tensor, # Where it goes in `x` `[n,4]`
     src_box:Tensor=None, # Where it comes from in `src` `[n,4]`, resized bilinearly; None: from `box` itself, pixel by pixel
 )->Tensor: # A new tensor like `x`; `x` and `src` stay as they are
-    "Put `src_box` of `src[i]` into `box` of `x[i]`; an empty box on either side leaves the sample as it was"
+    "Put `src_box` of `src[i]` into `box` of `x[i]`; a box that is empty, or has no pixel of its picture, leaves the sample as it was"
     mask = box_mask(box, x.shape[-2:])
     if src_box is not None:
-        mask = mask & (box_area(src_box)>0)[:,None,None]
+        mask = mask & (box_area(src_box, src.shape[-2:])>0)[:,None,None]
         src = _resample(src, box, src_box)
     out = torch.where(mask[:,None], src, x)
     return out.contiguous(memory_format=torch.channels_last) if x.is_contiguous(memory_format=torch.channels_last) and x.shape[1]>1 else out

@@ -200,7 +200,9 @@ def semantic_map(
     says = (hi-lo > 1e-6*torch.maximum(hi.abs(),lo.abs())) & (hi-lo).isfinite()
     cam = torch.where(says, (cam-lo)/(hi-lo), 0)
     up = F.interpolate(cam[:,None], tuple(size), mode='bilinear', align_corners=False)[:,0]
-    up = torch.where(says, up-up.amin((1,2),keepdim=True), 1)
+    up = up-up.amin((1,2),keepdim=True)
+    # few pixels may all fall on equal values
+    up = torch.where(says & (up.amax((1,2),keepdim=True)>1e-6), up, 1)
     return up/up.sum((1,2),keepdim=True)
 
 # %% ../../nbs/11_vision.cam.ipynb #b4d5fa1a
@@ -211,4 +213,4 @@ def semantic_mass(
 )->Tensor: # `[n]` float32, 0 for an empty box to 1 for the whole picture
     "The part of each picture's semantic map that lies inside its box"
     rows,cols = _rows_cols(box, size)
-    return (semantic_map(cam, size)*cols[:,None].float()).sum(2).mul(rows.float()).sum(1)
+    return (semantic_map(cam, size)*cols[:,None].float()).sum(2).mul(rows.float()).sum(1).clamp(max=1)
