@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from scipy.optimize import minimize
 from scipy.stats import rankdata
-from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.parameter import is_lazy
 
 from .checkpoint import *
@@ -39,17 +39,42 @@ from .vision.tta import *
 from .vision.tta import _activation
 
 # %% ../nbs/31_crossval.ipynb #6401f121
+def _check_class_indices(y, n, c, what='rows of probabilities'):
+    "`y` as whole numbers; ValueError unless they are class indices of `n` rows"
+    y = np.asarray(y)
+    if y.shape!=(n,): raise ValueError(f"y is of shape {list(y.shape)}, but there are {n} {what}: expected a class index for each")
+    if not n: raise ValueError(f"there are no {what}: expected one or more")
+    bad = y[~((y>=0) & (y<c) & (y%1==0))] if y.dtype.kind in 'biuf' else y[:1]
+    if len(bad): raise ValueError(f"y holds {bad[0]!s}: expected class indices from 0 to {c-1}")
+    return y.astype(int)
+
+def _auc(score, own):
+    "Area under the ROC curve of `score` for rows that are `own` against the others, by the ranks of the former, ties in the middle"
+    n,rows = len(own),score[own]
+    order = np.sort(score)
+    ranks = (np.searchsorted(order, rows, 'left') + np.searchsorted(order, rows, 'right') + 1)/2
+    k = len(rows)
+    return (ranks.mean() - (k+1)/2)/(n-k)
+
+def _log_loss(p, y):
+    eps = np.finfo(p.dtype).eps
+    return float(-np.log(p[np.arange(len(y)),y].clip(eps, 1-eps)).mean())
+
 def score_probs(
     probs, # Probabilities `[n,c]`
     y, # Class indices `[n]`
 )->dict: # n, accuracy, macro_f1, log_loss, auc
     "How good probabilities are; the AUC is the mean over classes of one against the rest, NaN if a class has no row"
-    p,y = np.asarray(probs, float),np.asarray(y)
-    p = p/p.sum(1, keepdims=True)
-    classes = range(p.shape[1])
-    auc = np.nan if len(set(y))<len(classes) else roc_auc_score(y, p[:,1]) if len(classes)==2 else roc_auc_score(y, p, multi_class='ovr')
-    return dict(n=len(y), accuracy=accuracy_score(y, p.argmax(1)), macro_f1=f1_score(y, p.argmax(1), average='macro', zero_division=0),
-                log_loss=log_loss(y, p, labels=classes), auc=auc)
+    p = np.asarray(probs, float)
+    if p.ndim!=2 or p.shape[1]<2: raise ValueError(f"probs are of shape {list(p.shape)}: expected a row for each picture, a column for each of two or more classes")
+    (n,c),y = p.shape,_check_class_indices(y, *p.shape)
+    total = p.sum(1, keepdims=True)
+    off = ~((p>=0).all(1) & (total[:,0]>0) & np.isfinite(total[:,0]))
+    if off.any(): raise ValueError(f"the probabilities of row {off.argmax()} are {_first(p[off][0])}: expected numbers from 0 up, not all 0")
+    p,top = p/total,p.argmax(1)
+    auc = np.nan
+    if len(np.unique(y))==c: auc = np.mean([_auc(p[:,k], y==k) for k in (range(c) if c>2 else [1])])
+    return dict(n=n, accuracy=accuracy_score(y, top), macro_f1=f1_score(y, top, average='macro', zero_division=0), log_loss=_log_loss(p, y), auc=float(auc))
 
 def score_table(
     probs, # Probabilities `[n,c]`
@@ -693,14 +718,32 @@ def report(self:CrossVal)->str:
 # %% ../nbs/31_crossval.ipynb #bba1c9e7
 _hows = 'mean','gmean','rank','weights'
 
+def _check_how(how):
+    if how not in _hows: raise ValueError(f"how={how!r}: expected {', '.join(map(repr, _hows))}")
+
+def _shares(weights, k):
+    "`weights` of `k` models as an array, equal ones if None; ValueError if they are no shares"
+    if weights is None: return np.full(k, 1/k)
+    w = np.asarray(weights, float)
+    if w.shape!=(k,) or not (w>=0).all() or not abs(w.sum()-1)<1e-4: raise ValueError(
+        f"weights={_first(w.ravel())}: expected a share for each of {k} models, numbers from 0 up that add to 1")
+    return w/w.sum()
+
+def _check_models(probs):
+    "Probabilities of several models as an array"
+    p = np.asarray(probs, float)
+    if p.ndim!=3 or not len(p): raise ValueError(f"probs are of shape {list(p.shape)}: expected [k, n, c], those of one or more models for the same rows")
+    return p
+
 def blend(
     probs, # Probabilities `[k,n,c]` of `k` models
     how:str='mean', # 'mean', 'gmean' (geometric mean), 'rank' (mean rank in each class, 0 to 1) or 'weights' (weighted mean)
     weights=None, # Share of each model `[k]`, adding up to 1; None: equal
 )->np.ndarray: # `[n,c]`; rows add up to 1, but not those of 'rank'
     "One row of probabilities from those of several models"
-    p = np.asarray(probs, float)
-    w = np.full(len(p), 1/len(p)) if weights is None else np.asarray(weights, float)
+    _check_how(how)
+    p = _check_models(probs)
+    w = _shares(weights, len(p))
     if how=='rank': return np.tensordot(w, rankdata(p, axis=1)/p.shape[1], 1)
     if how!='gmean': return np.tensordot(w, p, 1)
     p = np.exp(np.tensordot(w, np.log(p.clip(1e-12)), 1))
@@ -711,7 +754,9 @@ def fit_weights(
     y, # Class indices `[n]`
 )->np.ndarray: # Share of each model `[k]`, 0 to 1, adding up to 1
     "The weighted mean with the least log-loss"
-    p = np.asarray(probs, float)
+    p = _check_models(probs)
+    y = _check_class_indices(y, *p.shape[1:])
+    if not np.isfinite(p).all(): raise ValueError("probs hold numbers that are not finite: leave out rows without a prediction")
     own = p[:,np.arange(len(y)),y].clip(1e-12)
     def loss(w): return -np.log(w@own).mean(), -(own/(w@own)).mean(1)
     k = len(p)
@@ -730,8 +775,9 @@ class Ensemble:
         id_col:str=None, # Column of identities, where a table has one
         oof:pd.DataFrame=None, # Out-of-fold probabilities of the ensemble, a row per row of the training table
     ):
-        if how not in _hows: raise ValueError(f"how={how!r}: expected {', '.join(map(repr, _hows))}")
+        _check_how(how)
         store_attr()
+        if weights is not None: _shares(weights, len(self))
 
     def __len__(self): return sum(1+len(nets) for _,nets,_ in self.groups)
     def __repr__(self): return f'Ensemble of {len(self)} networks, {self.how}'

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -286,6 +287,62 @@ def test_blend_and_weights(seed, k, c):
     assert np.isclose(w.sum(), 1) and (w>=0).all()
     def loss(w): return -np.log(np.tensordot(w, p, 1)[np.arange(40),y]).mean()
     for other in [*np.eye(k), *rng.dirichlet(np.ones(k), 20)]: assert loss(w)<=loss(other)+1e-6
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(2, 9), st.integers(1, 60), st.sampled_from([1,2,None]))
+def test_scores_are_those_of_scikit_learn(seed, c, n, digits):
+    from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+    rng = np.random.default_rng(seed)
+    p,y = simplex(rng, n+c, c),np.r_[rng.permutation(c), rng.integers(c, size=n)]
+    if digits: p = p.round(digits)+.1**digits # many ties
+    p[::7] = np.eye(c)[y[::7]] # certain
+    got,p = score_probs(p*4, y),p/p.sum(1, keepdims=True)
+    auc = roc_auc_score(y, p[:,1]) if c==2 else roc_auc_score(y, p, multi_class='ovr')
+    want = dict(n=n+c, accuracy=accuracy_score(y, p.argmax(1)), macro_f1=f1_score(y, p.argmax(1), average='macro'), log_loss=log_loss(y, p, labels=range(c)), auc=auc)
+    assert got==pytest.approx(want, abs=1e-12, rel=1e-12)
+
+def test_scores_of_many_classes_take_little_memory():
+    import tracemalloc
+    n,c = 3000,1000
+    rng = np.random.default_rng(0)
+    p,y = rng.random((n,c)),np.arange(n)%c
+    p[np.arange(n),y] += .5
+    tracemalloc.start()
+    try:
+        s = score_probs(p, y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    assert peak<3*p.nbytes and .8<s['auc']<1
+
+half = [[.5,.5],[.2,.8]]
+@pytest.mark.parametrize('probs,y,message', [(half, [-1,0], 'y holds -1: expected class indices from 0 to 1'), (half, [0,2], 'y holds 2'), (half, [0,.5], 'y holds 0.5'),
+    (half, [0,np.nan], 'y holds nan'), (half, ['a','b'], 'y holds a: expected class indices'), (half, [0], r'shape \[1\], but there are 2'), (half, [[0],[1]], r'shape \[2, 1\]'),
+    (np.zeros((0,2)), [], 'there are no rows'), ([.5,.5], [0,1], r'probs are of shape \[2\]'), ([[1.],[1.]], [0,0], r'probs are of shape \[2, 1\]'),
+    ([[.5,.5],[np.nan,1]], [0,1], 'probabilities of row 1 are nan, 1.0: expected'), ([[0,0],[0,1]], [0,1], 'of row 0 are 0.0, 0.0'), ([[2,-1],[0,1]], [0,1], 'of row 0 are 2.0, -1.0'),
+    ([[np.inf,1],[0,1]], [0,1], 'of row 0 are inf')])
+def test_what_cannot_be_scored(probs, y, message):
+    with pytest.raises(ValueError, match=message): score_probs(probs, y)
+
+three = np.full((3,2,2), .5)
+@pytest.mark.parametrize('kwargs,message', [(dict(how='median'), "how='median': expected 'mean', 'gmean', 'rank', 'weights'"), (dict(how=None), 'how=None: expected'),
+    *[(dict(weights=w), 'expected a share for each of 3 models, numbers from 0 up that add to 1') for w in ([3,4], [3,4,5], [.5,.5], [1.5,-.5,0], [np.nan,.5,.5], [np.inf,0,0], [.2]*3, [[.5,.25,.25]], 1., [])],
+    (dict(probs=three[0]), r'probs are of shape \[2, 2\]: expected \[k, n, c\]'), (dict(probs=three[:0]), r'shape \[0, 2, 2\]: expected')])
+def test_what_cannot_be_blended(kwargs, message):
+    for how in ('mean','gmean','rank','weights'):
+        with pytest.raises(ValueError, match=message): blend(**dict(probs=three, how=how)|kwargs)
+    assert np.allclose(blend(three, 'weights', [.3333,.3333,.3334]).sum(1), 1) and np.allclose(blend(three, 'weights'), .5)
+
+def test_an_ensemble_knows_its_weights_before_it_predicts():
+    learn = SimpleNamespace(model=None)
+    for bad in ([3,4], [1.,0,0], [np.nan,1]):
+        with pytest.raises(ValueError, match='expected a share for each of 2 models'): Ensemble([(learn, [None], None)], list('ab'), weights=bad)
+    with pytest.raises(ValueError, match="how='median'"): Ensemble([(learn, [], None)], list('ab'), how='median')
+
+@pytest.mark.parametrize('probs,y,message', [(three, [-1,0], 'y holds -1: expected class indices from 0 to 1'), (three, [0,2], 'y holds 2'), (three, [0], r'shape \[1\], but there are 2'),
+    (three, [0.5,1], 'y holds 0.5'), (three[0], [0,1], r'expected \[k, n, c\]'), (three*np.nan, [0,1], 'not finite'), (three[:,:0], [], 'there are no rows')])
+def test_what_weights_cannot_be_fitted_to(probs, y, message):
+    with pytest.raises(ValueError, match=message): fit_weights(probs, y)
+    assert np.allclose(fit_weights(three, [1.,0.]), 1/3) and np.allclose(fit_weights(three, [True,False]), 1/3)
 
 def test_weights_by_hand():
     p = np.array([[[.8,.2],[.2,.8]], [[.2,.8],[.8,.2]]])
