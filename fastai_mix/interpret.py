@@ -170,6 +170,10 @@ class Scores:
             if not np.allclose(self.targs.sum(1), 1, atol=.01): raise ValueError("targets are rows that do not add to 1: expected class "
                 "indices or shares of the classes (several labels per picture have no confusion matrix)")
             self.targs = self.targs.argmax(1)
+        bad = self.targs[~np.isin(self.targs, range(len(self.vocab)))]
+        if len(self.targs)!=len(self.probs) or len(bad): raise ValueError(
+            (f"a target is {bad[0]}" if len(bad) else f"{len(self.targs)} targets for {len(self.probs)} predictions")
+            + f": expected a class index from 0 to {len(self.vocab)-1} for each row; leave out rows whose label is ignored")
         self.preds = self.probs.argmax(1)
 
     @property

@@ -7,7 +7,8 @@ from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem
                                aug_transforms, imagenet_stats)
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageDraw, ImageFile
-from fastai_mix.data.check import (_nearest, _similar, channel_stats, check_images, check_leaks, label_table, picture_groups,
+from fastai_mix.data import check
+from fastai_mix.data.check import (_close_pairs, _nearest, _ones, _packed, _search_plan, _similar, channel_stats, check_images, check_leaks, label_table, picture_groups,
                                    plot_faults, require_images, unsafe_names, unusable_faults)
 
 def noise(seed=0, size=(64,48), grid=8):
@@ -385,6 +386,59 @@ def test_search_for_similar_hashes(which, seed, near):
     assert far[0]==np.inf and all(far[i]==d[i,:i].min()==d[i,at[i]] and at[i]<i for i in range(1, len(b)))
     at,far = _nearest(b[:5], b[::-1], chunk=3)
     assert (far==0).all()
+
+def hashes(rng, n, few=.2):
+    "Hashes of `n` pictures, half of them like an earlier one, some with frequencies"
+    a = rng.choice([-1,1], (n,256)).astype(np.int8)
+    freq = rng.normal(size=(n,256))
+    for i in range(1, n):
+        if rng.random()<.5:
+            j = rng.integers(i)
+            a[i] = a[j]*np.where(rng.random(256)<rng.random()*.3, -1, 1)
+            freq[i] = freq[j]+rng.normal(size=256)*rng.random()
+    freq *= 16/np.linalg.norm(freq, axis=1, keepdims=True)
+    return [np.concatenate([o, f]) if rng.random()<few else o for o,f in zip(a, freq)]
+
+@pytest.mark.parametrize('near,flips', [(0,0), (5,0), (5,1), (17,1), (16,2), (24,2), (32,2)])
+@pytest.mark.parametrize('few', [0,.3,1])
+def test_search_by_parts_finds_what_comparing_all_finds(near, flips, few):
+    rng = np.random.default_rng(near)
+    a,b = hashes(rng, 400, few),hashes(rng, 200, few)
+    b[:50] = [o*np.where(np.arange(len(o))<rng.integers(20), -1, 1) for o in a[:50]]
+    found,was = near//(flips+1)+1,check._close_pairs
+    with pytest.MonkeyPatch.context() as m:
+        for x,y,before in ((a,a,True), (a,b,False), (b,a,False)):
+            m.setattr(check, '_close_pairs', lambda *_: None)
+            at,far = _nearest(x, y, before)
+            m.setattr(check, '_close_pairs', lambda *args: was(*args, plan=(found,flips)))
+            at2,far2 = _nearest(x, y, before, near=near)
+            assert was(x, y, near, before, plan=(found,flips)) is not None
+            near_ones = far<=near
+            assert (near_ones==(far2<=near)).all() and (at[near_ones]==at2[near_ones]).all() and np.allclose(far[near_ones], far2[near_ones], atol=2e-3)
+        pairs = set(zip(*_similar(a, near)))
+        m.setattr(check, '_close_pairs', lambda *_: None)
+        assert pairs==set(zip(*_similar(a, near)))|{(i,i) for i in range(400)}
+
+@pytest.mark.parametrize('near', [0,1,31,32,33,40,128,32.5])
+def test_every_plan_of_a_search_misses_nothing(near):
+    for n in (100, 10**4, 10**6):
+        plan = _search_plan(256, near, n, n)
+        if plan: assert plan[0]*(plan[1]+1)>near and plan[0]<=256 # so not all parts can differ in more than so many bits
+    assert _search_plan(256, 32, 10**5, 10**5) and not _search_plan(256, 128, 10**5, 10**5)
+
+def test_where_most_are_alike_all_are_compared():
+    b = np.ones((3000,256), np.int8)
+    b[np.arange(3000),np.arange(3000)%256] = -1
+    assert _search_plan(256, 32, 3000, 3000) and _close_pairs(list(b), list(b), 32, True) is None
+    at,far = _nearest(b, b, before=True, near=32)
+    assert far[1:].max()==2 and (far[256:]==0).all() and at[300]==44 and len(_similar(b, 32).T)==3000**2
+
+def test_bits_are_counted_without_the_function_of_numpy_2(monkeypatch):
+    a = np.random.default_rng(0).choice([-1,1], (50,200)).astype(np.int8)
+    want = (a>0).sum(1).tolist()
+    assert _ones(_packed(a)).tolist()==want
+    monkeypatch.delattr(np, 'bitwise_count', raising=False)
+    assert _ones(_packed(a)).tolist()==want
 
 def test_groups_of_pictures(pictures):
     g = picture_groups(pictures)

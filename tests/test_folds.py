@@ -1,5 +1,5 @@
 "Properties of folds and of balance: every row once, groups whole, order of no matter, validation untouched."
-import warnings
+import tracemalloc, warnings
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, D
 from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
-from fastai_mix.data.check import label_table
+from fastai_mix.data.check import label_matrix, label_table
 from fastai_mix.data.folds import FoldSplitter, add_folds, draw_rows, show_folds
 from fastai_mix.data.sampling import class_weights, oversample, sample_weights, undersample
 
@@ -171,6 +171,35 @@ def test_strange_labels_and_indexes():
     lists = pd.DataFrame({'tags': [['a'],['a','b'],['b']]*6})
     assert set(add_folds(lists, 'tags', 3).fold)=={0,1,2}
 
+def peak_memory(f):
+    "Bytes that `f` has at most at a time"
+    tracemalloc.start()
+    try:
+        f()
+        return tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(label_col='list'), dict(label_col=None)])
+def test_thousands_of_classes_and_a_long_identity_take_little_memory(kwargs):
+    n,c = 20_000,4000
+    df = pd.DataFrame({'label': np.arange(n)%c, 'id': [f'{i}' for i in range(n-1)]+['x'*5000]})
+    if kwargs.get('label_col')=='list': df['list'] = [[o] for o in df.label]
+    args = dict(label_col='label', id_col='id')|kwargs
+    assert peak_memory(lambda: add_folds(df, n_splits=2, **args))<n*c/2 # less than a bit for each row and class; the identities as an array of text take 400 MB
+    res = add_folds(df, n_splits=2, **args)
+    assert set(res.fold)=={0,1} and (kwargs or (pd.crosstab(res.label, res.fold)>0).all().all())
+
+def test_groups_of_thousands_of_classes_take_little_memory():
+    n,c = 20_000,2000
+    df = pd.DataFrame({'label': np.arange(n)%c, 'tree': np.arange(n)//4})
+    assert peak_memory(lambda: label_matrix(df, 'label'))<n*c/8
+    assert np.array_equal(label_matrix(df, 'label')[0].toarray(), label_table(df, 'label').to_numpy())
+
+def test_drawing_takes_no_table_of_numbers():
+    n,c = 20_000,500
+    labels = label_table(pd.DataFrame({'label': np.arange(n)%c}), 'label')
+    assert peak_memory(lambda: draw_rows(labels, oversample='balance'))<5*n*c
+
 wrong = {
     'one fold':        (dict(n_splits=1), "n_splits=1: expected"),
     'part of a fold':  (dict(n_splits=2.5), "n_splits=2.5: expected"),
@@ -184,12 +213,17 @@ wrong = {
     'regression':      (dict(label_col='area'), r"numbers on a scale, the first 0.5, .*pd.qcut\(df\['area'\]"),
     'columns of 0..3': (dict(label_col=['three']), "'three' holds 2: expected 0 or 1"),
     'more folds':      (dict(n_splits=40, label_col=None), "30 rows, too few for 40 folds"),
+    'no columns':      (dict(label_col=[]), r"label_col=\[\]: expected a column of labels, or columns of 0 and 1"),
+    'column twice':    (dict(label_col=['half','half']), r"label_col=\['half', 'half'\]: expected"),
+    'split numbers':   (dict(label_col='three', label_delim=' '), "'three' holds 0, but label_delim=' ' splits text: leave it out, or make the labels text"),
+    'split lists':     (dict(label_col='lists', label_delim=' '), r"'lists' holds \['a'\], but label_delim"),
+    'split by number': (dict(label_delim=5), "label_delim=5: expected text"),
     'few groups':      (dict(group_col='half', label_col=None), "2 groups, too few for 5 folds"),
 }
 
 @pytest.mark.parametrize('name', wrong)
 def test_wrong_arguments(name):
-    df = pd.DataFrame({'label': list('ab')*15, 'area': np.arange(30)+.5, 'gap': [None]+[f'g{i}' for i in range(29)], 'three': np.arange(30)%3, 'half': np.arange(30)%2})
+    df = pd.DataFrame({'label': list('ab')*15, 'lists': [['a']]*30, 'area': np.arange(30)+.5, 'gap': [None]+[f'g{i}' for i in range(29)], 'three': np.arange(30)%3, 'half': np.arange(30)%2})
     kwargs,message = wrong[name]
     with pytest.raises(ValueError, match=message) as e: add_folds(**{'df': df, 'label_col': 'label', **kwargs})
     assert '\n' not in str(e.value)

@@ -14,13 +14,14 @@ import stat,textwrap,unicodedata,warnings
 from contextlib import contextmanager
 from hashlib import blake2b
 from io import BytesIO
+from itertools import combinations
 
 import imagehash
 from fastai.basics import *
 from fastprogress import progress_bar
 from PIL import Image, ImageFile, UnidentifiedImageError
 from scipy.fft import dctn
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.preprocessing import MultiLabelBinarizer
 
@@ -55,6 +56,36 @@ def check_labels(
     if df[label_col].nunique()<2:
         raise ValueError(f"{label_col!r} has a single class, {df[label_col].tolist()[0]!r}: a classifier needs two")
 
+# %% ../../nbs/02_data.check.ipynb #c1ce33f1
+def _check_delim(df, label_col, label_delim):
+    if not isinstance(label_delim, str): raise ValueError(f"label_delim={label_delim!r}: expected text, such as ' '")
+    bad = next((o for o in df[label_col] if not isinstance(o, str)), None)
+    if bad is not None: raise ValueError(
+        f"{label_col!r} holds {bad!r}, but label_delim={label_delim!r} splits text: leave it out, or make the labels text, "
+        f"df[{label_col!r}].astype(str)")
+
+def label_matrix(df, label_col, label_delim=None):
+    "What `label_table` says as a sparse array `[n,c]` of bools, which thousands of classes fit into, and the classes; ValueError if that cannot be told"
+    if not isinstance(label_col, str) and is_listy(label_col):
+        cols = list(label_col)
+        if not cols or len(set(cols))<len(cols): raise ValueError(f"label_col={cols}: expected a column of labels, or columns of 0 and 1, each once")
+        check_columns(df, *cols)
+        for c in cols:
+            bad = [v for v,k in zip(df[c], df[c].isna()) if k or v not in (0,1)]
+            if bad: raise ValueError(f"{c!r} holds {bad[0]!r}: expected 0 or 1 in a column of one class")
+        return csr_array(df[cols].to_numpy(bool)),df[cols].columns
+    check_filled(df, label_col)
+    cells = df[label_col]
+    if label_delim:
+        _check_delim(df, label_col, label_delim)
+        cells = cells.str.split(label_delim, regex=False).map(lambda o: [k for k in o if k])
+    if not len(df) or not is_listy(cells.iloc[0]):
+        check_labels(df, label_col)
+        of = pd.Categorical(cells.astype(object))
+        return csr_array((np.ones(len(df), bool), of.codes.astype(np.int32), np.arange(len(df)+1)), (len(df), len(of.categories))),of.categories
+    made = MultiLabelBinarizer(sparse_output=True)
+    return csr_array(made.fit_transform(cells), dtype=bool),pd.Index(made.classes_)
+
 # %% ../../nbs/02_data.check.ipynb #c1ce33f0
 def label_table(
     df:pd.DataFrame, # A table, a row per picture
@@ -62,19 +93,8 @@ def label_table(
     label_delim:str=None, # What separates several labels in a cell
 )->pd.DataFrame: # Of bools: a row per picture, a column per class, sorted as fastai sorts its vocab
     "Which picture has which label; ValueError if that cannot be told"
-    if not isinstance(label_col, str) and is_listy(label_col):
-        check_columns(df, *label_col)
-        for c in label_col:
-            bad = [v for v,k in zip(df[c], df[c].isna()) if k or v not in (0,1)]
-            if bad: raise ValueError(f"{c!r} holds {bad[0]!r}: expected 0 or 1 in a column of one class")
-        return df[list(label_col)].astype(bool)
-    check_filled(df, label_col)
-    cells = df[label_col].str.split(label_delim, regex=False).map(lambda o: [k for k in o if k]) if label_delim else df[label_col]
-    if not len(df) or not is_listy(cells.iloc[0]):
-        check_labels(df, label_col)
-        return pd.get_dummies(cells.astype(object)).astype(bool)
-    made = MultiLabelBinarizer()
-    return pd.DataFrame(made.fit_transform(cells).astype(bool), df.index, made.classes_)
+    has,classes = label_matrix(df, label_col, label_delim)
+    return pd.DataFrame(has.toarray(), df.index, classes)
 
 # %% ../../nbs/02_data.check.ipynb #ad461c46
 image_faults = ['missing', 'empty', 'not an image', 'truncated', 'huge', 'lost in RGB', 'mode', 'rotated', 'tiny',
@@ -153,6 +173,61 @@ def _probe(path, min_side=0, max_pixels=None, near=True):
     except Exception as e: return [('truncated', f'{e}')],None,None
 
 # %% ../../nbs/02_data.check.ipynb #39956d60
+def _packed(bits):
+    "Rows of -1 and 1 as rows of 64-bit words"
+    some = np.packbits(bits>0, axis=1)
+    return np.pad(some, ((0,0), (0,-some.shape[1]%8))).view(np.uint64)
+
+def _ones(a):
+    "How many bits are set in each row of words"
+    if hasattr(np, 'bitwise_count'): return np.bitwise_count(a).sum(1, dtype=int) # from NumPy 2 on
+    return np.unpackbits(a.view(np.uint8), axis=1).sum(1, dtype=int)
+
+def _search_plan(n_bits, near, n_a, n_b):
+    """How to find pairs that differ in up to `near` bits: (parts, flips). Of so many parts of the bits one differs in up to so many,
+    and is looked up. None: to compare all with all costs less"""
+    def cost(m, r):
+        w = min(n_bits//m, 24)
+        looks = m*sum(math.comb(w, k) for k in range(r+1))
+        return looks*n_a*(3 + 60*n_b/2**w), (m,r) # nanoseconds for a look and for a pair it finds
+    plans = [(m,r) for r in range(3) if (m := int(near//(r+1))+1)<=n_bits]
+    return min([cost(*o) for o in plans]+[(10*n_a*n_b, None)], key=lambda o: o[0])[1]
+
+def _looked_up(keys, others, w, r):
+    "Pairs of rows, in blocks, whose keys of `w` bits differ in up to `r`"
+    rows,order = np.argsort(keys, kind='stable'),np.argsort(others, kind='stable')
+    keys,others,there = keys[rows],others[order],np.zeros(2**w, bool)
+    there[others] = True
+    for flip in [sum(1<<b for b in o) for k in range(r+1) for o in combinations(range(w), k)]:
+        hit = np.flatnonzero(there[keys^flip])
+        lo,hi = (np.searchsorted(others, keys[hit]^flip, side) for side in ('left','right'))
+        for some in np.array_split(np.arange(len(hit)), (hi-lo).sum()//2**22+1):
+            n = (hi-lo)[some]
+            at = np.arange(n.sum())-np.repeat(n.cumsum()-n, n)
+            yield np.repeat(rows[hit[some]], n), order[np.repeat(lo[some], n)+at]
+
+def _close_pairs(a, b, near, before, plan=None):
+    """Pairs of rows of `a` and `b` (with `before`, of a row and one ahead of it) that differ in up to `near` bits, and in how many: three arrays.
+    None if that is better found by comparing all with all"""
+    if near is None or not (len(a) and len(b)): return
+    n = min(256, *map(len, (a[0],b[0])))
+    plan = plan or _search_plan(n, near, len(a), len(b))
+    if not plan: return
+    parts,flips = plan
+    bits = [np.array([o[:n] for o in side], dtype=np.int8)>0 for side in (a,b)]
+    words,found,left = [*map(_packed, bits)],[],len(a)*len(b)/8 # a pair of a part costs as much as eight of a product of matrices
+    for k in range(parts):
+        cols = np.arange(k, n, parts)[:24]
+        for i,j in _looked_up(*(o[:,cols]@(1<<np.arange(len(cols))) for o in bits), len(cols), flips):
+            if (left := left-len(i))<0: return # most are alike
+            if before: i,j = i[j<i],j[j<i]
+            close = _ones(words[0][i]^words[1][j])<=near
+            found.append(i[close]*len(b)+j[close])
+    i,j = np.divmod(np.unique(np.concatenate(found)), len(b))
+    d = _ones(words[0][i]^words[1][j]).astype(float)
+    for k in np.flatnonzero([len(a[x])>n and len(b[y])>n for x,y in zip(i,j)]): d[k] = max(d[k], ((n-a[i[k]][n:]@b[j[k]][n:])/2).round(3))
+    return i[d<=near],j[d<=near],d[d<=near]
+
 def _arrays(*sides):
     "The hashes of each side as rows, all of one length"
     n = max(len(o) for side in sides for o in side)
@@ -166,13 +241,20 @@ def _apart(a, b, n=256):
     far = (min(n, a.shape[1])-a[:,:n]@b[:,:n].T)/2
     a,b = a[:,n:],b[:,n:]
     few = a.any(1)[:,None]&b.any(1)
-    if few.any(): far[few] = np.maximum(far, (n-a@b.T)/2)[few]
+    if few.any(): far[few] = np.maximum(far, ((n-a@b.T)/2).round(3))[few] # equal ones are 0 apart
     return far
 
-def _nearest(a, b, before=False, chunk=1024):
-    "For each row of bits in `a` the most similar row of `b` (with `before`, of those ahead of it), and how many bits differ"
-    a,b = _arrays(a, b)
+def _nearest(a, b, before=False, chunk=1024, near=None):
+    """For each row of bits in `a` the most similar row of `b` (with `before`, of those ahead of it), and how many bits differ;
+    with `near`, infinitely many may be said of more than those"""
     at,far = np.zeros(len(a), int),np.full(len(a), np.inf)
+    if (pairs := _close_pairs(a, b, near, before)) is not None:
+        i,j,d = pairs
+        first = np.lexsort((j,d,i))
+        first = first[np.r_[True, np.diff(i[first])>0][:len(i)]]
+        at[i[first]],far[i[first]] = j[first],d[first]
+        return at,far
+    a,b = _arrays(a, b)
     for s in range(0, len(a), chunk):
         e = min(s+chunk, len(a))
         d = _apart(a[s:e], b[:e] if before else b)
@@ -185,6 +267,10 @@ def _check_near(near):
 
 def _similar(bits, near, chunk=1024):
     "All pairs of rows of `bits` that differ in up to `near` bits: two arrays"
+    if (pairs := _close_pairs(bits, bits, near, True)) is not None:
+        i,j,_ = pairs
+        both = np.c_[np.r_[i, j, :len(bits)], np.r_[j, i, :len(bits)]].T
+        return both[:,np.lexsort(both[::-1])]
     bits, = _arrays(bits)
     found = [np.argwhere(_apart(bits[s:s+chunk], bits)<=near)+(s,0) for s in range(0, len(bits), chunk)]
     return np.concatenate(found).T
@@ -225,7 +311,7 @@ def _twins(found, names, near, labels):
             yield i,'conflicting labels',f'{labels[i]!r} here, {labels[other]!r} at {names[other]}',other
     rows = [i for digest,i in first.items() if found[i][2] is not None]
     if near is None or len(rows)<2: return
-    for i,j,d in zip(rows, *_nearest(*[[found[i][2] for i in rows]]*2, before=True)):
+    for i,j,d in zip(rows, *_nearest(*[[found[i][2] for i in rows]]*2, before=True, near=near)):
         if d>near: continue
         j = rows[j]
         other = f', which is {labels[j]!r} and this {labels[i]!r}' if labels is not None and None not in (labels[i],labels[j]) and labels[i]!=labels[j] else ''
@@ -386,7 +472,7 @@ def _check_pictures(train, valid, near):
     seen = [[o for o in side.values() if o[1] is not None] for side in (a,b)]
     if near is None or not all(seen): return
     (pa,ha),(pb,hb) = (zip(*o) for o in seen)
-    at,far = _nearest(hb, ha)
+    at,far = _nearest(hb, ha, near=near)
     close = [f'{pb[j]} and {pa[at[j]]}' for j in np.argsort(far, kind='stable') if far[j]<=near]
     if close: warnings.warn(f"{len(close)} of {len(b)} pictures to validate on look like one to train on, "
         f"the closest {'; '.join(close[:3])}: if they are the same, {fix}")

@@ -13,10 +13,12 @@ from numbers import Integral, Number
 from fastai.basics import *
 from fastcore.meta import method
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+from scipy.sparse import csr_array
 from sklearn.model_selection import StratifiedKFold, StratifiedGroupKFold
 from sklearn.utils import check_random_state
 
 from .check import *
+from .check import label_matrix
 
 # %% ../../nbs/03_data.folds.ipynb #4da2c879
 def _check_fold_args(df, label_col, n_splits, group_col, col, id_col, label_delim, rare):
@@ -38,20 +40,21 @@ def _order(df, id_col, group_col):
     if len(again) and (not group_col or (again.groupby(id_col)[group_col].nunique()>1).any()): raise ValueError(
         f"{again[id_col].tolist()[0]!r} and {again[id_col].nunique()-1} more identities of {id_col!r} stand for several rows "
         f"that could come into different folds: drop the repeated rows, or give group_col={id_col!r}")
-    return np.argsort(df[id_col].astype(str).to_numpy(dtype=str), kind='stable')
+    # as objects: in an array of text every row would take the room of the longest identity
+    return np.argsort(df[id_col].astype(str).to_numpy(dtype=object), kind='stable')
 
 def _common(has, classes, n_splits, what, rare):
     "Which units (rows or groups) can be folded: those without a class that has fewer units than folds"
-    keep = np.ones(len(has), bool)
+    keep = np.ones(has.shape[0], bool)
     while True:
-        n = has[keep].sum(0)
+        n = keep.astype(int)@has
         few = (0<n) & (n<n_splits)
         if not few.any(): break
         if rare=='error':
             least = n[few].min()
             raise ValueError(f"{', '.join(f'{c!r} has {k} {what}' for c,k in zip(classes[few], n[few]))}, too few for {n_splits} folds: "
                 + (f"use n_splits={least}" if least>1 else "merge or drop that class") + ", or rare='train' to keep them for training")
-        keep &= ~has[:,few].any(1) # a group leaves whole, and may take another class below the number of folds
+        keep &= ~(has@few) # a group leaves whole, and may take another class below the number of folds
     if keep.sum()<n_splits: raise ValueError(f"{keep.sum()} {what} are left for {n_splits} folds: use a smaller n_splits")
     return keep
 
@@ -74,24 +77,25 @@ def add_folds(
     "Stratified folds, by group if there is `group_col`, by iterative stratification if pictures have several labels"
     _check_fold_args(df, label_col, n_splits, group_col, col, id_col, label_delim, rare)
     order = _order(df, id_col, group_col)
-    if label_col is None: table = pd.DataFrame(np.ones((len(df),1), bool), columns=['all'])
-    else: table = label_table(df, label_col, label_delim)
-    has = table.to_numpy()[order]
+    if label_col is None: has,classes = csr_array(np.ones((len(df),1), bool)),pd.Index(['all'])
+    else: has,classes = label_matrix(df, label_col, label_delim)
+    has = has[order]
     unit = pd.factorize(df[group_col].iloc[order])[0] if group_col else np.arange(len(df))
-    of_unit = np.zeros((unit.max()+1, has.shape[1]), bool)
-    np.logical_or.at(of_unit, unit, has)
+    rows_of = csr_array((np.ones(len(df), bool), (unit, np.arange(len(df)))), (unit.max()+1, len(df)))
+    of_unit = rows_of@has
     what = 'groups' if group_col else 'rows'
-    keep = _common(of_unit, table.columns, n_splits, what, rare)
+    keep = _common(of_unit, classes, n_splits, what, rare)
     rows,shuffle = np.flatnonzero(keep[unit]),dict(shuffle=True, random_state=seed)
     if (has.sum(1)!=1).any() or is_listy(label_col):
         units = np.flatnonzero(keep)
-        labels = np.c_[of_unit, ~of_unit.any(1)][units] # to have none is spread evenly too
+        labels = of_unit[units].toarray()
+        labels = np.c_[labels, ~labels.any(1)] # to have none is spread evenly too
         of = np.full(len(keep), -1)
         splits = MultilabelStratifiedKFold(n_splits, **shuffle).split(labels, labels)
         for k,(_,valid) in enumerate(splits): of[units[valid]] = k
         fold = of[unit]
     else:
-        fold,y = np.full(len(df), -1),has[rows].argmax(1)
+        fold,y = np.full(len(df), -1),has[rows].indices
         if group_col: splits = StratifiedGroupKFold(n_splits).split(rows, y, _shuffled(unit[rows], seed))
         else: splits = StratifiedKFold(n_splits, **shuffle).split(rows, y)
         for k,(_,valid) in enumerate(splits): fold[rows[valid]] = k
@@ -160,9 +164,11 @@ def _repeats(has, how, up, rng):
     "How often each row of the label table `has` is to be taken"
     factor = _factors(has.sum(), how, up)
     has = has.reindex(columns=factor.index).to_numpy() # an index of bools would be a mask
-    share = np.where(has, factor.to_numpy(), -1.)
-    lead = np.where(has.any(1), share.argmax(1), -1)
-    share = np.where(lead<0, 1., share.max(1))
+    lead,share = np.full(len(has), -1),np.zeros(len(has))
+    for k,f in enumerate(factor): # a class at a time: a table of factors would take eight times the room of that of labels
+        more = has[:,k] & (f>share)
+        lead[more],share[more] = k,f
+    share[lead<0] = 1.
     times = np.floor(share).astype(int)
     for k in set(lead)-{-1}:
         rows = np.flatnonzero(lead==k)
