@@ -405,14 +405,15 @@ def test_search_by_parts_finds_what_comparing_all_finds(near, flips, few):
     rng = np.random.default_rng(near)
     a,b = hashes(rng, 400, few),hashes(rng, 200, few)
     b[:50] = [o*np.where(np.arange(len(o))<rng.integers(20), -1, 1) for o in a[:50]]
-    found,was = near//(flips+1)+1,check._close_pairs
+    parts,was = near//(flips+1)+1,check._close_pairs
+    plan = parts,flips,min(256//parts, 14)
     with pytest.MonkeyPatch.context() as m:
         for x,y,before in ((a,a,True), (a,b,False), (b,a,False)):
             m.setattr(check, '_close_pairs', lambda *_: None)
             at,far = _nearest(x, y, before)
-            m.setattr(check, '_close_pairs', lambda *args: was(*args, plan=(found,flips)))
+            m.setattr(check, '_close_pairs', lambda *args: was(*args, plan=plan))
             at2,far2 = _nearest(x, y, before, near=near)
-            assert was(x, y, near, before, plan=(found,flips)) is not None
+            assert was(x, y, near, before, plan=plan) is not None
             near_ones = far<=near
             assert (near_ones==(far2<=near)).all() and (at[near_ones]==at2[near_ones]).all() and np.allclose(far[near_ones], far2[near_ones], atol=2e-3)
         pairs = set(zip(*_similar(a, near)))

@@ -184,47 +184,58 @@ def _ones(a):
     return np.unpackbits(a.view(np.uint8), axis=1).sum(1, dtype=int)
 
 def _search_plan(n_bits, near, n_a, n_b):
-    """How to find pairs that differ in up to `near` bits: (parts, flips). Of so many parts of the bits one differs in up to so many,
-    and is looked up. None: to compare all with all costs less"""
+    """How to find pairs that differ in up to `near` bits: (parts, flips, width). Of so many parts of the bits one differs in up to so many,
+    and the first bits of each part, as many as its width, are looked up. None: to compare all with all costs less"""
     def cost(m, r):
-        w = min(n_bits//m, 24)
+        w = min(n_bits//m, 24, n_b.bit_length()+2)
         looks = m*sum(math.comb(w, k) for k in range(r+1))
-        return looks*n_a*(3 + 60*n_b/2**w), (m,r) # nanoseconds for a look and for a pair it finds
+        return looks*n_a*(3 + 60*n_b/2**w) + m*10*2**w, (m,r,w) # nanoseconds for a look, for a pair it finds and for the table
     plans = [(m,r) for r in range(3) if (m := int(near//(r+1))+1)<=n_bits]
     return min([cost(*o) for o in plans]+[(10*n_a*n_b, None)], key=lambda o: o[0])[1]
 
-def _looked_up(keys, others, w, r):
-    "Pairs of rows, in blocks, whose keys of `w` bits differ in up to `r`"
-    rows,order = np.argsort(keys, kind='stable'),np.argsort(others, kind='stable')
-    keys,others,there = keys[rows],others[order],np.zeros(2**w, bool)
-    there[others] = True
-    for flip in [sum(1<<b for b in o) for k in range(r+1) for o in combinations(range(w), k)]:
-        hit = np.flatnonzero(there[keys^flip])
-        lo,hi = (np.searchsorted(others, keys[hit]^flip, side) for side in ('left','right'))
-        for some in np.array_split(np.arange(len(hit)), (hi-lo).sum()//2**22+1):
-            n = (hi-lo)[some]
-            at = np.arange(n.sum())-np.repeat(n.cumsum()-n, n)
-            yield np.repeat(rows[hit[some]], n), order[np.repeat(lo[some], n)+at]
+def _looked_up(a, b, keys, others, w, r, near):
+    """Pairs of rows of words whose keys of `w` bits differ in up to `r` bits, and all of whose bits in up to `near`, in blocks,
+    each with the number of pairs looked at. With `others` None they are those of `a`, and a pair comes in one of its two orders"""
+    same = others is None
+    rows = np.argsort(keys, kind='stable')
+    order = rows if same else np.argsort(others, kind='stable')
+    keys,others,a,b = keys[rows],(keys if same else others)[order],a[rows],b[order] # what is compared is then close in memory
+    start = np.r_[0, np.bincount(others, minlength=2**w).cumsum()].astype(np.int32)
+    there,all_rows = np.diff(start)>0,np.arange(len(keys))
+    has = [np.flatnonzero(keys>>k&1) if same else all_rows for k in range(w)] # one of a pair that differs there has the bit
+    for flip in [o for k in range(r+1) for o in combinations(range(w), k)]:
+        at = has[flip[-1]] if flip else all_rows
+        key = keys[at]^sum(1<<k for k in flip)
+        hit = np.flatnonzero(there[key])
+        low = start[key[hit]]
+        n = start[key[hit]+1]-low
+        for some in np.array_split(np.arange(len(hit)), n.sum()//2**20+1):
+            i,m = np.repeat(at[hit[some]], n[some]),n[some]
+            j = np.arange(len(i))+np.repeat(low[some]-(m.cumsum()-m), m)
+            close = np.flatnonzero(_ones(a[i,:2]^b[j,:2])<=near) # half of the bits tell most apart
+            i,j = i[close],j[close]
+            close = _ones(a[i]^b[j])<=near
+            yield m.sum(),rows[i[close]],order[j[close]]
 
 def _close_pairs(a, b, near, before, plan=None):
-    """Pairs of rows of `a` and `b` (with `before`, of a row and one ahead of it) that differ in up to `near` bits, and in how many: three arrays.
-    None if that is better found by comparing all with all"""
+    """Pairs of rows of `a` and `b` (with `before`, of a row and one ahead of it, `b` being `a`) that differ in up to `near` bits, and in how many:
+    three arrays. None if that is better found by comparing all with all"""
     if near is None or not (len(a) and len(b)): return
     n = min(256, *map(len, (a[0],b[0])))
     plan = plan or _search_plan(n, near, len(a), len(b))
     if not plan: return
-    parts,flips = plan
-    bits = [np.array([o[:n] for o in side], dtype=np.int8)>0 for side in (a,b)]
+    parts,flips,width = plan
+    bits = [np.array([o[:n] for o in side], dtype=np.int8)>0 for side in ((a,) if before else (a,b))]
     words,found,left = [*map(_packed, bits)],[],len(a)*len(b)/8 # a pair of a part costs as much as eight of a product of matrices
     for k in range(parts):
-        cols = np.arange(k, n, parts)[:24]
-        for i,j in _looked_up(*(o[:,cols]@(1<<np.arange(len(cols))) for o in bits), len(cols), flips):
-            if (left := left-len(i))<0: return # most are alike
-            if before: i,j = i[j<i],j[j<i]
-            close = _ones(words[0][i]^words[1][j])<=near
-            found.append(i[close]*len(b)+j[close])
+        cols = np.arange(k, n, parts)[:width]
+        keys = [o[:,cols]@(1<<np.arange(len(cols))) for o in bits]
+        for seen,i,j in _looked_up(words[0], words[-1], keys[0], None if before else keys[1], len(cols), flips, near):
+            if (left := left-seen)<0: return # most are alike
+            if before: i,j = (o[i!=j] for o in (np.maximum(i, j),np.minimum(i, j)))
+            found.append(i*len(b)+j)
     i,j = np.divmod(np.unique(np.concatenate(found)), len(b))
-    d = _ones(words[0][i]^words[1][j]).astype(float)
+    d = _ones(words[0][i]^words[-1][j]).astype(float)
     for k in np.flatnonzero([len(a[x])>n and len(b[y])>n for x,y in zip(i,j)]): d[k] = max(d[k], ((n-a[i[k]][n:]@b[j[k]][n:])/2).round(3))
     return i[d<=near],j[d<=near],d[d<=near]
 
