@@ -18,7 +18,7 @@ from fastai_mix.data.soft import soft_accuracy, soft_labels
 from fastai_mix.vision.box import box_area, box_mask, paste_box, rand_box
 from fastai_mix.vision.cam import semantic_map, semantic_mass
 
-def fuzz(n=60): return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def fuzz(n=60): return settings(max_examples=n//3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 seeds,batches,sides = st.integers(0, 2**31),st.sampled_from([0,1,2,3,7]),st.integers(1, 17)
 floats = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -169,10 +169,11 @@ def simplex(rng, *size): return rng.dirichlet(np.ones(size[-1]), size[:-1])
 
 def forms(a):
     "The same numbers as NumPy, PyTorch, lists and pandas have them"
-    yield from (a, np.asfortranarray(a), np.repeat(a, 2, -1)[...,::2], torch.tensor(a), a.tolist())
+    yield from (a, np.asfortranarray(a), np.repeat(a, 2, -1)[...,::2], torch.tensor(a))
+    if a.size: yield a.tolist() # else the shape is lost
     if a.ndim==2: yield pd.DataFrame(a)
 
-@fuzz(60)
+@fuzz(25)
 @given(seeds, st.integers(1, 30), st.integers(2, 5), st.sampled_from([1,1e-9,1e9]), st.booleans())
 def test_scores(seed, n, c, scale, certain):
     rng = np.random.default_rng(seed)
@@ -181,8 +182,7 @@ def test_scores(seed, n, c, scale, certain):
     s = score_probs(p*scale, y)
     assert s['n']==n and all(0<=s[k]<=1 for k in ('accuracy','macro_f1')) and 0<=s['log_loss']<40
     assert 0<=s['auc']<=1 if len(set(y))==c else np.isnan(s['auc'])
-    for o in forms(p*scale):
-        for v in (y, y.tolist(), y.astype(np.uint8), y.astype(float), torch.tensor(y)): assert score_probs(o, v)==pytest.approx(s, nan_ok=True)
+    for o,v in zip(forms(p*scale), (y, y.tolist(), y.astype(np.uint8), y.astype(float), torch.tensor(y), y)): assert score_probs(o, v)==pytest.approx(s, nan_ok=True)
     t = score_table(p, y, np.arange(n)%3)
     assert t.loc['pooled'].to_dict()==pytest.approx(score_probs(p, y), nan_ok=True) and len(t)==min(n, 3)+3
 
@@ -207,17 +207,17 @@ names = st.one_of(st.text(max_size=5), st.integers(-5, 5), st.sampled_from(['a',
 def test_unsafe_names(values):
     bad = unsafe_names(values)
     assert set(bad)<=set(map(str, values)) and list(bad)==[o for o in dict.fromkeys(map(str, values)) if o in bad]
-    assert all(o.isprintable() and o[0] in '=+-@' or any(ord(c)<32 or 127<=ord(c)<160 for c in o) or o[0] in '=+-@' for o in bad)
+    assert all(o[0] in '=+-@' or any(ord(c)<32 or 127<=ord(c)<160 for c in o) for o in bad)
     assert not any(isinstance(o, int) and str(o) in bad for o in values)
 
-kinds = {'str': str, 'int': int, 'bool': lambda k: k>0, 'float': float, 'object': lambda k: (k if k%2 else str(k))}
+kinds = {'str': str, 'int': int, 'bool': lambda k: k>0, 'float': float}
 
 @fuzz(80)
 @given(seeds, st.integers(2, 60), st.integers(2, 4), st.sampled_from(list(kinds)), st.booleans(), st.booleans())
 def test_tables_of_labels(seed, n, c, kind, category, other_index):
     rng = np.random.default_rng(seed)
-    df = pd.DataFrame({'label': pd.Series([kinds[kind](int(k)) for k in rng.integers(c, size=n)], dtype=object if kind=='object' else None)})
-    assume(df.label.nunique()>1 and kind!='object')
+    df = pd.DataFrame({'label': pd.Series([kinds[kind](int(k)) for k in rng.integers(c, size=n)])})
+    assume(df.label.nunique()>1)
     if category: df['label'] = df.label.astype('category')
     if other_index: df.index = rng.permutation(n)*3-7
     before = df.copy(deep=True)

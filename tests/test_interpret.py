@@ -100,3 +100,9 @@ def test_pictures_in_inference_mode(mix, toy):
     with torch.inference_mode(): assert len(learn.show_mix(2, maps=True))==2
     learn.fit(1)
     plt.close('all')
+
+@pytest.mark.parametrize('targs,message', [([0,-1], 'a target is -1: expected a class index from 0 to 1'), ([0,2], 'a target is 2'), ([0,-100], 'a target is -100'), ([0,.5], 'a target is 0.5'), ([0], '1 targets for 2 predictions')])
+def test_targets_that_are_no_classes(targs, message):
+    probs = torch.tensor([[.9,.1],[.2,.8]])
+    with pytest.raises(ValueError, match=message): fastai_mix.interpret.Scores(probs, targs, 'ab')
+    assert fastai_mix.interpret.Scores(probs, [0,1.], 'ab').accuracy==1
