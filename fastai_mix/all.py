@@ -4,6 +4,7 @@ from .data.folds import *
 from .data.leaves import *
 from .data.sampling import *
 from .data.soft import *
+from .files import *
 from .vision.box import *
 from .vision.forward import *
 from .vision.layer import *

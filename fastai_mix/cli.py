@@ -17,7 +17,6 @@ import timm
 from fastai.vision.all import *
 from fastcore.script import call_parse
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 import fastai_mix
 from .callback.choice import *
@@ -31,6 +30,7 @@ from .crossval import _check_classes, _check_text, _write_csv, folder_lock, read
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
+from .files import load_weights
 from .interpret import *
 from .vision.cam import clean_logits, find_layer
 from .vision.tta import *
@@ -319,18 +319,13 @@ def read_oversample(
 # %% ../nbs/40_cli.ipynb #ccdbab01
 def read_weights(
     model:nn.Module, # A timm model without its classifier
-    file:Path, # safetensors, or what `torch.load(weights_only=True)` reads
+    file:Path, # See `load_weights`
 ):
     "Load the weights of a body into `model`; a classifier among them is left out, anything else must fit"
-    file = Path(file)
-    if not file.is_file(): raise ValueError(f"no such file: --weights {file}")
-    try: state = load_file(file) if file.suffix=='.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f"--weights {file} is neither safetensors nor a file that torch loads with weights_only=True: {e}".splitlines()[0])
+    try: state = load_weights(file)
+    except ValueError as e: raise ValueError(f"--weights: {e}") from None
     own = model.state_dict()
     heads = L(model.default_cfg.get('classifier')).map(str)
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in state.items()):
-        raise ValueError(
-            f"--weights {file} holds a {type(state).__name__}: expected a dictionary of names and tensors, a state_dict")
     state = {k:v for k,v in state.items() if not any(k.startswith(f'{h}.') for h in heads)}
     bad = sorted(own.keys()^state.keys()) + [k for k in own.keys()&state.keys() if own[k].shape!=state[k].shape]
     if bad: raise ValueError(f"--weights {file} does not fit {model.default_cfg.get('architecture')}: {len(bad)} of {len(own)} "

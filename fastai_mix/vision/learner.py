@@ -15,6 +15,8 @@ import timm
 from fastai.vision.all import *
 from timm.models import group_parameters, is_model
 
+from ..files import *
+
 # %% ../../nbs/13_vision.learner.ipynb #fb771393
 def timm_split(
     model:nn.Module, # A timm network with a classifier
@@ -41,10 +43,14 @@ def _check_args(kwargs):
         if k in _instead: raise TypeError(f"timm_learner takes no `{k}`: use {_instead[k]}")
         if k in 'cut init custom_head lin_ftrs first_bn bn_final lin_first y_range'.split():
             raise TypeError(f"timm_learner takes no `{k}`: {_own_head}")
+    for k in ('pretrained_cfg','pretrained_cfg_overlay'):
+        cfg = kwargs.get(k)
+        if cfg.get('file') if isinstance(cfg, dict) else getattr(cfg, 'file', None):
+            raise TypeError(f"timm_learner takes no `file` in `{k}`: use `weights`")
 
 def _check_arch(arch):
     if isinstance(arch, str):
-        if ':' in arch or is_model(arch): return
+        if is_model(arch) or re.match('(local-dir|hf[-_]hub):', arch): return
         near = get_close_matches(arch.lower(), timm.list_models(), 3, .5)
         raise ValueError(f"timm has no {arch!r}: did you mean {' or '.join(map(repr, near))}?" if near else
             f"timm has no {arch!r}: see `timm.list_models()`")
@@ -55,6 +61,30 @@ def _check_arch(arch):
         raise ValueError(f"{arch.__name__} is torchvision's: use `vision_learner`, or timm's by name, '{arch.__name__}'")
 
 # %% ../../nbs/13_vision.learner.ipynb #2b1bdcc3
+def _weights_in(folder):
+    "The file of weights in a folder of timm's `local-dir:`"
+    names = 'model.safetensors','pytorch_model.bin','pytorch_model.pth','model.pth',*(f'open_clip_{o}' for o in (
+        'model.safetensors','pytorch_model.safetensors','pytorch_model.bin','pytorch_model.pth')) # timm's order
+    found = [folder/o for o in names if (folder/o).is_file()] or [
+        f for o in ('.safetensors','.pth','.pth.tar','.bin') for f in sorted(folder.glob(f'*{o}'))]
+    if not found: raise ValueError(f"{folder} has no weights: expected {names[0]}, or another .safetensors, .pth or .bin")
+    return found[0]
+
+def _make_with(make, state, classes=None, **kwargs):
+    "A network with the weights `state`, of `classes`, as timm takes a file's; None: of its own configuration"
+    cfg = dict(state_dict=state, source=None, **({} if classes is None else dict(num_classes=classes)))
+    model = make(pretrained=True, pretrained_cfg_overlay=cfg, **kwargs)
+    for o in (model.pretrained_cfg, model.default_cfg): o.pop('state_dict', None) # else it is exported twice
+    return model
+
+def _load_all(make, state, n_out):
+    "A network of all of `state`, with a new classifier if that has other classes; RuntimeError if it does not fit"
+    # timm loads strictly only if the classes are those of the weights: so load all of them, then change the classifier
+    try: model = _make_with(make, state)
+    except RuntimeError: return _make_with(make, state, n_out, num_classes=n_out) # trained on these classes
+    if model.num_classes!=n_out: model.reset_classifier(n_out)
+    return model
+
 def create_timm_classifier(
     arch:str|Callable, # Name in `timm.list_models()`, a tag may follow; or a function like timm's own, such as `timm.models.resnet18`
     n_out:int, # Classes
@@ -67,24 +97,19 @@ def create_timm_classifier(
     _check_args(kwargs)
     _check_arch(arch)
     make = partial(timm.create_model, arch) if isinstance(arch, str) else arch
+    if weights is None and pretrained and isinstance(arch, str) and arch.startswith('local-dir:'): weights = _weights_in(Path(arch[10:]))
     if weights is None: return make(pretrained=pretrained, num_classes=n_out, in_chans=n_in, **kwargs)
     if not pretrained: raise ValueError("`weights` with pretrained=False: leave one of them out")
     if not isinstance(weights, (str,Path)) or not Path(weights).is_file():
         raise ValueError(
             f"weights={weights!r} is no file: expected .safetensors or .pth; for weights from timm's hub name the tag in `arch`")
-    # timm loads strictly only if the classes are those of the file: so load all of it, then change the classifier
-    load,file = partial(make, pretrained=True, in_chans=n_in, **kwargs),dict(file=str(weights))
-    try: model = load(pretrained_cfg_overlay=file)
-    except RuntimeError as e:
-        if 'weights_only' in str(e): raise ValueError(f"{weights} holds more than weights, an optimizer perhaps: save them with `learn.save(name, with_opt=False)`") from None
-        try: return load(pretrained_cfg_overlay=dict(file, num_classes=n_out), num_classes=n_out) # trained on these classes
-        except RuntimeError:
-            if 'global_pool' not in kwargs: raise
-        # another pool may need another head: the file must fit timm's own, then all but the head is taken
-        create_timm_classifier(arch, n_out, pretrained, weights, n_in, **{k:v for k,v in kwargs.items() if k!='global_pool'})
-        return load(pretrained_cfg_overlay=file, num_classes=n_out)
-    if model.num_classes!=n_out: model.reset_classifier(n_out)
-    return model
+    state = load_weights(weights)
+    try: return _load_all(partial(make, in_chans=n_in, **kwargs), state, n_out)
+    except RuntimeError:
+        if 'global_pool' not in kwargs: raise
+    # another pool may need another head: the file must fit timm's own, then all but the head is taken
+    _load_all(partial(make, in_chans=n_in, **{k:v for k,v in kwargs.items() if k!='global_pool'}), state, n_out)
+    return _make_with(partial(make, in_chans=n_in, **kwargs), state, num_classes=n_out)
 
 # %% ../../nbs/13_vision.learner.ipynb #e8ec04d2
 def _add_norm(dls, cfg, n_in):
