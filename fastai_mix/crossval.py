@@ -22,16 +22,16 @@ import timm
 from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from scipy.optimize import minimize
 from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.parameter import is_lazy
+from torchvision.models import list_models
 
 from .checkpoint import *
 from .data.check import *
 from .data.folds import *
+from .files import *
 from .interpret import Scores
 from .vision.forward import *
 from .vision.forward import call_eager, cast_to
@@ -575,7 +575,7 @@ def _train_locked(self:CrossVal, fit_fn, k, bar):
         start = time.perf_counter()
         oof,n_out = self._predict_fold(learn, *self._check_learner(learn, k, vocab), vocab)
     if rank_distrib(): return
-    write_atomic(folder/'model.safetensors', lambda f: save_model(learn.model, str(f)))
+    write_network(folder/'model.safetensors', learn.model)
     _write_csv(folder/'oof.csv', oof)
     _write_csv(folder/'history.csv', fits.history)
     corrected = [labels for cb in learn.cbs if isinstance(labels := _labels_kept(cb), pd.DataFrame)]
@@ -719,14 +719,15 @@ def report(self:CrossVal)->str:
 _hows = 'mean','gmean','rank','weights'
 
 def _check_how(how):
-    if how not in _hows: raise ValueError(f"how={how!r}: expected {', '.join(map(repr, _hows))}")
+    if not isinstance(how, str) or how not in _hows: raise ValueError(f"how={how!r}: expected {', '.join(map(repr, _hows))}")
 
 def _shares(weights, k):
     "`weights` of `k` models as an array, equal ones if None; ValueError if they are no shares"
     if weights is None: return np.full(k, 1/k)
-    w = np.asarray(weights, float)
-    if w.shape!=(k,) or not (w>=0).all() or not abs(w.sum()-1)<1e-4: raise ValueError(
-        f"weights={_first(w.ravel())}: expected a share for each of {k} models, numbers from 0 up that add to 1")
+    try: w = np.asarray(weights)
+    except ValueError: w = np.array('') # lists of several lengths
+    if w.shape!=(k,) or w.dtype.kind not in 'iuf' or not (w>=0).all() or not abs(w.sum()-1)<1e-3: raise ValueError(
+        f"weights={weights!r}: expected a share for each of {k} models, numbers from 0 up that add to 1")
     return w/w.sum()
 
 def _check_models(probs):
@@ -799,8 +800,8 @@ class Ensemble:
 def _load_weights(self:CrossVal, net, k):
     "Put the weights of fold `k` into `net`; ValueError if their file is broken"
     file = self._dir(k)/'model.safetensors'
-    try: load_model(net, file, device=str(next(net.parameters()).device))
-    except (OSError, SafetensorError) as e:
+    try: read_network(file, net)
+    except (OSError, ValueError) as e:
         raise ValueError(f"{file} cannot be read ({getattr(e, 'strerror', None) or e}): {self._again(k)}") from None
 
 @patch
@@ -988,10 +989,83 @@ def export(self:Ensemble,
         recipe = _describe_input(learn)
         size = recipe['size'] if isinstance(recipe, dict) and recipe['size'] else [64,64]
         files = [f'group{g}_net{i}.safetensors' for i in range(len(nets)+1)]
-        for f,net in zip(files, [learn.model, *nets]): write_atomic(folder/f, lambda p: save_model(net, str(p)))
-        groups.append(dict(files=files, net=_describe_net(learn, c, torch.rand(2, 3, *size)), input=recipe, activation=act))
-    _write_json(folder/'ensemble.json', dict(vocab=[o if isinstance(o, (str,int)) else str(o) for o in self.vocab], how=self.how,
+        for f,net in zip(files, [learn.model, *nets]): write_network(folder/f, net)
+        digests = [check_tensors(folder/f)['sha256'] for f in files]
+        groups.append(dict(files=files, sha256=digests, net=_describe_net(learn, c, torch.rand(2, 3, *size)), input=recipe, activation=act))
+    write_json(folder/'ensemble.json', dict(vocab=[o if isinstance(o, (str,int)) else str(o) for o in self.vocab], how=self.how,
         weights=None if self.weights is None else list(map(float, self.weights)), groups=groups, versions={k:version(k) for k in _versions}))
+
+def _is_list(o, kind, n=None):
+    "Is `o` a list of `n` of a kind (None: one or more)?"
+    many = isinstance(o, list) and (len(o)==n if n else o!=[])
+    return many and all(isinstance(v, kind) and type(v) is not bool for v in o)
+
+def _must(ok, told, expected):
+    if not ok: raise ValueError(f"its {told}: expected {expected}")
+
+def _check_keys(o, what, *names, maybe=()):
+    ok = isinstance(o, dict) and {*names}<={*o}<={*names,*maybe}
+    _must(ok, f"{what} holds {list(o) if isinstance(o, dict) else o!r}", ', '.join(names))
+
+def _check_net(net, c):
+    "ValueError if `net` does not tell how to build a network of `c` classes"
+    _check_keys(net, 'net', 'kind', 'name', maybe=('n_out',))
+    kind,name,n_out = net['kind'],net['name'],net.get('n_out', c)
+    _must(isinstance(kind, str) and kind in _kinds, f"net has the kind {kind!r}", ', '.join(_kinds))
+    plain = isinstance(name, str) and re.fullmatch(r'[\w.-]+', name, re.A) # with a prefix it would be looked up in a hub
+    own = plain and (name in list_models() and hasattr(models, name) if kind=='torchvision' else timm.is_model(name))
+    _must(own, f"net has the name {name!r}", f"a network of {'torchvision' if kind=='torchvision' else 'timm'}'s own")
+    _must(type(n_out) is int and (n_out==c or c==2 and n_out==1), f"net has n_out={n_out!r}", f"{c}, the number of classes")
+
+def _check_input(recipe):
+    "ValueError if `recipe` does not tell how pictures are read"
+    _check_keys(recipe, 'input', 'size', 'method', 'pad_mode', 'norm')
+    size,norm = recipe['size'],recipe['norm']
+    _must(size is None or _is_list(size, int, 2) and all(0<o<=2**14 for o in size), f"input has size={size!r}", "height and width")
+    for k,kind in (('method',ResizeMethod), ('pad_mode',PadMode)):
+        modes = [v for n,v in vars(kind).items() if not n.startswith('_')] + [None]*(size is None)
+        _must(recipe[k] in modes, f"input has {k}={recipe[k]!r}", ', '.join(map(str, modes)))
+    def are_three(o): return _is_list(o, (int,float), 3) and all(abs(v)<1e6 for v in o)
+    right = norm is None or isinstance(norm, list) and len(norm)==2 and all(map(are_three, norm)) and min(norm[1])>0
+    _must(right, f"input has norm={norm!r}", "three means, and three standard deviations above 0")
+
+def _check_files(folder, groups):
+    "ValueError if the file of a network is not one of `folder`, or is there twice"
+    files = [f for g in groups for f in g['files']]
+    for f in files:
+        named = f.isprintable() and f.endswith('.safetensors') and not {*f}&{*'/\\:'} and files.count(f)==1
+        inside = named and (folder/f).resolve()==folder.resolve()/f
+        _must(inside, f"file is {f!r}", "a .safetensors beside ensemble.json, no link, each once")
+        _must((folder/f).is_file(), f"file {f!r} is not there", "all of what was exported")
+
+def _check_group(folder, g, c):
+    _check_keys(g, 'group', 'files', 'net', 'input', 'activation', maybe=('sha256',))
+    _must(_is_list(g['files'], str), f"files are {g['files']!r}", "names")
+    _must('sha256' not in g or _is_list(g['sha256'], str, len(g['files'])), f"sha256 is {g.get('sha256')!r}", "one for each file")
+    if not isinstance(g['net'], str): _check_net(g['net'], c)
+    if not isinstance(g['input'], str): _check_input(g['input'])
+    _must(isinstance(g['activation'], str) and g['activation'] in _losses, f"activation is {g['activation']!r}", ', '.join(_losses))
+
+def _read_ensemble(folder):
+    "What `ensemble.json` says; ValueError if it is not what `Ensemble.export` writes"
+    o = read_json(folder/'ensemble.json')
+    try:
+        _check_keys(o, 'content', 'vocab', 'how', 'weights', 'groups', maybe=('versions',))
+        vocab,groups = o['vocab'],o['groups']
+        _must(_is_list(vocab, (str,int)) and len({*map(str, vocab)})==len(vocab), f"vocab is {vocab!r}", "names of classes, each once")
+        _check_text(vocab, 'class')
+        _must(_is_list(groups, dict), f"groups are {groups!r}", "one or more")
+        for g in groups: _check_group(folder, g, len(vocab))
+        _check_files(folder, groups)
+        _check_shares(o['how'], o['weights'], sum(len(g['files']) for g in groups))
+    except ValueError as e: raise ValueError(f"{folder/'ensemble.json'}: {printable(e)[:300]}") from None
+    return o
+
+def _make_net(folder, net, c):
+    try: return _kinds[net['kind']](net['name'], net.get('n_out', c))
+    except Exception as e:
+        why = printable(' '.join(str(e).split()))[:200]
+        raise ValueError(f"{folder/'ensemble.json'}: {net['kind']} cannot build {net['name']!r}: {why}") from None
 
 def load_ensemble(
     folder:str|Path, # Folder of `Ensemble.export`
@@ -1001,15 +1075,16 @@ def load_ensemble(
     "An ensemble that needs no table and no DataBlock"
     folder = Path(folder)
     if not (folder/'ensemble.json').exists(): raise ValueError(f"{folder} has no ensemble.json: expected a folder of `ensemble.export`")
-    o = json.loads((folder/'ensemble.json').read_text())
+    o = _read_ensemble(folder)
     groups = []
     for g in o['groups']:
         for k,f,name in (('net',get_model,'get_model'), ('input',get_dl,'get_dl')):
-            if f is None and isinstance(g[k], str): raise ValueError(f"{folder} cannot be loaded without {name}: {g[k]}")
+            if f is None and isinstance(g[k], str): raise ValueError(f"{folder} cannot be loaded without {name}: {printable(g[k])}")
         nets = []
-        for f in g['files']:
-            with no_random(): net = get_model() if get_model else _kinds[g['net']['kind']](g['net']['name'], g['net'].get('n_out', len(o['vocab'])))
-            load_model(net, folder/f)
+        for f,told in zip(g['files'], g.get('sha256', [None]*len(g['files']))):
+            with no_random(): net = get_model() if get_model else _make_net(folder, g['net'], len(o['vocab']))
+            if read_network(folder/f, net)!=told and told:
+                raise ValueError(f"{folder/f} is not the network that ensemble.json tells of: export them together")
             nets.append(net.to(default_device()).eval())
         dls = DataLoaders(DataLoader([]), device=default_device())
         dls.c = len(o['vocab']) # says which of several outputs are the logits

@@ -15,13 +15,12 @@ from numbers import Integral,Number
 
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
-from safetensors import safe_open
-from safetensors.torch import save as to_safetensors
+from safetensors.torch import save_file
 
 from .mix import *
 from .mix import _FitCallback
 from .snapmix import *
-from ..checkpoint import *
+from ..files import *
 from ..vision.cam import *
 from ..vision.forward import *
 
@@ -675,16 +674,64 @@ def state_dict(self:ProgressiveLabelCorrection)->dict: # Tensors, and `meta`, wh
     meta = dict(keys=[_write_identity(o) for o in self.keys], vocab=self.vocab, log=self.log, epochs=self.epochs, moved=self.moved)
     return {**{k: getattr(self, k).clone() for k in self._per_row}, **past, 'meta': meta}
 
+def _is_count(o): return type(o) is int and 0<=o<2**63
+
+def _check_meta(meta):
+    "The identities of the rows; ValueError if `meta` is not as `state_dict` makes it"
+    names = 'keys','vocab','log','epochs','moved'
+    if not isinstance(meta, dict) or {*meta}!={*names}: raise ValueError(f"expected {', '.join(names)}")
+    if not all(_is_count(meta[k]) for k in ('epochs','moved')): raise ValueError("epochs and moved are no counts")
+    vocab,columns = meta['vocab'],{'epoch','theta','candidates','corrected','share'}
+    named = isinstance(vocab, list) and all(isinstance(o, str) for o in vocab) and len({*vocab})==len(vocab)
+    if vocab is not None and not named: raise ValueError("vocab holds no names of classes, each once")
+    def is_row(o):
+        if not isinstance(o, dict) or {*o}!=columns or not all(type(v) in (int,float) for v in o.values()): return False
+        counts = all(0<=o[k]<math.inf for k in ('epoch','candidates','corrected'))
+        return counts and 0<=o['share']<=1 and (0<o['theta']<=1 or math.isnan(o['theta']))
+    if not isinstance(meta['log'], list) or not all(map(is_row, meta['log'])):
+        raise ValueError(f"log has no rows of {', '.join(sorted(columns))}")
+    if not isinstance(meta['keys'], list): raise ValueError("keys is no list")
+    try: keys = [_read_identity(o) for o in meta['keys']]
+    except Exception: raise ValueError("keys holds what names no row") from None
+    if len({*keys})<len(keys): raise ValueError("keys names a row twice")
+    return keys
+
+def _check_rows(state, n, c, per_row):
+    "ValueError if the tensors of `state` are not those of `n` rows and of `c` classes; None: any number"
+    if {*state}-{'meta','past'}!={*per_row}: raise ValueError(f"expected the tensors {', '.join(per_row)}")
+    given = state['given']
+    several = given.ndim==2
+    kinds = dict(given=given.dtype, current=given.dtype, times=torch.long, free=torch.bool)
+    for k in per_row:
+        t,columns = state[k],several and k in ('given','current','p_given','p_current')
+        right = t.dtype==kinds[k] if k in kinds else t.is_floating_point()
+        if not right or tuple(t.shape)!=(n,*given.shape[1:]*columns):
+            raise ValueError(f"{k} is {t.dtype} {[*t.shape]}, and not one for each of {n} rows")
+    if several and c and given.shape[1]!=c: raise ValueError(f"given is {[*given.shape]}, but there are {c} classes")
+    if not several and given.is_floating_point(): raise ValueError(f"given is {given.dtype}, and not of classes")
+    past = state.get('past', torch.zeros(1, n, 1))
+    if past.ndim!=3 or past.shape[1]!=n or not past.is_floating_point():
+        raise ValueError(f"past is {past.dtype} {[*past.shape]}, and not for each of {n} rows")
+    last = 1 if several else (c or 2**31)-1
+    ranges = dict.fromkeys(('gap','p_given','p_current','past'), (-1e-3,1+1e-3)) # rounding may lead out of 0 to 1
+    ranges |= dict(times=(0,2**62), given=(0,last), current=(0,last))
+    for k,(a,b) in ranges.items():
+        t = state.get(k, past)
+        if ((t<a) | (t>b)).any(): raise ValueError(f"{k} holds what is not in {round(a)} to {round(b)}")
+
 @patch
 def load_state_dict(self:ProgressiveLabelCorrection,
     state:dict, # From `state_dict`
 ):
-    "Go on from `state`; whether it belongs to the data is checked when training begins"
-    meta,at = dict(state['meta']),getattr(self, 'given', torch.empty(0)).device
-    meta['keys'] = [_read_identity(o) for o in meta['keys']]
+    "Go on from `state`; ValueError if it is none; whether it belongs to the data is checked when training begins"
+    meta,at = state.get('meta'),getattr(self, 'given', torch.empty(0)).device
+    try:
+        keys = _check_meta(meta)
+        _check_rows(state, len(keys), meta['vocab'] and len(meta['vocab']), self._per_row)
+    except ValueError as e: raise ValueError(f"the labels cannot be taken up: {e}") from None
     for k in self._per_row: setattr(self, k, state[k].to(at).clone())
     self.past = list(state['past'].to(at).clone()) if 'past' in state else [] # not a window on a file
-    vars(self).update(meta)
+    self.keys,self.vocab,self.log,self.epochs,self.moved = keys,*(meta[k] for k in ('vocab','log','epochs','moved'))
 
 @patch
 def save(self:ProgressiveLabelCorrection,
@@ -694,7 +741,7 @@ def save(self:ProgressiveLabelCorrection,
     state = self.state_dict()
     meta = state.pop('meta')
     tensors = {k: v.contiguous().cpu() for k,v in state.items()}
-    write_atomic(path, lambda f: f.write_bytes(to_safetensors(tensors, metadata={'labels': json.dumps(meta)})))
+    write_tensors(path, partial(save_file, tensors), labels=json.dumps(meta))
 
 @patch
 def load(self:ProgressiveLabelCorrection,
@@ -702,10 +749,11 @@ def load(self:ProgressiveLabelCorrection,
 ):
     "Go on from a file; ValueError if it is none of `save`'s"
     try:
-        with safe_open(path, 'pt') as f: state = {**{k: f.get_tensor(k) for k in f.keys()}, 'meta': json.loads(f.metadata()['labels'])}
-    except FileNotFoundError: raise ValueError(f"no such file: {path}")
-    except Exception as e: raise ValueError(f"{path} holds no labels written by ProgressiveLabelCorrection.save: {e}".splitlines()[0])
-    self.load_state_dict(state)
+        tensors,meta = read_tensors(path, 'labels')
+        self.load_state_dict({**tensors, 'meta': json.loads(meta)})
+    except FileNotFoundError: raise ValueError(f"no such file: {path}") from None
+    except (ValueError,RecursionError) as e:
+        raise ValueError(f"{path} holds no labels written by ProgressiveLabelCorrection.save: {printable(e)}") from None
 
 @patch
 def _save_beside(self:ProgressiveLabelCorrection, at_end=False):

@@ -97,7 +97,8 @@ def create_timm_classifier(
     _check_args(kwargs)
     _check_arch(arch)
     make = partial(timm.create_model, arch) if isinstance(arch, str) else arch
-    if weights is None and pretrained and isinstance(arch, str) and arch.startswith('local-dir:'): weights = _weights_in(Path(arch[10:]))
+    local = isinstance(arch, str) and arch.startswith('local-dir:') and pretrained and weights is None
+    if local: weights = _weights_in(Path(arch.removeprefix('local-dir:')))
     if weights is None: return make(pretrained=pretrained, num_classes=n_out, in_chans=n_in, **kwargs)
     if not pretrained: raise ValueError("`weights` with pretrained=False: leave one of them out")
     if not isinstance(weights, (str,Path)) or not Path(weights).is_file():
