@@ -197,6 +197,14 @@ def learner_state(
         learn={k:getattr(learn, k) for k in _learn_attrs if hasattr(learn, k)},
         cbs=[(cb.name,_state_of(cb)) for cb in cbs])
 
+def _check_hypers(was, now):
+    "ValueError if `was` has other hyper-parameters than `now`, or such that are no numbers"
+    def fits(a, b):
+        same = isinstance(a, Mapping) and a.keys()==b.keys()
+        return same and all(isinstance(v, (int,float,np.number,Tensor)) or type(v) is type(b[k]) for k,v in a.items())
+    if len(was)!=len(now) or not all(map(fits, was, now)):
+        raise ValueError(f"the checkpoint has other hyper-parameters than the optimizer: expected {', '.join(now[0])} for each group")
+
 _learn_attrs = dict(train_iter=int, pct_train=(int,float), smooth_loss=(float,Tensor), final_record=(list,L))
 
 def _refuse_other(learn, state):
@@ -221,6 +229,7 @@ def load_learner_state(
             raise ValueError(f"the checkpoint sets learn.{printable(k)} to a {type(v).__name__}: "
                 f"expected {', '.join(_learn_attrs)}, as they are in a fit")
     model,opt = get_model(learn.model),learn.opt
+    if isinstance(opt, Optimizer): _check_hypers(state['opt']['hypers'], opt.hypers)
     model.load_state_dict(state['model'])
     opt.load_state_dict(state['opt'])
     if isinstance(opt, Optimizer): opt.hypers = L(opt.hypers)
