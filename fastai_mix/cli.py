@@ -30,10 +30,14 @@ from .crossval import _check_classes, _check_text, _write_csv, folder_lock, read
 from .data.check import *
 from .data.folds import *
 from .data.leaves import *
-from .files import load_weights
+from .files import load_weights, printable
 from .interpret import *
 from .vision.cam import clean_logits, find_layer
 from .vision.tta import *
+
+def _tell(text, file=None):
+    "Print `text`; a name in it that a terminal would obey is written as Python escapes it"
+    print('\n'.join(map(printable, text.split('\n'))), file=file)
 
 # %% ../nbs/40_cli.ipynb #712891a3
 def _look(name):
@@ -50,7 +54,7 @@ def _check_looks(labels):
     for o in sorted(set(labels)):
         if (other := looks.setdefault(_look(o), o))!=o: raise ValueError(
             f"{_pair(other, o)} are two classes that look the same: give both the same name")
-        if (other := cases.setdefault(_look(o).casefold(), o))!=o: print(
+        if (other := cases.setdefault(_look(o).casefold(), o))!=o: _tell(
             f"{other!r} and {o!r} are two classes, though only the case of letters differs")
 
 _splits = dict(train=('train','training','trn','trainval'), test=('test','testing','tst'), holdout=('holdout','heldout'),
@@ -76,7 +80,7 @@ def _visit(top, out, folders):
         folders.add(at.resolve())
         below[:] = [o for o in below if not o.startswith('.')]
         runs = [o for o in below if (at/o).resolve()==out or _is_run(at/o)]
-        for o in runs: print(f'{at/o} is the folder of a run, and left out')
+        for o in runs: _tell(f'{at/o} is the folder of a run, and left out')
         links += [at/o for o in below if o not in runs and (at/o).is_symlink()]
         below[:] = [o for o in below if o not in runs and at/o not in links and (at/o).resolve() not in folders]
         files += [at/o for o in names if not o.startswith('.') and Path(o).suffix.lower() in image_extensions]
@@ -256,7 +260,7 @@ def _check_test(df, test):
         "give a folder of others, or the folder of the CSV's with --test-images")
     same = picture_groups(pd.concat([df[['path']], test[['path']]]), near=None)
     known = same.iloc[len(df):].isin(same.iloc[:len(df)]).to_numpy()
-    if known.any(): print(f"{known.sum()} of {len(test)} pictures of --test have the bytes of one of --data, the first {test.path.iloc[known.argmax()]}")
+    if known.any(): _tell(f"{known.sum()} of {len(test)} pictures of --test have the bytes of one of --data, the first {test.path.iloc[known.argmax()]}")
 
 
 # %% ../nbs/40_cli.ipynb #2f874133
@@ -270,7 +274,7 @@ def _read_split(df):
     if len(unknown): raise ValueError(f"the split column says {unknown.iloc[0]!r} in {(unknown==unknown.iloc[0]).sum()} of {len(df)} rows: "
         f"expected 'train' and {held!r}, or nothing for rows to leave out")
     left = df.split[~kinds.isin(['train',held])]
-    if len(left): print(f"{len(left)} of {len(df)} rows are neither 'train' nor {held!r} and left out: "
+    if len(left): _tell(f"{len(left)} of {len(df)} rows are neither 'train' nor {held!r} and left out: "
         f"{', '.join('nothing' if pd.isna(k) else repr(k) for k in left.unique())}")
     return df.assign(split=kinds).drop(index=left.index)
 
@@ -514,21 +518,21 @@ def _show_conflicts(df):
     several = df.label.groupby(same).transform('nunique')>1
     if not several.any(): return
     a,b = df[same==same[several].iloc[0]].drop_duplicates('label')[:2].itertuples()
-    print(f"{same[several].nunique()} pictures have several labels, the first {a.path} {a.label!r} and {b.path} {b.label!r}: "
+    _tell(f"{same[several].nunique()} pictures have several labels, the first {a.path} {a.label!r} and {b.path} {b.label!r}: "
         "drop those that are wrong")
 
 def _show_unsafe(df, test):
     "A line for names that are no harm here, but in a spreadsheet or a terminal"
     bad = unsafe_names([*df.id, *df.label, *(() if test is None else test.id)])
-    if bad: print(f"{len(bad)} names of pictures or classes are unsafe in the tables this writes, the first {next(iter(bad))!r}: {[*bad.values()][0]}")
+    if bad: _tell(f"{len(bad)} names of pictures or classes are unsafe in the tables this writes, the first {next(iter(bad))!r}: {[*bad.values()][0]}")
 
 def _show_data(df, fold):
     from PIL import Image
     _show_conflicts(df)
     sizes = pd.DataFrame([Image.open(o).size for o in df.path], columns=['w','h'])
     counts = pd.crosstab(df.label, df.fold.map('fold {}'.format) if fold is None else (df.fold==fold).map({False:'train', True:'valid'}))
-    print(f"{len(df)} pictures of {sizes.w.min()}×{sizes.h.min()} to {sizes.w.max()}×{sizes.h.max()} pixels, {len(counts)} classes")
-    print(counts.to_string(index_names=False), '\n')
+    _tell(f"{len(df)} pictures of {sizes.w.min()}×{sizes.h.min()} to {sizes.w.max()}×{sizes.h.max()} pixels, {len(counts)} classes")
+    _tell(counts.to_string(index_names=False)+'\n')
 
 # %% ../nbs/40_cli.ipynb #9ad2abc8
 def _find_lr(o, learn):
@@ -542,7 +546,7 @@ def _find_lr(o, learn):
             learn.model_dir = folder.absolute() # the search keeps the weights there, and the current folder may not be ours
             lr = learn.lr_find(num_it=80, show_plot=False).valley
     finally: shutil.rmtree(folder, ignore_errors=True)
-    print(f'learning rate found: {lr:.2g}\n')
+    _tell(f'learning rate found: {lr:.2g}\n')
     return lr
 
 def _fit(o, learn):
@@ -597,7 +601,7 @@ def _report_one(o, df, cv):
     learn,folder = cv.learner(o.fold),o.out/'folds'/f'fold_{o.fold}'
     with learn.no_bar(): probs,y = learn.tta_views(views=_views[o.tta])
     s = Scores(probs, y, learn.dls.vocab)
-    print(f'\naccuracy {s.accuracy:.4f}   macro-F1 {s.macro_f1:.4f}\n\n{s.report()}')
+    _tell(f'\naccuracy {s.accuracy:.4f}   macro-F1 {s.macro_f1:.4f}\n\n{s.report()}')
     _copy(folder/'model.safetensors', o.out/'model.safetensors')
     _write_csv(o.out/'predictions.csv', _beside(df.loc[df.fold==o.fold, ['id','label']], pd.DataFrame(s.probs, columns=s.vocab)))
     _write_csv(o.out/'history.csv', cv.fold_history(o.fold).drop(columns=['time','fold']))
@@ -611,7 +615,7 @@ def _report_all(o, df, cv):
     "Report on all folds and write; returns the scores and the `Ensemble` of all folds' networks"
     oof,vocab = cv.oof,[str(o) for o in cv.vocab]
     s,report = Scores(oof, df.label.map(vocab.index), vocab),cv.report()
-    print(f'\n{report}')
+    _tell(f'\n{report}')
     write_atomic(o.out/'report.txt', lambda f: f.write_text(report, encoding='utf-8'))
     _write_csv(o.out/'oof.csv', _beside(df[['id','label','fold']], oof))
     _write_csv(o.out/'history.csv', cv.history)
@@ -639,7 +643,7 @@ def _report(o, df, cv, test):
     ensemble.export(o.out/'ensemble')
     if test is not None: _predict_test(o, ensemble, test)
     _write_config(o, **told, **scores)
-    print(f'written to {o.out}: ' + ', '.join(sorted(p.name for p in o.out.iterdir() if not p.name.startswith('.'))))
+    _tell(f'written to {o.out}: ' + ', '.join(sorted(p.name for p in o.out.iterdir() if not p.name.startswith('.'))))
 
 def _run(o):
     df,learn,test = _prepare(o)
@@ -647,7 +651,7 @@ def _run(o):
     _show_unsafe(df, test)
     cv,folds = _begin(o, df, learn),None if o.fold is None else [o.fold]
     cv.fit(partial(_fit, o), folds)
-    if not all(map(cv.done, folds or cv.folds)): return print('the process that is done last writes the report')
+    if not all(map(cv.done, folds or cv.folds)): return _tell('the process that is done last writes the report')
     with folder_lock(o.out): _report(o, df, cv, test)
 
 class _Stopped(BaseException):
@@ -680,7 +684,7 @@ def _in_a_line(e):
 
 def _end(text, code):
     "Say why the command ends"
-    print(f'fastai-mix: {text}', file=sys.stderr)
+    _tell(f'fastai-mix: {text}', sys.stderr)
     try: sys.stdout.flush()
     except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains at exit
     sys.exit(code)

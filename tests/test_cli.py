@@ -621,3 +621,12 @@ def test_rows_are_repeated_in_training_only(table, monkeypatch):
     (ids,labels),(valid,_) = e.value.args
     assert set(ids[labels=='rust'].value_counts())=={3} and set(ids[labels!='rust'].value_counts())=={1}
     assert not valid.duplicated().any() and not set(ids)&set(valid) and len(valid)==20
+
+def test_names_that_a_terminal_would_obey(tmp_path, capsys):
+    "A class or picture name is shown escaped, and in one piece"
+    Image.fromarray(np.zeros((8,8,3), np.uint8)).save(tmp_path/'a.png')
+    df = pd.DataFrame({'id': ['a','b'], 'path': [tmp_path/'a.png']*2, 'label': ['red\x1b[31m','green\x1b]0;title\x07'], 'fold': [0,1]})
+    cli._show_data(df, 0)
+    with pytest.raises(SystemExit): cli._end('no such file: x\x1b[2J', 2)
+    shown = ''.join(capsys.readouterr())
+    assert '\x1b' not in shown and '\x07' not in shown and 'red\\x1b[31m' in shown and 'x\\x1b[2J' in shown
