@@ -59,7 +59,8 @@ def child(leaves, run, learner=small_learner, slow=0.):
 def read_all(run):
     "Read every file that has its name; an unreadable one raises"
     n = 0
-    for f in [o for o in run.rglob('*') if o.is_file() and not o.name.startswith('.')]:
+    files = [Path(folder)/o for folder,_,names in os.walk(run) for o in names if not o.startswith('.')] # folders may go meanwhile
+    for f in files:
         try:
             if f.suffix=='.json': json.loads(f.read_text())
             elif f.suffix=='.csv': assert len(pd.read_csv(f))>0

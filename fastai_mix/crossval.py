@@ -1057,7 +1057,8 @@ def _read_ensemble(folder):
         _must(_is_list(groups, dict), f"groups are {groups!r}", "one or more")
         for g in groups: _check_group(folder, g, len(vocab))
         _check_files(folder, groups)
-        _check_shares(o['how'], o['weights'], sum(len(g['files']) for g in groups))
+        _check_how(o['how'])
+        _shares(o['weights'], sum(len(g['files']) for g in groups))
     except ValueError as e: raise ValueError(f"{folder/'ensemble.json'}: {printable(e)[:300]}") from None
     return o
 

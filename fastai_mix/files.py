@@ -248,6 +248,7 @@ def load_weights(
         if file.suffix=='.safetensors': o = load_file(file)
         else:
             with plain([Namespace]): o = torch.load(file, map_location='cpu', weights_only=True)
+    except OSError as e: raise ValueError(f"{file} cannot be read: {e.strerror or e}") from None
     except Exception: # torch's own message says how to run the code
         raise ValueError(
             f"{file} is neither safetensors nor weights that torch loads with weights_only=True: it is broken, or holds more, "

@@ -267,7 +267,14 @@ def test_weights_of_a_training_that_diverged(value, refused, untrained, tmp_path
 
 # ---- what ends a command
 
-def test_signals(args, refused, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def interruptible():
+    "Ctrl-C raises KeyboardInterrupt, as it does but in processes that run tests"
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, was)
+
+def test_signals(args, refused, tmp_path, monkeypatch, capsys, interruptible):
     was = [signal.getsignal(o) for o in (signal.SIGINT,signal.SIGTERM,signal.SIGHUP)]
     for name,code in (('SIGINT',130), ('SIGTERM',143), ('SIGHUP',129)):
         def stopped(o, learn):

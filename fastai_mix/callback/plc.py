@@ -25,6 +25,9 @@ from ..vision.cam import *
 from ..vision.forward import *
 
 # %% ../../nbs/24_callback.plc.ipynb #4ac950bb
+def _check_theta(name, v):
+    if not isinstance(v, Number) or not 0<v<=1: raise ValueError(f"{name}={v!r}: expected a number above 0 and up to 1")
+
 def _gap(probs, y):
     "`label_gap` of what has been checked: the host waits for nothing"
     probs,y = probs.as_subclass(Tensor).float(),y.as_subclass(Tensor)
@@ -66,9 +69,6 @@ def correct_labels(
     return _change(*label_gap(probs, y), y.as_subclass(Tensor), theta, rule)
 
 # %% ../../nbs/24_callback.plc.ipynb #5f47eaaf
-def _check_theta(name, v):
-    if not isinstance(v, Number) or not 0<v<=1: raise ValueError(f"{name}={v!r}: expected a number above 0 and up to 1")
-
 class ProgressiveLabelCorrection(_FitCallback):
     "Set labels that the model contradicts confidently to what it predicts, arXiv 2103.07756"
     order,run_valid = Recorder.order+5,False # after the Recorder has its columns, before they are printed

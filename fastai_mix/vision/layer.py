@@ -137,7 +137,7 @@ def _features(look, other, prefix):
     seen = {(c.module,c.nth,side): layouts(t, other.n, other.size)
             for c in (other.calls if other else ()) for side,t in c.tensors()}
     def fits(c, side, t):
-        if not isinstance(t, Tensor) or not t.requires_grad or t.shape[1:]==look.picture: return []
+        if not isinstance(t, Tensor) or not t.requires_grad: return []
         confirmed = seen.get((c.module,c.nth,side), ())
         return [o for o in layouts(t, look.n, look.size)
                 if other is None or any(_same(o, k, look.size!=other.size) for k in confirmed)]
@@ -266,7 +266,8 @@ def _search(model, x, more, n_classes):
     prefix = next((p for m in model.modules() if isinstance(p := getattr(m, 'num_prefix_tokens', None), int)), None)
     features = _features(look, other, prefix)
     on = _depended(look, features)
-    if not on and other and look.size!=other.size: # a model that brings all pictures to one size
+    made = any(id(c.output) in on for c in look.calls) # the picture itself is only given
+    if not made and other and look.size!=other.size: # a model that brings all pictures to one size
         pictures,*others = _resized(x, more, len(x)+1, look.size)
         features = _features(look, _Look(model, pictures, others, n_classes), prefix)
         on = _depended(look, features)
@@ -284,7 +285,7 @@ def _block_around(model, look, call, on):
     def enters(block):
         for c in look.calls:
             if c.module is not block or id(c.output) in on: continue
-            sides = [j for j,t in enumerate(c.inputs) if id(t) in on]
+            sides = [j for j,t in enumerate(c.inputs) if id(t) in on and t.shape[1:]!=look.picture]
             # of several, the one made last: an early one may matter by other ways only
             if sides: return c,max(sides, key=lambda j: made.get(id(c.inputs[j]), -1))
     above = ['.'.join(path[:k]) for k in range(len(path)-1, 0, -1)]
