@@ -21,7 +21,7 @@ from .box import _rows_cols
 from .forward import *
 from .forward import call_eager, cast_to, clean_mode, usable
 from .layer import *
-from .layer import fold, hook_features, no_features, on_host
+from .layer import channel_sum, hook_features, no_features, on_host
 
 _all_ = ['eval_mode', 'unwrap_model', 'clean_logits', 'find_layer']
 
@@ -50,7 +50,7 @@ class CleanPass:
             # gradient checkpointing runs parts of the forward once more
             with clean_mode(self.model): grad, = torch.autograd.grad(score, self.features, retain_graph=True)
         product = grad.float()*self.features.detach().float()
-        return fold(product.abs() if self.read=='abs' else product, self.layout)[:len(y)]
+        return channel_sum(product.abs() if self.read=='abs' else product, self.layout)[:len(y)]
 
 class ClassActivation:
     "Class activation of `model` at `layer` (None: found at the first batch of each size, see `find_layer`)"

@@ -56,7 +56,7 @@ def layouts(t, n, size):
     kinds = [(kind, t.shape[1-batch]) for kind,batch in (('nlc',0), ('lnc',1)) if t.shape[batch]==n]
     return [o for kind,n_tokens in kinds for o in _token_layouts(kind, n_tokens, size)]
 
-def fold(t, layout):
+def channel_sum(t, layout):
     "Sum of `t` over its channels `[n,h,w]`, by a layout's `short`"
     if layout=='nchw': return t.sum(1)
     if layout=='nhwc': return t.sum(3)
@@ -232,9 +232,9 @@ def _probe(model, x, more, n_classes, place):
     grad = look.grads(seen)[0] if seen else None
     if grad is None: return
     product = (grad*seen[0]).detach().float()
-    total = on_host(fold(product.abs(), place['layout'])).mean()
+    total = on_host(channel_sum(product.abs(), place['layout'])).mean()
     if not total: return
-    sums = on_host(fold(product, place['layout']))
+    sums = on_host(channel_sum(product, place['layout']))
     n_channels = product.numel()//sums.size # prefix tokens, if any, are few
     # sums of random terms have 1/√channels of their absolute sum; what rounding and the ε of a norm leave is less
     least = max(1e-3, torch.finfo(seen[0].dtype).eps**.5)/n_channels**.5
@@ -257,7 +257,7 @@ def _depended(look, features):
     for t,g in zip(ts, look.grads(ts) if ts else []):
         if g is None: continue
         layout = features[id(t)][1]
-        share[id(t)] = (on_host(fold(_batch_first(g, layout).abs().float(), layout.short))!=0).mean()
+        share[id(t)] = (on_host(channel_sum(_batch_first(g, layout).abs().float(), layout.short))!=0).mean()
     return {k for k,v in share.items() if v>.25} or {k for k,v in share.items() if v}
 
 def _search(model, x, more, n_classes):
