@@ -269,10 +269,11 @@ def test_weights_of_a_training_that_diverged(value, refused, untrained, tmp_path
 
 @pytest.fixture
 def interruptible():
-    "Ctrl-C raises KeyboardInterrupt, as it does but in processes that run tests"
-    was = signal.signal(signal.SIGINT, signal.default_int_handler)
+    "Signals do what they do by default, which processes that run tests, or nohup, may have changed"
+    default = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    was = {o: signal.signal(o, f) for o,f in default.items()}
     yield
-    signal.signal(signal.SIGINT, was)
+    for o,f in was.items(): signal.signal(o, f)
 
 def test_signals(args, refused, tmp_path, monkeypatch, capsys, interruptible):
     was = [signal.getsignal(o) for o in (signal.SIGINT,signal.SIGTERM,signal.SIGHUP)]
