@@ -116,6 +116,16 @@ def test_two_pictures_through_one_encoder():
     f = model.encoder(a)
     torch.testing.assert_close(cam, torch.einsum('nchw,nc->nhw', f, model.head.weight[y,:8])/f[0,0].numel(), atol=1e-6, rtol=1e-4)
 
+def test_the_map_is_of_the_picture_that_is_mixed():
+    "Another picture goes a longer way, through an encoder that is trained"
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mine,self.other,self.head = encoder(),nn.Sequential(encoder(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),nn.Linear(16, 5)
+        def forward(self, a, b): return self.head(torch.cat([self.mine(a).mean((2,3)), self.other(b).mean((2,3))], 1))
+    model = Pair()
+    assert find_layer(model, *torch.randn(2,2,3,32,32))['layer'] is model.mine
+
 class Words(nn.Module):
     "Words attend to places, and are pooled with them"
     def __init__(self):
