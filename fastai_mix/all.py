@@ -5,12 +5,14 @@ from .data.leaves import *
 from .data.sampling import *
 from .data.soft import *
 from .files import *
+from .losses import *
 from .vision.box import *
 from .vision.forward import *
 from .vision.layer import *
 from .vision.cam import *
 from .vision.learner import *
 from .vision.tta import *
+from .callback.base import *
 from .callback.mix import *
 from .callback.snapmix import *
 from .callback.gridmask import *

@@ -36,7 +36,7 @@ from .interpret import Scores
 from .vision.forward import *
 from .vision.forward import call_eager, cast_to
 from .vision.tta import *
-from .vision.tta import _activation
+from .losses import loss_activation
 
 # %% ../nbs/31_crossval.ipynb #6401f121
 def _check_class_indices(y, n, c, what='rows of probabilities'):
@@ -433,7 +433,7 @@ def _default_act(logits): return logits.sigmoid() if logits.shape[-1]==1 else lo
 
 def _class_probs(out, loss, n, c):
     "Probabilities `[n,c]` of what a network returned, and its number of logits; ValueError if there are none"
-    act = _activation(loss, _default_act)
+    act = loss_activation(loss, _default_act)
     if not isinstance(out, Tensor):
         try: probs = act(out) # the loss may take all outputs, and so its activation
         except Exception: probs = None # mostly it is for logits
@@ -821,8 +821,8 @@ def _group(self:CrossVal):
     learn = self.learner(self.folds[0])
     if s := _differ([_norm(learn.dls), *(self._info(k)['norm'] for k in self.folds)]): raise ValueError(s)
     n_out = self._info(self.folds[0]).get('n_out', len(self.vocab))
-    if _activation(learn.loss_func, None) is None: learn.loss_func = BCEWithLogitsLossFlat() if n_out==1 else CrossEntropyLossFlat()
-    try: for_logits = _activation(learn.loss_func)(torch.zeros(2, n_out)).shape==(2,n_out)
+    if loss_activation(learn.loss_func, None) is None: learn.loss_func = BCEWithLogitsLossFlat() if n_out==1 else CrossEntropyLossFlat()
+    try: for_logits = loss_activation(learn.loss_func)(torch.zeros(2, n_out)).shape==(2,n_out)
     except Exception: for_logits = False
     if not for_logits:
         raise ValueError(
@@ -947,7 +947,7 @@ def _describe_net(learn, c, x):
 
 def _describe_act(learn):
     x = torch.randn(4, 5)
-    act = _activation(learn.loss_func)
+    act = loss_activation(learn.loss_func)
     return next((k for k,v in _losses.items() if torch.allclose(act(x), v().activation(x))), None)
 
 def _recipe_dl(recipe, items, bs=64, num_workers=0):

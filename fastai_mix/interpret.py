@@ -12,11 +12,11 @@ from fastai.vision.all import *
 from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, classification_report, confusion_matrix, f1_score
 
 from .callback.mix import *
-from .callback.mix import _FitCallback, class_count
+from .callback.base import FitCallback, class_count
+from .losses import loss_activation
 from .checkpoint import _epoch_row
 from .vision.cam import *
 from .vision.forward import *
-from .vision.tta import _activation
 
 # %% ../nbs/32_interpret.ipynb #414518c4
 def _label(vocab, y, w):
@@ -96,7 +96,7 @@ def show_mix(self:Learner,
     return axs[:n]
 
 # %% ../nbs/32_interpret.ipynb #a3f7ca7a
-class TensorBoardMix(_FitCallback):
+class TensorBoardMix(FitCallback):
     "Write the first changed batch of each epoch, as the network gets it, through the Learner's `TensorBoardCallback`"
     order,run_valid = MixedPrecision.order-1,False # after all that changes a batch
     def __init__(self,
@@ -218,7 +218,7 @@ def scores(self:Learner,
     for cb in recorders: cb.run = False
     try:
         with self.no_bar():
-            probs,targs = self.get_preds(ds_idx=ds_idx, dl=dl, act=_activation(self.loss_func), cbs=_KeepLogits())
+            probs,targs = self.get_preds(ds_idx=ds_idx, dl=dl, act=loss_activation(self.loss_func), cbs=_KeepLogits())
     finally:
         for cb in recorders: cb.run = True
     if targs is None: raise ValueError("the loader has no labels: use test_dl(..., with_labels=True)")

@@ -7,14 +7,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import Callback, CategoryMap, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, accuracy, fastuple, nn
-from conftest import Batches, toy_model
+from fastai.vision.all import Callback, CategoryMap, CrossEntropyLossFlat, DataLoaders, L, Learner, accuracy, fastuple, nn
 from fastai_mix.callback.branch import MidLevelBranch
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
-from fastai_mix.callback.mix import BatchCallback, CutMix, MixUp, ResizeMix, class_count
+from fastai_mix.callback.base import BatchCallback, class_count
+from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix
-from test_snapmix import Record, raises
+from helpers import Batches, raises, Record, toy_model, with_inputs
 
 for name in [k for k in globals() if k.startswith('test')]: del globals()[name]
 
@@ -24,17 +24,6 @@ class Dark(BatchCallback):
 makers = {'mixup': MixUp, 'cutmix': CutMix, 'resizemix': ResizeMix, 'snapmix': SnapMix, 'echo': lambda: CutMix(echo=True), 'gridmask': lambda: GridMask(p=1), 'dark': Dark,
           'choice': lambda: MixChoice([SnapMix(), GridMask(p=1), None]), 'now and then': lambda: SnapMix(p=1e-9), 'ramp': GridMask}
 every = pytest.mark.parametrize('make', makers.values(), ids=makers)
-
-def with_inputs(toy, make, inputs, model=None, n_inp=1, n=16):
-    "A Learner whose samples have `inputs(i)` and a label"
-    class Data:
-        def __len__(self): return n
-        def __getitem__(self, i): return (*inputs(i), torch.tensor(i%3))
-    learn = toy(cbs=make(), model=model)
-    dl = DataLoader(Data(), bs=8, num_workers=0)
-    learn.dls = DataLoaders(dl, dl)
-    learn.dls.n_inp,learn.dls.vocab,dl.decode = n_inp,list('abc'),lambda b: b
-    return learn
 
 @every
 def test_a_loader_without_a_batch_is_refused(make, toy):

@@ -15,7 +15,8 @@ from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 
 from .mix import *
-from .mix import _FitCallback, class_count, unchecked_mix_loss
+from .base import FitCallback, class_count
+from ..losses import unchecked_mix_loss
 from .resize import *
 from ..vision.cam import *
 from ..vision.layer import *
@@ -60,7 +61,7 @@ def find_stage(
     return dict(layer=names[m], side=i, prefix=last['prefix'])
 
 # %% ../../nbs/26_callback.branch.ipynb #f5333cf7
-class MidLevelBranch(_FitCallback):
+class MidLevelBranch(FitCallback):
     "Train a classifier on the features of the second-to-last stage beside the model, arXiv 2012.04846"
     order,run_valid = MixCallback.order+.7,False # after a mix has set its loss, before it is divided or scaled
     def __init__(self,

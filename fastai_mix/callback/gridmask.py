@@ -15,7 +15,7 @@ from fastai.basics import *
 from fastai.vision.augment import RandTransform
 
 from .mix import *
-from .mix import _check_share
+from ..args import check_share
 
 # %% ../../nbs/22_callback.gridmask.ipynb #d562785f
 def _turn(size, angle):
@@ -124,7 +124,7 @@ class GridMaskTfm(GridPattern, RandTransform):
         p:float=.5, # Chance that a batch is masked, 0 to 1; .5 is near the mean of the callback's ramp
         **kwargs
     ):
-        _check_share('p', p)
+        check_share('p', p)
         RandTransform.__init__(self, p=p)
         GridPattern.__init__(self, **kwargs)
 

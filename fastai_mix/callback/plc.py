@@ -18,7 +18,8 @@ from fastai.callback.mixup import MixHandler
 from safetensors.torch import save_file
 
 from .mix import *
-from .mix import _FitCallback
+from .base import FitCallback
+from ..losses import loss_function
 from .snapmix import *
 from ..files import *
 from ..vision.cam import *
@@ -69,7 +70,7 @@ def correct_labels(
     return _change(*label_gap(probs, y), y.as_subclass(Tensor), theta, rule)
 
 # %% ../../nbs/24_callback.plc.ipynb #5f47eaaf
-class ProgressiveLabelCorrection(_FitCallback):
+class ProgressiveLabelCorrection(FitCallback):
     "Set labels that the model contradicts confidently to what it predicts, arXiv 2103.07756"
     order,run_valid = Recorder.order+5,False # after the Recorder has its columns, before they are printed
     remove_on_fetch = True # FetchPredsCallback takes the Recorder off as well
@@ -213,7 +214,7 @@ def _setup(self:ProgressiveLabelCorrection):
         f"which rows a batch holds, but this {type(dl).__name__} does not tell (an iterable dataset, or ready-made batches, or torch's own loader): "
         "use a fastai DataLoader over a dataset with `__getitem__` and `__len__`")
     y = _targets(ds)
-    f = getattr(self.loss_func, 'func', self.loss_func)
+    f = loss_function(self.loss_func)
     binary = isinstance(f, nn.BCEWithLogitsLoss) or getattr(self.loss_func, 'func', None) is nn.BCEWithLogitsLoss
     if y.is_floating_point() and not (y.ndim==2 and binary and ((y==0)|(y==1)).all()):
         raise ValueError(f"label correction changes classes, but the targets are {'soft: rows of shares that already say how sure a label is' if y.ndim==2 else 'numbers to regress'}: "
@@ -361,7 +362,7 @@ def _probs(self:ProgressiveLabelCorrection, logits):
     logits = logits.as_subclass(Tensor).float()
     if self.given.ndim==2: return logits.sigmoid()
     if logits.shape[1]==1: return torch.cat([1-logits.sigmoid(), logits.sigmoid()], 1) # one logit for two classes
-    return logits.exp() if isinstance(getattr(self.loss_func, 'func', self.loss_func), nn.NLLLoss) else logits.softmax(1)
+    return logits.exp() if isinstance(loss_function(self.loss_func), nn.NLLLoss) else logits.softmax(1)
 
 @patch
 def _read(self:ProgressiveLabelCorrection, logits):

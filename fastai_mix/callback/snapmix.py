@@ -14,7 +14,9 @@ from fastai.basics import *
 from torch.distributions import Distribution
 
 from .mix import *
-from .mix import _check_alpha, class_count, ignored_label, loss_name
+from ..args import check_choice, check_positive, check_share
+from .base import class_count
+from ..losses import ignored_label, loss_function, loss_name
 from ..vision.box import *
 from ..vision.cam import *
 from ..vision.forward import *
@@ -49,9 +51,9 @@ class SnapMix(MixCallback):
         echo:bool=False, # Train on each batch clean, joined by the mixed version of the batch before it: no extra forward, see `MixCallback`
     ):
         super().__init__(p, partner, echo)
-        _check_alpha(alpha)
-        if same_label not in ('sum','published'): raise ValueError(f"same_label={same_label!r}: expected 'sum' or 'published'")
-        if not 0<map_scale<=1: raise ValueError(f"map_scale={map_scale!r}: expected a share of the side, above 0 and up to 1")
+        check_positive('alpha', alpha)
+        check_choice('same_label', same_label, ('sum','published'))
+        check_share('map_scale', map_scale, above_zero=True)
         if box is not None and not isinstance(box, Distribution) and not callable(box):
             raise ValueError(f"box={box!r}: expected a function of n or a torch Distribution, such as Normal(.5,.1)")
         self.alpha,self.same_label,self.map_scale,self.layer,self.sizes,self.seen = alpha,same_label,map_scale,layer,box,None
@@ -91,7 +93,7 @@ def refuse_numbers(self:SnapMix,
     n:int=None, # Number of classes, 1 for one logit; None: not known
 ):
     "ValueError if the targets are no classes; the host waits for them"
-    f = getattr(self.loss_func, 'func', self.loss_func)
+    f = loss_function(self.loss_func)
     number = isinstance(f, _regressions) or any(f is o for o in _regression_funcs)
     v,one = y.as_subclass(Tensor).detach().float().cpu().numpy().reshape(len(y), -1),y[0].numel()==1
     if one and number: raise ValueError(

@@ -15,6 +15,7 @@ from warnings import warn
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
 
+from ..losses import loss_activation, loss_function
 from .forward import *
 
 # %% ../../nbs/12_vision.tta.ipynb #2e7cbc44
@@ -119,13 +120,6 @@ def five_crop(
     return [partial(_crop, where=o, size=size, resize=resize) for o in ((0,0),(0,1),(1,0),(1,1),(.5,.5))]
 
 # %% ../../nbs/12_vision.tta.ipynb #fd7f01a7
-_acts = {'crossentropy':partial(torch.softmax, dim=-1), 'bcewithlogits':torch.sigmoid, 'binarycrossentropywithlogits':torch.sigmoid, 'nll':torch.exp}
-def _activation(loss, default=noop):
-    "What makes probabilities of scores: as `loss` says, or for torch's own, which do not, by its name; `default` of any other"
-    if hasattr(loss, 'activation'): return loss.activation
-    f = getattr(loss, 'func', loss)
-    return _acts.get(getattr(f, '__name__', type(f).__name__).replace('_', '').lower().removesuffix('loss'), default)
-
 _merges = dict(mean=lambda o: o.mean(-3), gmean=lambda o: o.log().mean(-3).exp(), max=lambda o: o.amax(-3))
 
 def _merged(scores, act, merge, on, with_std):
@@ -310,7 +304,7 @@ def _size(dl):
 def _check_activations(first, other):
     "Refuse Learners whose losses make probabilities in different ways, as far as they tell"
     if type(first) is type(other) and hasattr(first, 'activation'): return
-    acts,x = [_activation(o, None) for o in (first,other)],torch.linspace(-2, 2, 6).view(3,2)
+    acts,x = [loss_activation(o, None) for o in (first,other)],torch.linspace(-2, 2, 6).view(3,2)
     if all(acts) and not torch.allclose(*(act(x) for act in acts)):
         raise ValueError(
             f"models has a Learner trained with {_name(other)}, the first with {_name(first)}, which make different "
@@ -411,7 +405,7 @@ def view_preds(
     others = models[1:].map(_Member, learn=learn)
     if models[1:].filter(risinstance(Learner)): _check_loader(dl, learn)
     dl,order = _in_order(dl, n_random)
-    act,gather = _activation(learn.loss_func),_GatherViews(others, get_c(learn.dls) or None)
+    act,gather = loss_activation(learn.loss_func),_GatherViews(others, get_c(learn.dls) or None)
     def merge_all(s): return _merged(s.flatten(0, 1) if pool else s, act, merge, on, with_std)
     views_dl = _ViewDL(dl, learn, views, n_random, max_bs, gather, merge_all)
     as_valid = getattr(dl, 'set_split_idx', lambda i: nullcontext())
