@@ -8,25 +8,14 @@ workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
 if workers>1: os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//workers)) # read when torch is imported, here and in processes of tests
 
 import matplotlib
+import pandas as pd
 import pytest
-import torch
-from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, nn, set_seed
+from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
+from fastai_mix.data.folds import FoldSplitter, add_folds
+from fastai_mix.data.leaves import leaf_data
+from helpers import Batches, block, toy_model
 
 matplotlib.use('agg')
-
-class Batches:
-    "Samples of noise with their class painted into one corner, as a data set"
-    def __init__(self, n, c, size, target):
-        g = torch.Generator().manual_seed(0)
-        self.x,self.y = torch.rand(n, 3, size, size, generator=g),torch.arange(n)%c
-        for i,k in enumerate(self.y): self.x[i,k%3,:size//2,:size//2] += 1
-        self.t = self.y if target=='index' else torch.eye(c)[self.y]
-    def __len__(self): return len(self.y)
-    def __getitem__(self, i): return self.x[i],self.t[i]
-
-def toy_model(c=3): return nn.Sequential(
-    nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1),
-    nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(.1), nn.Linear(16, c))
 
 @pytest.fixture
 def toy():
@@ -49,7 +38,7 @@ from fastai.vision.all import *
 from fastai.distributed import *
 from accelerate import debug_launcher
 sys.path.insert(0, {tests!r})
-from conftest import Batches, toy_model
+from helpers import Batches, toy_model
 from fastai_mix.all import *
 from fastai_mix.callback.branch import *
 import fastai_mix.callback.mix as mix
@@ -81,6 +70,19 @@ def main():
 {code}
 if __name__=='__main__': main() if sys.argv[1]=='1' else debug_launcher(main, num_processes=int(sys.argv[1])) # gloo
 '''
+
+@pytest.fixture(scope='module')
+def leaves(tmp_path_factory): return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=60, size=64)
+
+@pytest.fixture
+def df(leaves):
+    df = pd.read_csv(leaves/'train.csv').rename(columns={'labels':'label'})[['image_id','label']]
+    return add_folds(df, 'label', n_splits=3, id_col='image_id')
+
+@pytest.fixture
+def get_dls(leaves):
+    def f(df, fold, bs=8, **kwargs): return block(leaves, FoldSplitter(fold, check=False), **kwargs).dataloaders(df, bs=bs, num_workers=0, device='cpu')
+    return f
 
 @pytest.fixture
 def in_processes(tmp_path):

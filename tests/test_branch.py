@@ -8,8 +8,6 @@ import torch
 from fastai.callback.mixup import MixUp as FastaiMixUp
 from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelFitException, CancelStepException, CrossEntropyLossFlat,
     GradientAccumulation, LabelSmoothingCrossEntropyFlat, OptimWrapper, get_image_files, load_learner, nn, partial, ranger, tensor, vision_learner)
-from conftest import toy_model
-from test_snapmix import CpuAutocast, CpuScaler, Record, Stop, state, weights
 from fastai_mix.callback.branch import BranchPred, MidLevelBranch, find_stage
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
@@ -18,6 +16,7 @@ from fastai_mix.callback.resize import ProgressiveResize
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.checkpoint import resumable
 from fastai_mix.data.leaves import leaf_data, leaf_dls
+from helpers import CpuAutocast, CpuScaler, Record, state, Stop, toy_model, weights
 
 @pytest.fixture
 def run(toy):

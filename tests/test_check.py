@@ -6,7 +6,7 @@ import pytest
 from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem, ImageBlock, IndexSplitter, Normalize, Path, PILImageBW, Resize,
                                aug_transforms, imagenet_stats)
 from hypothesis import given, settings, strategies as st
-from PIL import Image, ImageDraw, ImageFile
+from PIL import Image, ImageFile
 from fastai_mix.data import check
 from fastai_mix.data.check import (_close_pairs, _nearest, _ones, _packed, _search_plan, _similar, channel_stats, check_images, check_leaks, label_table, picture_groups,
                                    plot_faults, require_images, unsafe_names, unusable_faults)

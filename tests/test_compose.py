@@ -8,8 +8,6 @@ import torch
 from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CSVLogger, DataLoaders, DataLoader, EarlyStoppingCallback, F1Score, GradientAccumulation, GradientClip, L, Normalize,
     ProgressCallback, SaveModelCallback, ShowGraphCallback, accuracy, load_learner, nn, vision_learner)
 from fastai.callback.fp16 import MixedPrecision
-from conftest import toy_model
-from test_snapmix import CpuAutocast, CpuScaler, Record, state
 from fastai_mix.callback.branch import MidLevelBranch
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
@@ -22,6 +20,7 @@ from fastai_mix.data.leaves import leaf_data, leaf_dls
 from fastai_mix.interpret import History, Scores, TensorBoardMix
 from fastai_mix.vision.cam import ClassActivation
 from fastai_mix.vision.tta import flips
+from helpers import CpuAutocast, CpuScaler, Record, state, toy_model
 
 mixes = {
     'snapmix': lambda: [SnapMix()],
@@ -276,7 +275,6 @@ def test_show_graph(toy):
 
 def test_training_metrics_see_the_labels_as_they_came(toy):
     "A metric over training batches counts each prediction against its own label"
-    from fastai.vision.all import AccumMetric
     for cbs,n in ((mixes['snapmix'](),32), (mixes['snapmix-echo'](),32+24)):
         got = []
         class Seen(Callback):

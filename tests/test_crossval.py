@@ -12,45 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import (Callback, CategoryBlock, ColReader, ConvLayer, DataBlock, Dihedral, Flatten, ImageBlock, IndexSplitter, Learner,
-                               Normalize, Resize, accuracy, default_split, imagenet_stats, nn, resnet18, vision_learner)
+from fastai.vision.all import (Callback, ColReader, Dihedral, IndexSplitter, Normalize, imagenet_stats, nn, resnet18, vision_learner)
 from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from fastai_mix import crossval
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.crossval import CrossVal, Ensemble, blend, fill_sample, fit_weights, load_ensemble, score_probs, score_table
-from fastai_mix.data.folds import FoldSplitter, add_folds
-from fastai_mix.data.leaves import leaf_data
+from fastai_mix.data.folds import FoldSplitter
 from fastai_mix.interpret import Scores
 from fastai_mix.vision.learner import timm_learner
 from fastai_mix.vision.tta import d4
-
-@pytest.fixture(scope='module')
-def leaves(tmp_path_factory): return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=60, size=64)
-
-@pytest.fixture
-def df(leaves):
-    df = pd.read_csv(leaves/'train.csv').rename(columns={'labels':'label'})[['image_id','label']]
-    return add_folds(df, 'label', n_splits=3, id_col='image_id')
-
-def block(leaves, splitter=None, **kwargs):
-    return DataBlock((ImageBlock, CategoryBlock), get_y=ColReader('label'), splitter=splitter,
-        **{'get_x':ColReader('image_id', pref=leaves/'images', suff='.jpg'), 'item_tfms':Resize(32), 'batch_tfms':Dihedral(), **kwargs})
-
-@pytest.fixture
-def get_dls(leaves):
-    def f(df, fold, bs=8, **kwargs): return block(leaves, FoldSplitter(fold, check=False), **kwargs).dataloaders(df, bs=bs, num_workers=0, device='cpu')
-    return f
-
-def tiny(dls, cbs=None, width=8, loss_func=None):
-    body,head = nn.Sequential(ConvLayer(3, width, stride=2), ConvLayer(width, 2*width, stride=2)),nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(2*width, dls.c))
-    return Learner(dls, nn.Sequential(body, head), metrics=accuracy, splitter=default_split, cbs=cbs, loss_func=loss_func)
-
-def one(learn):
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
+from helpers import block, one, tiny
 
 @pytest.fixture
 def cv(df, get_dls, tmp_path): return CrossVal(df, get_dls, tiny, tmp_path/'run').fit(one)

@@ -12,8 +12,7 @@ from fastai.vision.all import (BaseLoss, BCELossFlat, BCEWithLogitsLossFlat, Cal
                                DataLoaders, Flatten, ImageBlock, Learner, MultiCategoryBlock, Resize, TfmdDL, default_split, nn, vision_learner)
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.crossval import CrossVal, fill_sample, load_ensemble
-from fastai_mix.data.folds import FoldSplitter
-from test_crossval import block, df, get_dls, leaves, one, tiny # noqa: F401, fixtures among them
+from helpers import block, one, tiny
 
 def fit(n=1, lr=1e-2):
     def f(learn):

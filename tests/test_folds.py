@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, ImageBlock, L, Learner, MultiCategoryBlock, Resize, WeightedDL,
+from fastai.vision.all import (CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, MultiCategoryBlock, Resize, WeightedDL,
                                get_image_files, load_learner, nn, tensor)
 from hypothesis import assume, given, settings, strategies as st
 from PIL import Image

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import BCEWithLogitsLossFlat, CrossEntropyLossFlat, nn
+from fastai.vision.all import nn
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from fastai_mix.callback.gridmask import grid_mask
 from fastai_mix.callback.mix import draw_beta, draw_partner, mix_loss

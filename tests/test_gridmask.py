@@ -15,7 +15,7 @@ from fastai_mix.callback.mix import CutMix, MixUp, ramp
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_data, leaf_dls
 from fastai_mix.vision.cam import ClassActivation
-from test_snapmix import Record, Syncs, weights
+from helpers import Record, Syncs, weights
 
 golden = np.load(Path(__file__).parent/'golden'/'gridmask.npz')
 

@@ -8,13 +8,12 @@ import pytest
 import torch
 from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, MultiCategoryBlock, RandomSplitter, RegressionBlock, Learner, nn)
 from PIL import Image
-from conftest import toy_model
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.mix import CutMix, MixCallback, MixUp
 from fastai_mix.callback.snapmix import SnapMix
 import fastai_mix.interpret
-from test_mix import with_inputs, picture
+from helpers import toy_model, with_inputs
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -87,7 +86,7 @@ def test_two_targets_train_and_have_scores(make, several):
     (torch.tensor([255,255]), ['a','b'], 'ignored 0.75 · ignored 0.25'), (torch.tensor([[1.],[1.]]), ['a','b'], 'b 0.75 · b 0.25'), (torch.tensor([0.,0.]), ['a','b'], 'a 0.75 · a 0.25'),
     (torch.tensor([[1.],[1.]]), ['a'], 'a 0.75 · a 0.25'), (torch.tensor([[1.,0],[1,0]]), ['a','b'], 'a 0.75 · a 0.25')], ids=str)
 def test_titles_of_one_target(y, vocab, title, toy):
-    learn = with_inputs(toy, Fixed, lambda i: (picture(),))
+    learn = with_inputs(toy, Fixed, lambda i: (torch.rand(3,16,16),))
     learn.dls.vocab,learn.loss_func = vocab,nn.MSELoss()
     learn.dls.train.one_batch = lambda: (torch.rand(2,3,8,8),y)
     assert learn.show_mix(1)[0].get_title()==title

@@ -3,22 +3,15 @@ import warnings
 import pytest
 import timm
 import torch
-from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, Normalize, load_learner, models, nn, params, risinstance, vision_learner
+from fastai.vision.all import Normalize, load_learner, models, nn, params, risinstance, vision_learner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.vision.learner import *
+from helpers import make_dls
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
-def label(item): return item['y']
-def picture(item): return item['x']
-
-def make_dls(size, n=16, bs=4, **kwargs):
-    items = [dict(x=Image.new('RGB', (size,size), [(200,30,30),(30,30,200)][i%2]), y='ab'[i%2]) for i in range(n)]
-    split = lambda o: (list(range(bs, len(o))), list(range(bs)))
-    block = DataBlock((ImageBlock, CategoryBlock), get_x=picture, get_y=label, splitter=split, **kwargs)
-    return block.dataloaders(items, bs=bs, device='cpu', num_workers=0)
 
 def quiet(learn):
     learn.remove_cb(learn.progress)

@@ -12,7 +12,7 @@ from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.mix import CutMix, MixUp, mix_loss
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.soft import SoftCrossEntropyLossFlat
-from test_snapmix import Syncs
+from helpers import Syncs
 
 n,c = 7,4
 g = torch.Generator().manual_seed(0)

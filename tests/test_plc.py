@@ -14,13 +14,13 @@ from fastai.callback.data import PartialDL, WeightedDL
 from fastai.callback.mixup import MixUp as FastaiMixUp
 from fastai.vision.all import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException, CategoryBlock, ColReader,
     CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, F, Learner, MSELossFlat, MultiCategoryBlock, Path, RandTransform, SaveModelCallback,
-    ShortEpochCallback, SkipItemException, TensorImage, TransformBlock, accuracy, load_learner, nn, set_seed, tensor)
+    ShortEpochCallback, TensorImage, TransformBlock, accuracy, load_learner, nn, set_seed, tensor)
 from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 
-from test_snapmix import Syncs, state
 from fastai_mix.all import (CutMix, GridMask, MixCallback, MixChoice, MixUp, ProgressiveLabelCorrection, ProgressiveResize, SnapMix, class_logits, correct_labels,
     label_gap, load_state, resumable, save_state)
+from helpers import Oracle, Rows, state, Syncs
 
 golden = Path(__file__).parent/'golden'/'plc.npz'
 Batchwise = partial(ProgressiveLabelCorrection, when='batch')
@@ -59,25 +59,6 @@ def test_labels_that_cannot_be_corrected(y, message):
     assert correct_labels(p[:0], torch.zeros(0, dtype=torch.long), .4).shape==(0,)
     for theta in (0, 1.1, float('nan'), '.4'):
         with pytest.raises(ValueError, match='theta=.*: expected a number above 0'): correct_labels(p, torch.tensor([0,1]), theta)
-
-class Rows:
-    "Pictures that tell their own row and true class"
-    def __init__(self, n=40, c=3, wrong=(), skip=()):
-        self.true = torch.arange(n)*7%c
-        self.y,self.skip = self.true.clone(),skip
-        for i in wrong: self.y[i] = (self.y[i]+1)%c
-    def __len__(self): return len(self.y)
-    def __getitem__(self, i):
-        if i in self.skip and self.reading: raise SkipItemException
-        x = torch.zeros(3, 8, 8)
-        x[0],x[1] = i/1024,self.true[i]
-        return x,self.y[i]
-    reading = True
-
-class Oracle(nn.Module):
-    "Knows the true class, with certainty `scale`"
-    def __init__(self, c=3, scale=20.): super().__init__(); self.c,self.scale,self.bias = c,scale,nn.Parameter(torch.zeros(c))
-    def forward(self, x): return F.one_hot(x[:,1].mean((1,2)).round().long().clamp(0, self.c-1), self.c)*self.scale+self.bias
 
 class Watch(Callback):
     "Compare the rows a label correction sees with those the pictures tell, and what is trained on with its labels"
@@ -647,7 +628,7 @@ def test_wrong_use(toy):
 def test_one_and_two_processes(in_processes):
     "Two hold the same labels; by epochs and passes both correct what one does, as each corrects all rows, and the cap is not divided"
     code = '''
-from test_plc import Oracle, Rows
+from helpers import Oracle, Rows
 def correct(ds, n, **kwargs):
     dls = DataLoaders(DataLoader(ds, bs=8//world, shuffle=True, num_workers=0), DataLoader(Rows(), bs=8, num_workers=0), device='cpu')
     plc = ProgressiveLabelCorrection(.5, warmup=0, **kwargs)

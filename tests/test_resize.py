@@ -2,8 +2,8 @@
 import pytest
 import torch
 from fastai.vision.all import DataLoader, DataLoaders, TensorImage, TensorMask, fastuple, nn
-from conftest import toy_model
 from fastai_mix.callback.resize import ProgressiveResize
+from helpers import toy_model
 
 class ImageTuple(fastuple): "Two pictures, as in a siamese network"
 

@@ -1,5 +1,5 @@
 "The documentation site: built once, its files checked, then opened in a browser where there is one."
-import json,os,re,shutil,subprocess,sys,threading
+import json,re,shutil,subprocess,sys,threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module

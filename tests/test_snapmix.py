@@ -8,18 +8,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
 from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException,
     CrossEntropyLossFlat, GradientAccumulation, L1LossFlat, MSELossFlat, nn, set_seed)
 from torch.distributions import Normal
-from torch.utils._python_dispatch import TorchDispatchMode
-from conftest import toy_model
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.mix import CutMix, MixCallback, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix, snapmix
 from fastai_mix.vision.box import box_area
-from fastai_mix.vision.cam import ClassActivation, semantic_map
+from fastai_mix.vision.cam import ClassActivation
+from helpers import CpuAutocast, CpuScaler, raises, Record, state, Stop, Syncs, toy_model, weights
 
 golden = np.load(Path(__file__).parent/'golden'/'snapmix.npz')
 
@@ -51,18 +49,6 @@ def test_published_same_label(i, toy, monkeypatch):
     mixed,w,w2 = cb.mix(c.x, c.y, c.perm)
     close(mixed, c.mixed), close(w, c.weight_a), close(w2, c.weight_b)
 
-class Record(Callback):
-    "Losses, and what the mix said, of every training batch"
-    order,run_valid = 60,False
-    def before_fit(self): self.losses,self.seen = [],[]
-    def after_batch(self):
-        self.losses.append(self.learn.loss.item())
-        cb = next((o for o in self.learn.cbs if isinstance(o, MixCallback)), None)
-        if cb is not None and cb.w is not None:
-            self.seen.append((self.learn.pred.detach().clone(), self.learn.yb[0], cb.w.clone(), cb.w2.clone(), cb.y2.clone()))
-
-def weights(learn): return torch.cat([p.detach().reshape(-1).double() for p in learn.model.state_dict().values()])
-
 def test_p0_is_plain_training(toy):
     runs = []
     for cbs in ([], [SnapMix(p=0)], [SnapMix(p=lambda t: 0)]):
@@ -89,23 +75,6 @@ def test_multi_label(toy):
         def bce(t): return nn.functional.binary_cross_entropy_with_logits(pred.double(), t.double(), reduction='none').mean(1)
         assert abs((w*bce(y)+w2*bce(y2)).mean().item()-loss)<1e-6
 
-class Syncs(TorchDispatchMode):
-    "Counts what makes a GPU wait for its host"
-    names = {'_local_scalar_dense','nonzero','masked_select','is_nonzero','equal','_unique2','unique_dim','bincount','repeat_interleave'}
-    def __init__(self): super().__init__(); self.n = Counter()
-    def __enter__(self):
-        res = super().__enter__()
-        try: torch.ones(1).as_subclass(torch.Tensor)
-        except RuntimeError:
-            super().__exit__(None, None, None)
-            pytest.skip('this PyTorch cannot cast to a plain tensor under a dispatch mode, as fastai does')
-        return res
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.split('::')[1]
-        by_mask = name in ('index','index_put','index_put_') and any(o is not None and o.dtype in (torch.bool,torch.uint8) for o in args[1])
-        if name in self.names or by_mask: self.n[name] += 1
-        return func(*args, **(kwargs or {}))
-
 @pytest.mark.parametrize('mix', [SnapMix(), SnapMix(partner='other', same_label='published'), SnapMix(box=Normal(.5,.1)), CutMix(), MixUp(), ResizeMix()], ids=str)
 def test_no_host_syncs(toy, mix):
     counts = []
@@ -120,17 +89,6 @@ def test_sync_counter_counts():
         x = torch.arange(4.)
         x[x>1], x.sum().item(), bool(x.sum()>0), x.nonzero()
     assert s.n==Counter(index=1, _local_scalar_dense=2, nonzero=1)
-
-def state(learn):
-    return (learn.loss_func, learn.loss_func.reduction, [m.training for m in learn.model.modules()], dict(vars(learn.dls.train_ds)),
-            sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in learn.model.modules()), [type(cb) for cb in learn.cbs])
-
-class Stop(Callback):
-    "Raise in the second batch, at an event"
-    run_valid = False
-    def __init__(self, event, ex, order=0): self.order,self.ex = order,ex; setattr(self, event, self.stop)
-    def stop(self):
-        if self.learn.training and self.learn.iter==1: raise self.ex('stop')
 
 @pytest.mark.parametrize('event', ['after_pred','after_loss','before_step','before_batch'])
 @pytest.mark.parametrize('ex', [RuntimeError, KeyboardInterrupt, CancelFitException, CancelBatchException])
@@ -247,19 +205,6 @@ def test_map_scale(toy):
     cb.change(*learn.dls.train.one_batch())
     assert cb.cam.shape[1:]==(4,4) # 16 pixels, half of them, one pooling
 
-class CpuAutocast(MixedPrecision):
-    "What `to_bf16` does on a GPU, on a CPU"
-    def before_fit(self): self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
-    def before_backward(self): pass
-    def before_step(self): pass
-    def after_step(self): pass
-    def after_fit(self): pass
-
-class CpuScaler(MixedPrecision):
-    "`to_fp16` with all its parts, on a CPU"
-    def before_fit(self):
-        self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=torch.float16),torch.amp.GradScaler('cpu', **self.kwargs),[]
-
 @pytest.mark.parametrize('precision,dtype', [(CpuAutocast,torch.bfloat16), (CpuScaler,torch.float16)])
 def test_clean_forward_runs_under_the_autocast_of_the_step(precision, dtype, toy):
     seen = []
@@ -288,10 +233,6 @@ wrong = [(dict(alpha=0), 'alpha=0'), (dict(alpha=-1), 'alpha=-1'), (dict(p=1.2),
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message) as e: SnapMix(**kwargs)
     assert '\n' not in str(e.value)
-
-def raises(learn, message):
-    with pytest.raises(ValueError, match=message) as e: learn.fit(1)
-    assert str(e.value).count('\n')==1 # fastai's own line on the callback and the event, then ours
 
 def test_wrong_learners(toy):
     raises(toy(cbs=SnapMix(), bs=1), 'batch size of 2')

@@ -17,18 +17,16 @@ from fastai.vision.all import nn
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from fastai_mix.callback.mix import CutMix
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.checkpoint import learner_state, load_learner_state, load_state, resumable, save_state, write_atomic
 from fastai_mix.cli import main, read_weights
 from fastai_mix.crossval import CrossVal, Ensemble, blend, load_ensemble
 from fastai_mix.files import check_tensors, load_weights, printable, read_json, read_network, write_json, write_network
 from fastai_mix.vision.learner import create_timm_classifier, timm_learner
-from test_crossval import df, get_dls, leaves, one, tiny # noqa: F401, fixtures among them
-from test_learner import make_dls
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))
 import tamper
+from helpers import make_dls, one, tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

@@ -14,14 +14,13 @@ from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CategoryBlock, C
     load_learner, nn, noop, partial, pd, set_seed, vision_learner)
 from hypothesis import given, settings, strategies as st
 from scipy.stats import gmean
-from conftest import toy_model
-from test_snapmix import CpuAutocast
 from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_data, leaf_dls
 from fastai_mix.interpret import History
 from fastai_mix.vision.tta import (antitranspose, d4, five_crop, flips, hflip, identity, map_pictures, rot180, rot270, rot90, scales, transpose,
     vflip, view_preds)
+from helpers import CpuAutocast, toy_model
 
 settings.register_profile('tests', deadline=None, max_examples=40)
 settings.load_profile('tests')
