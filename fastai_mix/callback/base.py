@@ -36,6 +36,13 @@ def autocast(
     cast = next((vars(cb).get('autocast') for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
     return nullcontext() if cast is None or torch.is_autocast_enabled(cast.device) else cast # entered twice, it would stay on
 
+# %% ../../nbs/20_callback.base.ipynb #284916d0
+def in_lr_find(
+    learn:Learner, # Any
+)->bool: # Is it?
+    "Is `lr_find` running? It trains to find a learning rate, then puts the model back"
+    return hasattr(learn, 'lr_finder')
+
 # %% ../../nbs/20_callback.base.ipynb #79d1b354
 def _keep_arguments(init):
     "An `__init__` that keeps its arguments in `made_with`; a base class adds only arguments that are not there yet"

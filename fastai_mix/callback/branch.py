@@ -15,7 +15,7 @@ from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 
 from .mix import *
-from .base import FitCallback, class_count
+from .base import FitCallback, class_count, in_lr_find
 from ..losses import unchecked_mix_loss
 from .resize import *
 from ..vision.cam import *
@@ -183,7 +183,7 @@ def after_cancel_batch(self:MidLevelBranch):
 @patch
 def after_fit(self:MidLevelBranch):
     self.after_cancel_batch()
-    if hasattr(self.learn, 'lr_finder'): self.branch = self.spare
+    if in_lr_find(self.learn): self.branch = self.spare
     self.stepper = self.steps = self.reduced = self.spare = self.stop_looking = self.seen = None
 
 # %% ../../nbs/26_callback.branch.ipynb #75312338
