@@ -41,6 +41,13 @@ class MixChoice(MixCallback):
     def clear(self):
         super().clear()
         self.number = None
+        for m in self.mixes:
+            if m is not None: m.clear()
+
+    def clean_logits(self, x):
+        "Logits of the first mix that uses the forward itself, chosen or not"
+        m = next((m for m in self.mixes if m is not None and m.reuses_forward), None)
+        return super().clean_logits(x) if m is None else m.clean_logits(x)
 
     @property
     def chosen(self): # One of `mixes`
@@ -66,7 +73,6 @@ class MixChoice(MixCallback):
     def change(self, x, y):
         if self.chosen is None: self.number = random.choice([i for i,m in enumerate(self.mixes) if m is not None])
         m = self.chosen
-        m.clear()
         out = m.change(x, y)
         for k in ('w','w2','y2','partner','box','src_box','cam'): setattr(self, k, getattr(m, k))
         return out

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from .mix import *
 from .base import FitCallback
 from ..losses import loss_function
-from .snapmix import *
 from ..files import *
 from ..vision.cam import *
 from ..vision.forward import *
@@ -110,7 +109,7 @@ class ProgressiveLabelCorrection(FitCallback):
 
     def clear(self):
         "Forget the running fit"
-        self.on,self.at,self.epoch_rows,self.before,self.snap,self.mixes = False,None,None,None,None,[]
+        self.on,self.at,self.epoch_rows,self.before,self.mixes = False,None,None,None,[]
 
 # %% ../../nbs/24_callback.plc.ipynb #7880f5f6
 def _identity(o):
@@ -310,8 +309,6 @@ def before_train(self:ProgressiveLabelCorrection):
         self._begin()
         self.mixes = [cb for cb in self.learn.cbs if isinstance(cb, BatchCallback) and cb.run]
         self.echo = len(self.mixes)==1 and getattr(self.mixes[0], 'echo', False)
-        inner = [m for cb in self.mixes for m in (cb,*getattr(cb, 'mixes', ()))]
-        self.snap = next((m for m in inner if isinstance(m, SnapMix) and m.map_scale==1), None)
         if isinstance(self.warmup, int) and not hasattr(self.learn, 'lr_finder') and not self.opt.frozen_idx and self.warmup>=self.epochs+self.n_epoch:
             raise ValueError(f"warmup={self.warmup} epochs, but training ends after {self.epochs+self.n_epoch}: use fewer, or a fraction such as .2")
         self.start = self.epochs-self.learn.epoch
@@ -321,7 +318,7 @@ def before_train(self:ProgressiveLabelCorrection):
     self.before = {k: getattr(self, k).clone() for k in self._per_row}
 
 @patch
-def relabel(self:ProgressiveLabelCorrection):
+def relabel(self:ProgressiveLabelCorrection, changer:BatchCallback=None):
     "Put current labels into the running batch, once; with a mix correct them first, from a clean forward"
     if not self.training or self.at==(self.learn.epoch, self.learn.iter): return
     self.at = self.learn.epoch,self.learn.iter
@@ -334,10 +331,7 @@ def relabel(self:ProgressiveLabelCorrection):
     self.rows,self.count = self.row[items],self.count+n
     self.bad |= (self.yb[0].as_subclass(Tensor).to(self.given.dtype)!=self.given[self.rows]).any()
     if self.on and self.mixes and not self.echo and self.when!='pass':
-        if self.snap is not None: logits = self.snap.clean(self.xb[0]).logits.detach()
-        else:
-            with autocast(self.learn): logits = clean_logits(self.learn.model, *self.xb, n_classes=_n_classes(self.dls))
-        self._read(logits)
+        self._read((changer or self.mixes[0]).clean_logits(self.xb[0]))
     self._put()
 
 @patch

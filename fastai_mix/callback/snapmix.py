@@ -60,7 +60,12 @@ class SnapMix(MixCallback):
 
     def clear(self):
         super().clear()
-        self.cam = self.logits = None
+        self.cam = self.logits = self.clean_pass = None
+
+    @property
+    def reuses_forward(self):
+        "Do the maps come from a forward of the batch at full size?"
+        return self.map_scale==1
 
 # %% ../../nbs/21_callback.snapmix.ipynb #aff61add
 _regressions = nn.MSELoss,nn.L1Loss,nn.SmoothL1Loss,nn.HuberLoss,nn.PoissonNLLLoss,nn.GaussianNLLLoss
@@ -71,7 +76,7 @@ def before_fit(self:SnapMix):
     super(SnapMix, self).before_fit()
     self.after_cancel_batch() # a fit before this may have been interrupted
     self.activation = ClassActivation(self.learn.model, self.layer, class_count(self.dls))
-    self.kept,self.targets_unchecked = None,False
+    self.targets_unchecked = False
 
 @patch
 def check_batch(self:SnapMix, x, y):
@@ -108,22 +113,24 @@ def refuse_numbers(self:SnapMix,
         "0 or 1, or rows of shares; for numbers use MixUp or CutMix")
 
 @patch
-def _more(self:SnapMix, x):
-    "What else the model is given with `x`, if it has several inputs"
-    return [o[:len(x)] for o in (vars(self.learn).get('xb') or ())[1:]]
-
-@patch
 def clean(self:SnapMix,
     x:Tensor, # Pictures `[n,c,H,W]`
-)->CleanPass: # Features, logits and `cam` of a clean forward
-    "The clean forward of a batch, made once however many ask for it"
-    # the batch is kept, so no other can be at its address
-    if self.kept is None or self.kept[0].data_ptr()!=x.data_ptr() or self.kept[0].shape!=x.shape:
-        with autocast(self.learn): self.kept = x,self.activation.forward(x, *self._more(x))
-    return self.kept[1]
+)->CleanPass: # Its features, logits and `cam`
+    "A clean forward from which maps can be taken"
+    with autocast(self.learn): return self.activation.forward(x, *self.more_inputs(x))
 
 @patch
-def watch(self:SnapMix, x): self.seen = self.activation.watch(x, *self._more(x)) if self.map_scale==1 else None
+def clean_logits(self:SnapMix,
+    x:Tensor, # Pictures of the running batch, not changed yet `[n,c,H,W]`
+)->Tensor: # `[n,c]`, without gradients
+    "Logits of the clean forward from which `mix` takes its maps: it is kept until then"
+    if not self.reuses_forward: return super(SnapMix, self).clean_logits(x)
+    self.clean_pass = self.clean(x)
+    return self.clean_pass.logits.detach()
+
+@patch
+def watch(self:SnapMix, x):
+    self.seen = self.activation.watch(x, *self.more_inputs(x)) if self.map_scale==1 else None
 
 # %% ../../nbs/21_callback.snapmix.ipynb #257a6bad
 @patch
@@ -143,14 +150,14 @@ def mix(self:SnapMix, x, y, partner):
     self.box,self.src_box = self.make_params(x)
     small = x if self.map_scale==1 else F.interpolate(x, scale_factor=self.map_scale, mode='bilinear', antialias=True)
     clean = None if self.seen is None else self.seen(self.pred)
-    clean = clean or self.clean(small)
+    clean = clean or self.clean_pass or self.clean(small)
     n_out,own = clean.logits.shape[1],y
     if y[0].numel()==1: own = y.flatten() if n_out==1 else y.flatten().long()
     elif y[0].numel()!=n_out: raise ValueError(
         f"SnapMix takes rows of shares as targets, one for each of the model's {n_out} outputs, but these are of shape "
         f"{list(y.shape)}: use MixUp or CutMix")
     with autocast(self.learn): self.cam,self.logits = clean.cam(own),clean.logits[:len(y)].detach()
-    self.seen = self.kept = None
+    self.seen = self.clean_pass = None
     out,w,w2 = snapmix(x, self.cam, partner, self.box, self.src_box)
     if self.same_label=='published':
         same = (y==y[partner]).reshape(len(y), -1).all(1)
@@ -161,7 +168,7 @@ def mix(self:SnapMix, x, y, partner):
 def after_fit(self:SnapMix):
     super(SnapMix, self).after_fit()
     self.after_cancel_batch()
-    self.activation = self.kept = None
+    self.activation = None
 
 @patch
 def after_cancel_batch(self:SnapMix):
