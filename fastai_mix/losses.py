@@ -14,23 +14,40 @@ from fastai.basics import *
 from fastai.losses import BaseLoss, LabelSmoothingCrossEntropy
 
 # %% ../nbs/07_losses.ipynb #f8236303
-def loss_function(loss_func):
-    "The module or function inside one of fastai's losses or a partial; else `loss_func` itself"
+def loss_function(
+    loss_func, # Any loss
+): # A module or a function
+    "What is inside one of fastai's losses or a partial; else `loss_func` itself"
     return getattr(loss_func, 'func', loss_func)
 
-def loss_name(loss_func):
-    "How a message names it"
+def loss_name(
+    loss_func, # Any loss
+)->str: # Of its class or function
+    "The name of a loss in messages"
     if type(loss_func) in (partial,BaseLoss): loss_func = loss_func.func
     return getattr(loss_func, '__name__', type(loss_func).__name__)
 
-def ignored_label(loss_func):
-    "The label that `loss_func` leaves out; -100 if it does not say"
+def ignored_label(
+    loss_func, # Any loss
+)->int: # -100, as in PyTorch, if it has no `ignore_index`
+    "The label that counts for nothing in `loss_func`"
     own = getattr(loss_function(loss_func), 'ignore_index', -100)
     return getattr(loss_func, 'keywords', {}).get('ignore_index', own)
 
+def takes_class_index(
+    loss_func, # Any loss
+    y:Tensor, # Targets
+)->bool: # False for rows of class shares, and for a loss that is not known
+    "Does `loss_func` take class indices as targets of this shape?"
+    f = loss_function(loss_func)
+    if getattr(loss_func, 'y_int', False) or isinstance(f, nn.NLLLoss) or f is F.nll_loss: return True
+    return y.ndim==1 and (isinstance(f, nn.CrossEntropyLoss) or f is F.cross_entropy)
+
 # %% ../nbs/07_losses.ipynb #b0067a27
-def loss_reduction(loss_func):
-    "How `loss_func` reduces; ValueError if it cannot be asked for another reduction"
+def loss_reduction(
+    loss_func, # Any loss
+)->str: # 'mean', 'sum', 'none' or one of its own
+    "How `loss_func` reduces; ValueError if it has no argument or attribute `reduction`"
     if getattr(loss_func, 'reduction', None) is not None: return loss_func.reduction
     try: outer,inner = (inspect.signature(loss_func, follow_wrapped=f).parameters for f in (False,True))
     except (TypeError,ValueError): outer = inner = {}
@@ -42,7 +59,11 @@ def loss_reduction(loss_func):
     default = inner['reduction'].default
     return 'mean' if default is inspect.Parameter.empty else default
 
-def sample_losses(loss_func, pred, yb):
+def sample_losses(
+    loss_func, # Any loss with a `reduction`
+    pred, # What the model returned
+    yb:tuple, # Targets
+)->Tensor: # `[n]`, `[n,...]`, or flattened
     "Losses before they are reduced, one or more for each sample"
     loss_reduction(loss_func)
     with NoneReduce(loss_func) as lf: losses = lf(pred, *yb).as_subclass(Tensor)
@@ -92,21 +113,35 @@ def _reduce(loss_func, losses, losses2, pred, y, y2, w, w2):
     return unweighted.mean() + (mixed-unweighted).sum()/pair_weight.sum()
 
 # %% ../nbs/07_losses.ipynb #2563c8d9
-def unchecked_mix_loss(loss_func, pred, yb, yb2, w, w2):
+def unchecked_mix_loss(
+    loss_func, # As for `mix_loss`
+    pred, # Predictions
+    yb:tuple, # The samples' own targets
+    yb2:tuple, # Their partners' targets
+    w:Tensor, # Weight of the own target `[n]`
+    w2:Tensor, # Weight of the partner's target `[n]`
+)->Tensor: # The mixed loss
     "`mix_loss` of a loss that has been checked: the host waits for nothing"
     losses,losses2 = sample_losses(loss_func, pred, yb),sample_losses(loss_func, pred, yb2)
     return _reduce(loss_func, losses, losses2, pred, yb[0], yb2[0], w, w2)
 
 # %% ../nbs/07_losses.ipynb #b76f1ab0
-def is_known_loss(loss_func):
+def is_known_loss(
+    loss_func, # Any loss
+)->bool: # Also for a partial or a wrapper of fastai around such a loss
     "Is it from PyTorch, fastai or this package?"
-    def is_known(o):
-        package = type(o).__module__.split('.')[0]
-        return getattr(F, getattr(o, '__name__', ''), None) is o or package in ('torch','fastai','fastai_mix','functools')
+    def is_known(f):
+        package = type(f).__module__.split('.')[0]
+        is_functional = getattr(F, getattr(f, '__name__', ''), None) is f
+        return is_functional or package in ('torch','fastai','fastai_mix','functools')
     return is_known(loss_func) and is_known(loss_function(loss_func))
 
-def loss_gap(loss_func, pred, yb):
-    "The difference between the loss of a batch and the reduced losses of its samples, as a share of their size; 0 within rounding"
+def loss_gap(
+    loss_func, # Any loss with a `reduction`
+    pred, # What the model returned
+    yb:tuple, # Targets
+)->Tensor: # A share of the losses' size, from 0 up; 0 within rounding
+    "The difference between the loss of a batch and the reduced losses of its samples"
     with torch.no_grad():
         losses,loss = sample_losses(loss_func, pred, yb),loss_func(pred, *yb).as_subclass(Tensor)
         one = torch.ones(len(yb[0]), device=losses.device)
@@ -115,25 +150,32 @@ def loss_gap(loss_func, pred, yb):
         gap = ((loss-reduced).abs().max()/size.max()).nan_to_num(0, posinf=math.inf) # 0/0 if no label counts
         return (gap-4*torch.finfo(losses.dtype).eps).clamp(min=0)
 
-def refuse_gap(loss_func, gap):
+def refuse_gap(
+    loss_func, # Any loss with a `reduction`
+    gap:Tensor, # As `loss_gap` gives it
+):
     "ValueError if `gap` is more than rounding; the host waits for it"
     gap = float(gap.float().cpu().numpy())
     if gap<=1e-3: return
     raise ValueError(
-        f"{loss_name(loss_func)} with reduction={loss_reduction(loss_func)!r} is off by {min(gap, 9.99):.1%} from what it "
-        "gives with 'none', so a mix would have another scale: give class weights and ignored labels to "
+        f"{loss_name(loss_func)} with reduction={loss_reduction(loss_func)!r} is off by {min(gap, 9.99):.1%} from what "
+        "it gives with 'none', so a mix would have another scale: give class weights and ignored labels to "
         "CrossEntropyLossFlat(weight=..., ignore_index=...) itself, or return the plain mean of those losses")
 
-def check_mixed_loss(loss_func, pred, yb):
+def check_mixed_loss(
+    loss_func, # Any loss with a `reduction`
+    pred, # What the model returned
+    yb:tuple, # Targets
+):
     "ValueError unless the loss of a batch consists of one loss for each sample, in their order; the host waits for it"
     refuse_gap(loss_func, loss_gap(loss_func, pred, yb))
     if not isinstance(pred, Tensor): return
     with torch.no_grad():
         losses = sample_losses(loss_func, pred, yb).reshape(len(pred), -1)
-        of_reversed = sample_losses(loss_func, pred.flip(0), tuple(o.flip(0) for o in yb)).reshape(len(pred), -1)
-        # sorted losses do not move when the samples change places
-        unmoved,moved = (float((losses-o).abs().max().float().cpu().numpy()) for o in (of_reversed,losses.flip(0)))
-    if unmoved>=.01*moved: return
+        of_reversed = sample_losses(loss_func, pred.flip(0), tuple(y.flip(0) for y in yb)).reshape(len(pred), -1)
+        # losses that a loss has sorted do not change when its samples are reversed
+        change,expected = (float((losses-o).abs().max().float().cpu().numpy()) for o in (of_reversed, losses.flip(0)))
+    if change>=.01*expected: return
     raise ValueError(
         f"{loss_name(loss_func)} with reduction='none' gives losses in another order than the samples have: "
         "a mix needs one for each sample, in their order")
@@ -141,13 +183,13 @@ def check_mixed_loss(loss_func, pred, yb):
 # %% ../nbs/07_losses.ipynb #c001eddd
 def mix_loss(
     loss_func, # Any loss with a `reduction`, as attribute or argument
-    pred:Tensor, # Predictions, a row per sample; whatever else the model returns if `loss_func` takes that
+    pred:Tensor, # Predictions, a row per sample, or whatever the model returns and `loss_func` takes
     yb:tuple, # The samples' own targets
     yb2:tuple, # Their partners' targets
     w:Tensor, # Weight of the own target `[n]`
     w2:Tensor, # Weight of the partner's target `[n]`
 )->Tensor: # What `loss_func` would give for a batch with these shares of labels
-    "Loss of a mixed batch: `w` times the loss for the own label plus `w2` times that for the partner's, reduced as usual"
+    "Loss of a mixed batch: `w` times the own label's loss plus `w2` times the partner's, reduced as usual"
     if not len(w): raise ValueError("the batch is empty: a mix needs one sample or more")
     check_mixed_loss(loss_func, pred, yb)
     return unchecked_mix_loss(loss_func, pred, yb, yb2, w, w2)
@@ -161,7 +203,7 @@ def loss_activation(
     loss_func, # Any loss
     default=noop, # For a loss that is not known
 ): # A function of scores
-    "What makes probabilities of scores"
+    "The function that turns a model's scores into probabilities"
     if hasattr(loss_func, 'activation'): return loss_func.activation
     f = loss_function(loss_func)
     name = getattr(f, '__name__', type(f).__name__).replace('_', '').lower()

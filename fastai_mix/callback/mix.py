@@ -1,4 +1,4 @@
-"""The base of all mixes: when to mix, whom with, and a loss shared between two labels; with MixUp and CutMix
+"""The base of all mixes: when to mix, with which partners, and a loss shared between two labels
 
 Docs: https://fastai-mix.github.io/fastai_mix/callback.mix.html.md"""
 
@@ -17,8 +17,8 @@ from torch.distributions import Beta
 from ..args import bad_arg, check_choice, check_positive
 from .base import *
 from ..losses import *
-from ..losses import (check_mixed_loss, is_known_loss, loss_function, loss_gap, loss_name, loss_reduction, refuse_gap,
-    unchecked_mix_loss)
+from ..losses import (check_mixed_loss, is_known_loss, loss_gap, loss_name, loss_reduction, refuse_gap,
+    takes_class_index, unchecked_mix_loss)
 from ..schedule import *
 from ..vision.box import *
 
@@ -28,34 +28,36 @@ _all_ = ['mix_loss', 'ramp', 'off_last', 'autocast', 'BatchCallback']
 # %% ../../nbs/20_callback.mix.ipynb #a3f7b989
 def draw_partner(
     n:int, # Batch size
-    partner:str='any', # 'any': a random permutation; 'other': one in which nobody is their own partner
+    partner:str='any', # 'any': a random permutation; 'other': one in which no sample is its own partner
     device=None, # Device of the result
 )->Tensor: # Index of each sample's partner `[n]`, int64
-    "A random partner for each sample, every sample being partner once"
+    "A random partner for each sample; every sample is the partner of one"
     order = torch.rand(n, device=device).argsort()
     return order if partner=='any' else torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 # %% ../../nbs/20_callback.mix.ipynb #a59c4019
 def draw_beta(
     alpha:float, # Both parameters of the Beta distribution
-    n:int, # How many
+    n:int, # Number of draws
     device=None, # Device of the result
 )->Tensor: # `[n]` float32, 0 to 1
     "`n` draws of Beta(`alpha`,`alpha`), made on `device`"
-    on = 'cpu' if device is not None and torch.device(device).type=='mps' else device # where older versions of PyTorch cannot draw
-    a = torch.full((), float(alpha), device=on)
+    # older versions of PyTorch cannot draw on MPS
+    draw_device = 'cpu' if device is not None and torch.device(device).type=='mps' else device
+    a = torch.full((), float(alpha), device=draw_device)
     return Beta(a, a, validate_args=False).sample((n,)).to(device) # validation would make a GPU wait
 
 # %% ../../nbs/20_callback.mix.ipynb #f7fcf956
 class MixCallback(BatchCallback):
     "Mix each training batch with itself; a subclass says how in `mix`"
+    renamed = dict(how='partner_rule', before='previous')
     def __init__(self,
         p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done
-        partner:str='any', # 'any': anybody of the batch, the sample itself included; 'other': never itself
-        echo:bool=False, # Train on each batch clean, joined by the mixed version of the batch before it
+        partner:str='any', # 'any': any sample of the batch, itself included; 'other': never itself
+        echo:bool=False, # Train on each batch clean, together with the mixed version of the previous batch
     ):
         check_choice('partner', partner, ('any','other'))
-        self.how,self.echo,self.before,self.loss_gap = partner,echo,None,None
+        self.partner_rule,self.echo,self.previous,self.loss_gap = partner,echo,None,None
         super().__init__(p)
 
     def clear(self): self.w = self.w2 = self.y2 = self.partner = self.box = self.src_box = None
@@ -64,23 +66,29 @@ class MixCallback(BatchCallback):
         x:Tensor, # Pictures `[n,c,H,W]`, never written to
         y:Tensor, # Their targets
         partner:Tensor, # Index of each sample's partner `[n]`
-    )->tuple: # Mixed pictures `[n,c,H,W]`, weights of the own `[n]` and of the partner's target `[n]`
+    )->tuple: # Mixed pictures `[n,c,H,W]`; weight of the own target `[n]`; weight of the partner's target `[n]`
         "Make one picture of each sample and its partner"
         raise TypeError(f"{type(self).__name__} must define `mix`")
 
     def watch(self,
         x:Tensor, # Pictures `[n,c,H,W]`
-    ): "Called with a batch that is about to be trained on clean, and mixed after that"
+    ): "Called before the step that trains on a clean batch, if the batch is going to be mixed after that step"
 
 # %% ../../nbs/20_callback.mix.ipynb #7adc00c1
+@patch
+def _refuse_second_mix(self:MixCallback, other):
+    raise ValueError(
+        f"{type(self).__name__} and {type(other).__module__}.{type(other).__name__} would mix the same batch twice: "
+        f"remove one, `learn.remove_cb(learn.{other.name})`, or let MixChoice([...]) choose among those of fastai_mix")
+
 @patch
 def before_fit(self:MixCallback):
     "Refuse what cannot work, before a step is made"
     super(MixCallback, self).before_fit()
-    self.before = self.loss_gap = None
-    rivals = [cb for cb in self.learn.cbs if cb is not self and isinstance(cb, (MixHandler,MixCallback)) and cb.run and self not in getattr(cb, 'mixes', ())]
-    if rivals: raise ValueError(f"{type(self).__name__} and {type(rivals[0]).__module__}.{type(rivals[0]).__name__} would mix the "
-        f"same batch twice: remove one, `learn.remove_cb(learn.{rivals[0].name})`, or let MixChoice([...]) choose among those of fastai_mix")
+    self.previous = self.loss_gap = None
+    for cb in self.learn.cbs:
+        is_rival = cb is not self and isinstance(cb, (MixHandler,MixCallback)) and cb.run
+        if is_rival and self not in getattr(cb, 'mixes', ()): self._refuse_second_mix(cb)
     loss_reduction(self.loss_func)
 
 @patch
@@ -93,13 +101,11 @@ def refuse_floats(self:MixCallback,
     y:Tensor, # Targets
 ):
     "ValueError if the loss takes class indices and these are none"
-    f = loss_function(self.loss_func)
-    nll,ce = isinstance(f, nn.NLLLoss) or f is F.nll_loss,isinstance(f, nn.CrossEntropyLoss) or f is F.cross_entropy
-    by_index = getattr(self.loss_func, 'y_int', False) or nll or ce and y.ndim==1
-    if by_index and y.is_floating_point(): raise ValueError(
-        f"{loss_name(self.loss_func)} takes class indices, but the targets are "
-        f"{str(y.dtype).split('.')[1]} of shape {tuple(y.shape)}: use BCEWithLogitsLossFlat() for several labels per picture, "
-        "nn.CrossEntropyLoss() for rows of class shares")
+    if not y.is_floating_point() or not takes_class_index(self.loss_func, y): return
+    kind = str(y.dtype).split('.')[1]
+    raise ValueError(
+        f"{loss_name(self.loss_func)} takes class indices, but the targets are {kind} of shape {tuple(y.shape)}: "
+        "use BCEWithLogitsLossFlat() for several labels per picture, nn.CrossEntropyLoss() for rows of class shares")
 
 @patch
 def change(self:MixCallback,
@@ -108,34 +114,15 @@ def change(self:MixCallback,
 )->Tensor: # Mixed pictures; what they are made of is in `partner`, `w`, `w2`, `y2`
     "Mix one batch, whatever `p` is"
     n = len(x)
-    if n<2: raise ValueError(f"{type(self).__name__} mixes samples with each other, but this batch has {n}: "
-        "use a batch size of 2 or more, and `drop_last=True` if the last batch is short")
+    if n<2:
+        raise ValueError(
+            f"{type(self).__name__} mixes samples with each other, but this batch has {n}: "
+            "use a batch size of 2 or more, and `drop_last=True` if the last batch is short")
     self.refuse_floats(y)
-    partner = draw_partner(n, self.how, x.device)
-    out,self.w,self.w2 = self.mix(x.as_subclass(Tensor), y.as_subclass(Tensor), partner)
+    partner = draw_partner(n, self.partner_rule, x.device)
+    mixed,self.w,self.w2 = self.mix(x.as_subclass(Tensor), y.as_subclass(Tensor), partner)
     self.partner,self.y2 = partner,y[partner]
-    return out.as_subclass(type(x))
-
-@patch
-def before_batch(self:MixCallback):
-    "Draw whether to mix; with `echo` join the batch with what the one before it has become"
-    if not self.echo: return super(MixCallback, self).before_batch()
-    self.begin_batch()
-    self.loaded = clean = self.xb[0]
-    self.mixing = self.draw()
-    if self.mixing: self.watch(clean)
-    self.changed = self.before is not None
-    if not self.changed:
-        if self.mixing: self.learn.xb = (clean.clone(), *self.xb[1:]) # a model may begin in place, and `clean` is mixed afterwards
-        return
-    (x,*more),yb,partner,w,w2 = self.before
-    if x.shape[-2:]!=clean.shape[-2:]: x = F.interpolate(x, clean.shape[-2:], mode='bilinear', antialias=True) # sizes may change
-    n,one = len(clean),torch.ones_like(w[:1])
-    self.learn.xb = tuple(torch.cat(o) for o in zip(self.xb, (x,*more)))
-    self.learn.yb = tuple(torch.cat(o) for o in zip(self.yb, yb))
-    self.w,self.w2 = torch.cat([one.expand(n), w]),torch.cat([(one-1).expand(n), w2])
-    self.partner = torch.cat([torch.arange(n, device=partner.device), n+partner])
-    self.y2 = self.yb[0][self.partner]
+    return mixed.as_subclass(type(x))
 
 @patch
 def after_loss(self:MixCallback):
@@ -145,20 +132,11 @@ def after_loss(self:MixCallback):
         yb2 = tuple(y[self.partner] for y in self.yb)
         self.learn.loss_grad = unchecked_mix_loss(self.loss_func, self.pred, self.yb, yb2, self.w, self.w2)
         self.learn.loss = self.learn.loss_grad.clone()
-    if not self.echo: return
-    x,self.loaded,self.before = self.loaded,None,None
-    if not self.mixing: return
-    more,yb = (tuple(o[:len(x)] for o in b) for b in (self.xb[1:],self.yb)) # labels corrected meanwhile, perhaps
-    now = {k: getattr(self, k) for k in ('w','w2','y2','partner','box','src_box')}
-    mixed,n = self.change(x, yb[0]),len(x)
-    if self.w is None: # changed without a partner
-        self.partner,self.w,self.w2 = torch.arange(n, device=x.device),torch.ones(n, device=x.device),torch.zeros(n, device=x.device)
-    self.before = (mixed,*more),yb,self.partner,self.w,self.w2
-    for k,v in now.items(): setattr(self, k, v)
+    if self.echo: self._mix_for_next_step()
 
 @patch
 def check_loss(self:MixCallback):
-    "Refuse a loss that cannot be mixed, at the first batch that is mixed, and one of the user's own at the end of an epoch"
+    "Refuse a loss that cannot be mixed: at the first mixed batch, or at the end of an epoch if it is the user's own"
     if self.w is None and not (self.echo and self.mixing): return
     if self.loss_gap is None:
         check_mixed_loss(self.loss_func, self.pred, self.yb)
@@ -174,14 +152,53 @@ def after_train(self:MixCallback):
 @patch
 def after_fit(self:MixCallback):
     super(MixCallback, self).after_fit()
-    self.before = self.loaded = self.loss_gap = None
+    self.previous = self.loaded = self.loss_gap = None
+
+# %% ../../nbs/20_callback.mix.ipynb #2c5b3b27
+@patch
+def before_batch(self:MixCallback):
+    "Draw whether to mix; with `echo` append the mixed version of the previous batch"
+    if not self.echo: return super(MixCallback, self).before_batch()
+    self.begin_batch()
+    self.loaded,self.mixing = self.xb[0],self.draw()
+    if self.mixing: self.watch(self.loaded)
+    self.changed = self.previous is not None
+    if self.changed: self._append_previous()
+    # a model may begin in place, and the pictures as loaded are mixed afterwards
+    elif self.mixing: self.learn.xb = (self.loaded.clone(), *self.xb[1:])
+
+@patch
+def _append_previous(self:MixCallback):
+    (x,*more),yb,partner,w,w2 = self.previous
+    n,size,one = len(self.loaded),self.loaded.shape[-2:],torch.ones_like(w[:1])
+    if x.shape[-2:]!=size: x = F.interpolate(x, size, mode='bilinear', antialias=True) # sizes may change
+    self.learn.xb = tuple(map(torch.cat, zip(self.xb, (x,*more))))
+    self.learn.yb = tuple(map(torch.cat, zip(self.yb, yb)))
+    self.w,self.w2 = torch.cat([one.expand(n), w]),torch.cat([(one-1).expand(n), w2])
+    self.partner = torch.cat([torch.arange(n, device=partner.device), n+partner])
+    self.y2 = self.yb[0][self.partner]
+
+@patch
+def _mix_for_next_step(self:MixCallback):
+    x,self.loaded,self.previous = self.loaded,None,None
+    if not self.mixing: return
+    n = len(x)
+    # labels may have been corrected since they were loaded
+    more,yb = (tuple(t[:n] for t in b) for b in (self.xb[1:], self.yb))
+    running = {k: getattr(self, k) for k in ('w','w2','y2','partner','box','src_box')}
+    mixed = self.change(x, yb[0])
+    if self.w is None: # changed without a partner, by GridMask in a MixChoice
+        self.partner = torch.arange(n, device=x.device)
+        self.w,self.w2 = torch.ones(n, device=x.device),torch.zeros(n, device=x.device)
+    self.previous = (mixed,*more),yb,self.partner,self.w,self.w2
+    for k,v in running.items(): setattr(self, k, v)
 
 # %% ../../nbs/20a_callback.mixup.ipynb #0a018da8
 @delegates()
 class MixUp(MixCallback):
     "Blend each picture with its partner's, arXiv 1710.09412"
     def __init__(self,
-        alpha:float=.4, # Parameter of Beta(α,α), above 0; .4 is fastai's default and the upper end of the paper's ImageNet range (section 3.1)
+        alpha:float=.4, # Parameter of Beta(α,α), above 0; .4 is fastai's default, and the highest of the paper for ImageNet
         **kwargs
     ):
         super().__init__(**kwargs)
@@ -191,8 +208,9 @@ class MixUp(MixCallback):
     def refuse_bytes(self,
         x:Tensor, # Pictures `[n,c,H,W]`
     ):
-        "ValueError if they cannot be blended in their type"
-        if not x.is_floating_point(): raise ValueError(
+        "ValueError unless they are floats"
+        if x.is_floating_point(): return
+        raise ValueError(
             f"MixUp blends pictures, but these are {str(x.dtype).split('.')[1]}: have the DataLoaders make them floats, "
             "with IntToFloatTensor() among `batch_tfms`, as an ImageBlock does")
 
@@ -211,7 +229,7 @@ class MixUp(MixCallback):
 class CutMix(MixCallback):
     "Replace a box of each picture by its partner's, arXiv 1905.04899"
     def __init__(self,
-        alpha:float=1., # Parameter of Beta(α,α), above 0; 1, so λ is uniform, is the paper's (section 3.1)
+        alpha:float=1., # Parameter of Beta(α,α), above 0; 1 as in the paper (section 3.1): λ is uniform
         **kwargs
     ):
         super().__init__(**kwargs)
@@ -229,21 +247,24 @@ class CutMix(MixCallback):
 class ResizeMix(MixCallback):
     "Paste the partner's whole picture, shrunk, into each picture, arXiv 2012.11101"
     def __init__(self,
-        scale:tuple=(.1,.8), # Smallest and largest side of the pasted picture, as shares of the side, 0 to 1; the paper's α and β
+        scale:tuple=(.1,.8), # Least and greatest side of the pasted picture, as shares of the side, 0 to 1; as in the paper
         **kwargs
     ):
         super().__init__(**kwargs)
         if not (isinstance(scale, (tuple,list)) and len(scale)==2 and 0<=scale[0]<=scale[1]<=1):
-            raise ValueError(f"scale={scale!r}: expected two shares of the side, such as (.1,.8)")
+            raise bad_arg('scale', scale, 'two shares of the side, such as (.1,.8)')
         self.scale = scale
 
     def mix(self, x, y, partner):
         n,_,*size = x.shape
         def rand(): return torch.rand(n, device=x.device)
-        share = self.scale[0] + (self.scale[1]-self.scale[0])*rand()
+        least,greatest = self.scale
+        share = least + (greatest-least)*rand()
         sides = [(share*s).round().clamp(min=1) for s in size]
         starts = [(rand()*(s-side+1)).floor() for s,side in zip(size, sides)]
-        self.box = torch.stack(starts + [a+b for a,b in zip(starts, sides)], 1).long()
-        self.src_box = torch.stack([torch.full_like(self.box[:,0], o) for o in (0,0,*size)], 1)
+        ends = [start+side for start,side in zip(starts, sides)]
+        self.box = torch.stack(starts+ends, 1).long()
+        # the whole picture; `torch.tensor` would make a GPU wait
+        self.src_box = torch.stack([torch.full_like(self.box[:,0], edge) for edge in (0,0,*size)], 1)
         w2 = box_area(self.box)/(size[0]*size[1])
         return paste_box(x, x[partner], self.box, self.src_box), 1-w2, w2
