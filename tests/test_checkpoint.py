@@ -401,7 +401,7 @@ def test_a_file_without_settings_leaves_arguments_alone(make, tmp_path):
     with suppress(KeyboardInterrupt), resumable(learn := make('sgd', 10, cbs=lambda: Strong(partner='any')), tmp_path): learn.fit(3)
     old_file(tmp_path/'fit0.safetensors')
     with resumable(learn := make('sgd', cbs=lambda: Strong(partner='other')), tmp_path) as fits: learn.fit(3)
-    assert learn.strong.how=='other' and len(fits.history)==3
+    assert learn.strong.partner_rule=='other' and len(fits.history)==3
     state = learner_state(make_fitted(make, lambda: MixChoice([CutMix(), None], p=[1,2])))
     load_learner_state(learn := make_fitted(make, lambda: MixChoice([CutMix(), None], p=[3,4])), state)
     assert learn.mix_choice.weights==[3,4]

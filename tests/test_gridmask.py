@@ -48,7 +48,8 @@ def test_every_angle(size):
     for a,o in zip(angle.tolist(), m): assert torch.equal(o, drawn(size, 17, .4, (3,11), a)), a
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(h=st.integers(1,150), w=st.integers(1,150), d=st.integers(2,200), ratio=st.floats(.01,.99), seed=st.integers(0,10**6),
+@given(h=st.integers(1,150), w=st.integers(1,150), d=st.integers(2,200), ratio=st.floats(.01,.99),
+       seed=st.integers(0,10**6),
        invert=st.booleans(), pattern=st.sampled_from(['grid','checker']))
 def test_one_picture_at_a_time(h, w, d, ratio, seed, invert, pattern):
     rng = random.Random(seed)
@@ -63,13 +64,16 @@ def test_one_picture_at_a_time(h, w, d, ratio, seed, invert, pattern):
 @pytest.mark.parametrize('d,size', [(2,(7,5)), (16384,(300,200)), (9001,(2000,3))])
 def test_extreme_periods(d, size):
     for ratio in (.01,.5,.99):
-        for angle in (0,45,201): assert torch.equal(one(size, d, ratio, (1,d-1), angle), drawn(size, d, ratio, (1,d-1), angle))
+        for angle in (0,45,201):
+            assert torch.equal(one(size, d, ratio, (1,d-1), angle), drawn(size, d, ratio, (1,d-1), angle))
 
 def test_a_period_below_1_hides_all():
     for d in (0,-3,1): assert not one((5,4), d, .5, (0,0), 30).any() and one((5,4), d, .5, (0,0), 30, invert=True).all()
 
-@pytest.mark.parametrize('change,message', [(dict(ratio=0), 'ratio=0: expected'), (dict(ratio=float('nan')), 'ratio=nan'), (dict(ratio=1.), 'ratio=1.0'),
-    (dict(pattern='stripes'), "pattern='stripes': expected"), (dict(offset=torch.zeros(3,2)), r'shape \[2\], \[3, 2\], \[2\]: expected \[n\], \[n, 2\] and \[n\]'),
+@pytest.mark.parametrize('change,message', [(dict(ratio=0), 'ratio=0: expected'),
+    (dict(ratio=float('nan')), 'ratio=nan'), (dict(ratio=1.), 'ratio=1.0'),
+    (dict(pattern='stripes'), "pattern='stripes': expected"),
+    (dict(offset=torch.zeros(3,2)), r'shape \[2\], \[3, 2\], \[2\]: expected \[n\], \[n, 2\] and \[n\]'),
     (dict(angle=torch.zeros(2,1)), 'expected'), (dict(offset=torch.zeros(2)), 'expected')])
 def test_wrong_masks(change, message):
     args = dict(size=(6,5), d=torch.tensor([3,4]), ratio=.5, offset=torch.zeros(2,2), angle=torch.zeros(2))
@@ -94,7 +98,8 @@ def test_checker_keeps_half_in_equal_cells():
         assert torch.equal(a, ~b)
 
 def test_period_is_a_share_of_the_shorter_side():
-    for size,d,want in (((224,224),(.43,1.),(96,224)), ((100,300),(.2,.5),(20,50)), ((100,300),(30,31),(30,31)), ((4,4),(.1,.2),(2,3)),
+    for size,d,want in (((224,224),(.43,1.),(96,224)), ((100,300),(.2,.5),(20,50)), ((100,300),(30,31),(30,31)),
+                         ((4,4),(.1,.2),(2,3)),
                          ((90,90),(.5,.5),(45,46))):
         p = GridPattern(d=d).make_params(torch.empty(3000,1,1,1).expand(-1,-1,*size))
         assert (p['d'].min(),p['d'].max()+1)==want
@@ -115,7 +120,8 @@ def test_only_hidden_pixels_change(dtype, layout, fill):
     p = cb.make_params(x)
     out = cb.hide(x, **p)
     keep = grid_mask((20,30), p['d'], .6, p['offset'], p['angle'], True)[:,None].expand(x.shape)
-    assert torch.equal(x, x0) and type(out)==TensorImage and out.dtype==dtype and out.is_contiguous(memory_format=layout)
+    assert torch.equal(x, x0) and type(out)==TensorImage
+    assert out.dtype==dtype and out.is_contiguous(memory_format=layout)
     assert torch.equal(out[keep], x[keep]) and (out[~keep]==torch.tensor(fill).to(dtype)).all()
 
 def test_p0_is_plain_training(toy):
@@ -131,7 +137,8 @@ class Steps(Callback):
     "Pictures, labels and whether something was hidden, of every batch"
     order = 59
     def before_fit(self): self.seen = []
-    def after_pred(self): self.seen.append((self.learn.training, self.x.clone(), self.y.clone(), bool((self.x==-9).any())))
+    def after_pred(self):
+        self.seen.append((self.learn.training, self.x.clone(), self.y.clone(), bool((self.x==-9).any())))
 
 def test_labels_and_validation_are_left_alone(toy):
     learn = toy(cbs=[GridMask(p=1, fill=-9), Steps()])
@@ -155,7 +162,8 @@ def test_ramp():
     for until in (0,1.1,'x'):
         with pytest.raises(ValueError, match='until='): ramp(0, 1, until)
 
-@pytest.mark.parametrize('cb', [GridMask(p=1), GridMask(p=1, invert=False, rotate=0, fill=.5), GridMask(p=1, pattern='checker'), GridMask()],
+@pytest.mark.parametrize('cb', [GridMask(p=1), GridMask(p=1, invert=False, rotate=0, fill=.5),
+    GridMask(p=1, pattern='checker'), GridMask()],
                          ids=['grid','fill','checker','ramp'])
 def test_no_host_syncs(toy, cb):
     counts = []
@@ -182,11 +190,13 @@ def test_snapmix_sees_whole_pictures(toy):
         n = 0
         def before_batch(self):
             cam,logits = self.learn.whole.want
-            torch.testing.assert_close(self.learn.snap_mix.cam, cam), torch.testing.assert_close(self.learn.snap_mix.logits, logits)
+            torch.testing.assert_close(self.learn.snap_mix.cam, cam)
+            torch.testing.assert_close(self.learn.snap_mix.logits, logits)
             hidden = (self.x==-9).all(1, keepdim=True)
             assert hidden.any() and torch.equal(self.x, torch.where(hidden, -9, self.learn.between.mixed))
             self.n += 1
-    learn = toy(cbs=[GridMask(p=1, fill=-9), SnapMix(), Whole(), Between(), Check(), Record()]) # given in the other order
+    # given in the other order
+    learn = toy(cbs=[GridMask(p=1, fill=-9), SnapMix(), Whole(), Between(), Check(), Record()])
     learn.fit(2)
     assert learn.check.n==8 and len(learn.record.seen)==8 # two labels and their weights in every step
 
@@ -223,9 +233,12 @@ def test_transform_chance():
     back = pickle.loads(pickle.dumps(tfm))
     assert (back.p,back.d,back.pattern)==(.3,(.43,1.),'grid')
 
-wrong = [(dict(p=1.2), 'p=1.2'), (dict(d=(1.,.4)), r'd=\(1.0, 0.4\)'), (dict(d=(0,.4)), r'd=\(0, 0.4\)'), (dict(d=(-.1,.4)), 'd='),
-         (dict(d=(.4,224)), 'both shares'), (dict(d=.5), 'd=0.5'), (dict(d=(.1,.2,.3)), 'd='), (dict(d=('a',1)), 'd='), (dict(d=(.1,float('nan'))), 'd='),
-         (dict(ratio=0), 'ratio=0'), (dict(ratio=1), 'ratio=1'), (dict(ratio='x'), "ratio='x'"), (dict(rotate=-1), 'rotate=-1'),
+wrong = [(dict(p=1.2), 'p=1.2'), (dict(d=(1.,.4)), r'd=\(1.0, 0.4\)'), (dict(d=(0,.4)), r'd=\(0, 0.4\)'),
+         (dict(d=(-.1,.4)), 'd='),
+         (dict(d=(.4,224)), 'both shares'), (dict(d=.5), 'd=0.5'), (dict(d=(.1,.2,.3)), 'd='), (dict(d=('a',1)), 'd='),
+         (dict(d=(.1,float('nan'))), 'd='),
+         (dict(ratio=0), 'ratio=0'), (dict(ratio=1), 'ratio=1'), (dict(ratio='x'), "ratio='x'"),
+         (dict(rotate=-1), 'rotate=-1'),
          (dict(pattern='dots'), "pattern='dots'.*'grid' or 'checker'"), (dict(fill=None), 'fill=None')]
 @pytest.mark.parametrize('cls', [GridMask, GridMaskTfm])
 @pytest.mark.parametrize('kwargs,message', wrong, ids=str)

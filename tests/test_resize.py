@@ -52,5 +52,6 @@ def test_types_and_plain_tensors_stay(toy):
     learn.xb = (ImageTuple(TensorImage(torch.rand(2,3,16,16)), mask), torch.rand(2,16,16), 'a leaf', [torch.rand(2,5)])
     cb.before_batch()
     (x,m),volume,name,(vector,) = learn.xb
-    assert [type(o) for o in (learn.xb[0],x,m)]==[ImageTuple,TensorImage,TensorMask] and volume.shape==(2,16,16) and vector.shape==(2,5) and name=='a leaf'
+    assert [type(o) for o in (learn.xb[0],x,m)]==[ImageTuple,TensorImage,TensorMask]
+    assert volume.shape==(2,16,16) and vector.shape==(2,5) and name=='a leaf'
     assert x.shape==(2,3,8,8) and m.shape==(2,8,8) and torch.isin(m, mask).all()

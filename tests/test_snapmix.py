@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException,
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelEpochException,
+    CancelFitException, CancelTrainException,
     CrossEntropyLossFlat, GradientAccumulation, L1LossFlat, MSELossFlat, nn, set_seed)
 from torch.distributions import Normal
 from fastai_mix.callback.choice import MixChoice
@@ -72,10 +73,12 @@ def test_multi_label(toy):
     learn = toy(cbs=[SnapMix(), Record()], target='onehot', loss_func=BCEWithLogitsLossFlat())
     learn.fit(1)
     for (pred,y,w,w2,y2),loss in zip(learn.record.seen, learn.record.losses):
-        def bce(t): return nn.functional.binary_cross_entropy_with_logits(pred.double(), t.double(), reduction='none').mean(1)
+        def bce(t):
+            return nn.functional.binary_cross_entropy_with_logits(pred.double(), t.double(), reduction='none').mean(1)
         assert abs((w*bce(y)+w2*bce(y2)).mean().item()-loss)<1e-6
 
-@pytest.mark.parametrize('mix', [SnapMix(), SnapMix(partner='other', same_label='published'), SnapMix(box=Normal(.5,.1)), CutMix(), MixUp(), ResizeMix()], ids=str)
+@pytest.mark.parametrize('mix', [SnapMix(), SnapMix(partner='other', same_label='published'),
+    SnapMix(box=Normal(.5,.1)), CutMix(), MixUp(), ResizeMix()], ids=str)
 def test_no_host_syncs(toy, mix):
     counts = []
     for cbs in ([], [mix]):
@@ -219,7 +222,8 @@ def test_gradient_accumulation_divides_the_mixed_loss(toy):
     for cbs in ([], [GradientAccumulation(16)]):
         class Grads(Callback):
             order,run_valid = 50,False
-            def before_step(self): self.learn.g = torch.cat([p.grad.reshape(-1).clone() for p in self.learn.model.parameters()])
+            def before_step(self):
+                self.learn.g = torch.cat([p.grad.reshape(-1).clone() for p in self.learn.model.parameters()])
         set_seed(0)
         learn = toy(cbs=[SnapMix(), Grads(), Record(), *cbs], n=8, bs=8)
         learn.model.eval()
@@ -227,8 +231,10 @@ def test_gradient_accumulation_divides_the_mixed_loss(toy):
         grads.append(learn.record.losses[0])
     assert abs(grads[0]-grads[1])<1e-6
 
-wrong = [(dict(alpha=0), 'alpha=0'), (dict(alpha=-1), 'alpha=-1'), (dict(p=1.2), 'p=1.2'), (dict(p=-.1), 'p=-0.1'), (dict(p='x'), "p='x'"),
-         (dict(partner='me'), "'any' or 'other'"), (dict(same_label='x'), "'sum' or 'published'"), (dict(map_scale=0), 'map_scale=0'), (dict(box=3), 'box=3')]
+wrong = [(dict(alpha=0), 'alpha=0'), (dict(alpha=-1), 'alpha=-1'), (dict(p=1.2), 'p=1.2'), (dict(p=-.1), 'p=-0.1'),
+         (dict(p='x'), "p='x'"),
+         (dict(partner='me'), "'any' or 'other'"), (dict(same_label='x'), "'sum' or 'published'"),
+         (dict(map_scale=0), 'map_scale=0'), (dict(box=3), 'box=3')]
 @pytest.mark.parametrize('kwargs,message', wrong, ids=str)
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message) as e: SnapMix(**kwargs)
@@ -259,7 +265,9 @@ def test_echo_trains_on_each_batch_clean_and_mixed(toy, mix):
     class Look(Callback):
         order,run_valid = 60,False
         def before_fit(self): self.seen = []
-        def after_loss(self): self.seen.append((self.learn.xb[0], self.learn.pred.detach(), self.learn.yb[0], cb.w, cb.w2, cb.y2, self.learn.loss.item()))
+        def after_loss(self):
+            self.seen.append((self.learn.xb[0], self.learn.pred.detach(), self.learn.yb[0], cb.w, cb.w2, cb.y2,
+                self.learn.loss.item()))
     cb = mix(echo=True)
     learn = toy(cbs=[Keep(), cb, Look()], n=40)
     plain_loss = learn.loss_func
@@ -269,11 +277,12 @@ def test_echo_trains_on_each_batch_clean_and_mixed(toy, mix):
     for t in range(1, 10):
         x,pred,y,w,w2,y2,loss = seen[t]
         assert len(x)==16 and torch.equal(x[:8], batches[t][0]), 'the running batch, clean'
-        assert torch.equal(y, torch.cat([batches[t][1], batches[t-1][1]])) and torch.equal(w[:8], torch.ones(8)) and torch.equal(w2[:8], torch.zeros(8))
+        assert torch.equal(y, torch.cat([batches[t][1], batches[t-1][1]]))
+        assert torch.equal(w[:8], torch.ones(8)) and torch.equal(w2[:8], torch.zeros(8))
         assert not torch.equal(x[8:], batches[t-1][0])
         logp,i = pred.double().log_softmax(1),torch.arange(16)
         assert abs((-(w*logp[i,y]+w2*logp[i,y2])).mean().item()-loss)<1e-6
-    assert learn.loss_func is plain_loss and cb.before is None and state(learn)[4]==0
+    assert learn.loss_func is plain_loss and cb.previous is None and state(learn)[4]==0
 
 def test_echo_makes_no_forward_of_its_own(toy):
     calls = []
@@ -305,7 +314,8 @@ def test_echo_maps_are_those_of_the_clean_pictures(toy):
     learn.add_cb(Compare())
     learn.fit(1)
     for (cam,logits),(cam2,logits2) in zip(got, maps):
-        torch.testing.assert_close(cam, cam2, atol=1e-6, rtol=1e-4), torch.testing.assert_close(logits, logits2, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(cam, cam2, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(logits, logits2, atol=1e-5, rtol=1e-4)
 
 @pytest.mark.parametrize('ex', [RuntimeError, KeyboardInterrupt])
 def test_echo_leaves_no_hooks(toy, ex):
@@ -322,7 +332,8 @@ def test_echo_leaves_no_hooks(toy, ex):
     learn.fit(1)
     assert state(learn)[4]==0
 
-@pytest.mark.parametrize('ex', [CancelBatchException, CancelEpochException, CancelTrainException, CancelFitException, KeyboardInterrupt])
+@pytest.mark.parametrize('ex', [CancelBatchException, CancelEpochException, CancelTrainException, CancelFitException,
+    KeyboardInterrupt])
 @pytest.mark.parametrize('mix', [SnapMix, lambda echo: MixChoice([SnapMix()], echo=echo)])
 def test_echo_of_a_batch_that_is_stopped_leaves_no_hooks(toy, mix, ex):
     class Boom(Callback):
@@ -360,26 +371,35 @@ def with_targets(toy, t, loss_func, cbs=SnapMix, c=1, vocab=True, **kwargs):
 def squared(p, t, reduction='mean'): return nn.functional.mse_loss(p.reshape(t.shape), t.float(), reduction=reduction)
 numbers,few,counts = torch.linspace(-2, 3, 32),torch.arange(32.)%2,torch.arange(32)%51
 regressions = {
-    'MSELossFlat': (numbers, MSELossFlat()), 'L1LossFlat': (numbers, L1LossFlat()), 'a column': (numbers[:,None], MSELossFlat()), '0 and 1': (few, MSELossFlat()), 'class indices': (torch.arange(32)%3, L1LossFlat()),
-    'nn.MSELoss': (numbers[:,None], nn.MSELoss()), 'nn.PoissonNLLLoss': (counts[:,None].float(), nn.PoissonNLLLoss()), 'nn.HuberLoss': (numbers[:,None], nn.HuberLoss()),
-    'F.mse_loss': (numbers[:,None], nn.functional.mse_loss), 'partial': (numbers[:,None], partial(nn.functional.smooth_l1_loss, beta=.5)), 'PoissonNLL of integers': (counts[:,None], nn.PoissonNLLLoss()),
-    'own': (numbers, squared), 'own, from 0 to 1': (torch.linspace(0, 1, 32), squared), 'own, of integers': (counts, squared), 'own, of few integers': (torch.arange(32)%3, squared),
+    'MSELossFlat': (numbers, MSELossFlat()), 'L1LossFlat': (numbers, L1LossFlat()),
+    'a column': (numbers[:,None], MSELossFlat()), '0 and 1': (few, MSELossFlat()),
+    'class indices': (torch.arange(32)%3, L1LossFlat()),
+    'nn.MSELoss': (numbers[:,None], nn.MSELoss()), 'nn.PoissonNLLLoss': (counts[:,None].float(), nn.PoissonNLLLoss()),
+    'nn.HuberLoss': (numbers[:,None], nn.HuberLoss()),
+    'F.mse_loss': (numbers[:,None], nn.functional.mse_loss),
+    'partial': (numbers[:,None], partial(nn.functional.smooth_l1_loss, beta=.5)),
+    'PoissonNLL of integers': (counts[:,None], nn.PoissonNLLLoss()),
+    'own': (numbers, squared), 'own, from 0 to 1': (torch.linspace(0, 1, 32), squared),
+    'own, of integers': (counts, squared), 'own, of few integers': (torch.arange(32)%3, squared),
     'own partial': (counts, partial(squared)),
 }
-@pytest.mark.parametrize('cbs', [SnapMix, lambda: SnapMix(echo=True), lambda: MixChoice([CutMix(), SnapMix()], [1,1e-9])], ids=['snapmix','echo','choice'])
+@pytest.mark.parametrize('cbs', [SnapMix, lambda: SnapMix(echo=True),
+    lambda: MixChoice([CutMix(), SnapMix()], [1,1e-9])], ids=['snapmix','echo','choice'])
 @pytest.mark.parametrize('name', regressions)
 def test_regression_is_refused_before_training(name, cbs, toy):
     t,lf = regressions[name]
     learn = with_targets(toy, t, lf, cbs, vocab=False)
     before = [p.detach().clone() for p in learn.model.parameters()]
-    with pytest.raises(ValueError, match='SnapMix looks for a class, but the targets are .*MixUp or CutMix') as e: learn.fit(1)
+    with pytest.raises(ValueError, match='SnapMix looks for a class, but the targets are .*MixUp or CutMix') as e:
+        learn.fit(1)
     assert str(e.value).count('\n')==1 and all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
     learn.remove_cbs(learn.cbs.filter(lambda cb: isinstance(cb, MixCallback)))
     learn.fit(1, cbs=CutMix())
 
 rows = torch.rand(32, 3, generator=torch.Generator().manual_seed(0))
 several = {
-    'coordinates': (rows*2-1, squared), 'counts': ((rows*9).round(), nn.PoissonNLLLoss()), 'shares that do not add to 1': (rows, nn.MSELoss()),
+    'coordinates': (rows*2-1, squared), 'counts': ((rows*9).round(), nn.PoissonNLLLoss()),
+    'shares that do not add to 1': (rows, nn.MSELoss()),
     'no number': (rows.where(rows>.5, float('nan')), squared),
 }
 @pytest.mark.parametrize('name', several)
@@ -387,11 +407,17 @@ def test_regression_of_several_numbers_is_refused(name, toy):
     t,lf = several[name]
     with pytest.raises(ValueError, match='SnapMix looks for a class'): with_targets(toy, t, lf, c=3).fit(1)
 
-def own_bce(p, t, reduction='mean'): return nn.functional.binary_cross_entropy_with_logits(p.reshape(t.shape), t.float(), reduction=reduction)
+def own_bce(p, t, reduction='mean'):
+    return nn.functional.binary_cross_entropy_with_logits(p.reshape(t.shape), t.float(), reduction=reduction)
 fine = {
-    'one logit': (torch.arange(32)%2, BCEWithLogitsLossFlat(), 1), 'one logit, floats': (few, own_bce, 1), 'a column': (few[:,None], nn.BCEWithLogitsLoss(), 1), 'shares of two': (torch.linspace(0, 1, 32), BCEWithLogitsLossFlat(), 1),
-    'index column': (torch.arange(32)[:,None]%3, CrossEntropyLossFlat(), 3), 'bytes': ((torch.arange(32)%3).to(torch.uint8), CrossEntropyLossFlat(), 3),
-    'soft': (rows.softmax(1), nn.CrossEntropyLoss(), 3), 'Brier': (rows.softmax(1), nn.MSELoss(), 3), 'Brier of labels': (torch.eye(3)[torch.arange(32)%3], MSELossFlat(), 3), 'several labels': ((rows>.5).float(), nn.MSELoss(), 3),
+    'one logit': (torch.arange(32)%2, BCEWithLogitsLossFlat(), 1), 'one logit, floats': (few, own_bce, 1),
+    'a column': (few[:,None], nn.BCEWithLogitsLoss(), 1),
+    'shares of two': (torch.linspace(0, 1, 32), BCEWithLogitsLossFlat(), 1),
+    'index column': (torch.arange(32)[:,None]%3, CrossEntropyLossFlat(), 3),
+    'bytes': ((torch.arange(32)%3).to(torch.uint8), CrossEntropyLossFlat(), 3),
+    'soft': (rows.softmax(1), nn.CrossEntropyLoss(), 3), 'Brier': (rows.softmax(1), nn.MSELoss(), 3),
+    'Brier of labels': (torch.eye(3)[torch.arange(32)%3], MSELossFlat(), 3),
+    'several labels': ((rows>.5).float(), nn.MSELoss(), 3),
     'smoothed labels': (rows*.8+.1, BCEWithLogitsLossFlat(), 3),
 }
 @pytest.mark.parametrize('name', fine)
@@ -402,7 +428,8 @@ def test_classes_in_any_form_are_trained_on(name, toy):
     assert np.isfinite(learn.record.losses).all()
 
 def test_rows_that_are_not_one_for_each_output(toy):
-    with pytest.raises(ValueError, match=r"each of the model's 3 outputs, .*\[8, 2\]"): with_targets(toy, rows[:,:2], lambda p,t,reduction='mean': squared(p[:,:2], t, reduction), c=3).fit(1)
+    with pytest.raises(ValueError, match=r"each of the model's 3 outputs, .*\[8, 2\]"):
+        with_targets(toy, rows[:,:2], lambda p,t,reduction='mean': squared(p[:,:2], t, reduction), c=3).fit(1)
 
 def test_a_column_of_indices_is_like_none(toy):
     maps = []
@@ -419,7 +446,8 @@ def test_a_column_of_indices_is_like_none(toy):
 def test_ignored_labels(ignored, echo, toy):
     "Any finite map, and they count for nothing in the mixed loss"
     t = torch.where(torch.arange(32)%4==0, ignored, torch.arange(32)%3)
-    learn = with_targets(toy, t, CrossEntropyLossFlat(ignore_index=ignored), lambda: [SnapMix(echo=echo), Record()], c=3)
+    learn = with_targets(toy, t, CrossEntropyLossFlat(ignore_index=ignored), lambda: [SnapMix(echo=echo), Record()],
+        c=3)
     learn.fit(1)
     assert len(learn.record.seen)==(3 if echo else 4)
     for (pred,y,w,w2,y2),loss in zip(learn.record.seen, learn.record.losses[echo:]):

@@ -13,89 +13,112 @@ from numbers import Number
 
 from fastai.basics import *
 
+from ..args import bad_arg
 from .mix import *
+
+# %% ../../nbs/23_callback.choice.ipynb #7de407ac
+def _check_mixes(mixes):
+    for m in mixes:
+        if m is None: continue
+        if not isinstance(m, BatchCallback):
+            raise ValueError(
+                f"{type(m).__module__}.{type(m).__name__} is no callback of fastai_mix that changes a batch: "
+                "import fastai_mix.all after fastai.vision.all, or put None for no change")
+        if isinstance(m, MixChoice):
+            raise ValueError("a MixChoice inside another: list its mixes in the outer one, and multiply their p")
+        if getattr(m, 'echo', False):
+            raise ValueError("a mix inside a choice has no echo of its own: use MixChoice(..., echo=True)")
+    if all(m is None for m in mixes):
+        raise bad_arg('mixes', mixes, 'at least one that changes a batch, such as SnapMix()')
+
+def _check_weights(p, n):
+    "`p` as a list of `n` weights"
+    if p is None: return [1]*n
+    if not is_iter(p):
+        raise ValueError(
+            f"p={p!r}: expected a number or function for each mix, such as {[1]*n}; "
+            "None among `mixes` stands for no change")
+    weights = list(p)
+    if len(weights)!=n: raise ValueError(f"p has {len(weights)} values for {n} mixes: give one for each")
+    numbers = [w for w in weights if not callable(w)]
+    are_weights = all(isinstance(w, Number) and w>=0 for w in numbers)
+    if are_weights and (len(numbers)<n or sum(numbers)>0): return weights
+    raise bad_arg('p', p, 'numbers from 0 up, one of them above 0, or functions of the fraction of training')
 
 # %% ../../nbs/23_callback.choice.ipynb #a1427a3b
 class MixChoice(MixCallback):
     "Give each batch to one of several callbacks, drawn anew each time"
+    renamed = MixCallback.renamed | dict(number='chosen_index')
     def __init__(self,
-        mixes:list, # Callbacks that change a batch (`SnapMix()`, `CutMix()`, `GridMask()`, ...); None stands for leaving it alone
-        p:list=None, # How likely each is: numbers from 0 up, or functions of the fraction of training done; they need not add to 1, and where all are 0 the batch is left alone. None: all alike
-        echo:bool=False, # Train on each batch clean, joined by the changed version of the batch before it, see `MixCallback`
+        mixes:list, # Callbacks that change a batch (`SnapMix()`, `CutMix()`, `GridMask()`, ...); None stands for no change
+        p:list=None, # Weights of `mixes`: numbers from 0 up, or functions of the fraction of training done; None: all equal
+        echo:bool=False, # Train on each batch clean, together with the changed version of the previous batch, see `MixCallback`
     ):
         self.mixes = [m() if isinstance(m, type) else m for m in L(mixes)]
-        if p is not None and not is_iter(p): raise ValueError(f"p={p!r}: expected a number or function for each mix, such as {[1]*len(self.mixes)}; None among `mixes` stands for no change")
-        self.weights = [1]*len(self.mixes) if p is None else list(p)
-        bad = [m for m in self.mixes if m is not None and not isinstance(m, BatchCallback)]
-        if bad: raise ValueError(f"{type(bad[0]).__module__}.{type(bad[0]).__name__} is no callback of fastai_mix that changes a batch: "
-            "import fastai_mix.all after fastai.vision.all, or put None for no change")
-        if any(isinstance(m, MixChoice) for m in self.mixes): raise ValueError("a MixChoice inside another: list its mixes in the outer one, and multiply their p")
-        if all(m is None for m in self.mixes): raise ValueError(f"mixes={mixes!r}: expected at least one that changes a batch, such as SnapMix()")
-        if len(self.weights)!=len(self.mixes): raise ValueError(f"p has {len(self.weights)} values for {len(self.mixes)} mixes: give one for each")
-        numbers = [w for w in self.weights if not callable(w)]
-        if any(not isinstance(w, Number) or w<0 for w in numbers) or len(numbers)==len(self.weights) and not sum(numbers)>0:
-            raise ValueError(f"p={p!r}: expected numbers from 0 up, one of them above 0, or functions of the fraction of training")
-        if any(getattr(m, 'echo', False) for m in self.mixes): raise ValueError("a mix inside a choice has no echo of its own: use MixChoice(..., echo=True)")
+        _check_mixes(self.mixes)
+        self.weights = _check_weights(p, len(self.mixes))
         super().__init__(echo=echo)
 
     def clear(self):
         super().clear()
-        self.number = None
-        for m in self.mixes:
-            if m is not None: m.clear()
+        self.chosen_index = None
+        for m in self._callbacks: m.clear()
 
-    def clean_logits(self, x):
-        "Logits of the first mix that uses the forward itself, chosen or not"
-        m = next((m for m in self.mixes if m is not None and m.reuses_forward), None)
-        return super().clean_logits(x) if m is None else m.clean_logits(x)
+    @property
+    def _callbacks(self): return [m for m in self.mixes if m is not None]
 
     @property
     def chosen(self): # One of `mixes`
-        "The one that has the running batch; None stands for nobody"
-        return None if self.number is None else self.mixes[self.number]
+        "The callback for the running batch; None if the batch is not changed"
+        return None if self.chosen_index is None else self.mixes[self.chosen_index]
 
     def draw(self)->bool:
-        "Choose; the chosen one then draws by its own `p`"
+        "Choose; the chosen callback then draws by its own `p`"
         weights = [w(self.pct_train) if callable(w) else w for w in self.weights]
-        if not all(w>=0 for w in weights): raise ValueError(f"p gives {weights} when {self.pct_train:.0%} of training is done: expected numbers from 0 up")
+        if not all(w>=0 for w in weights):
+            raise ValueError(
+                f"p gives {weights} when {self.pct_train:.0%} of training is done: expected numbers from 0 up")
         if not sum(weights): return False
-        self.number, = random.choices(range(len(self.mixes)), weights)
+        self.chosen_index, = random.choices(range(len(self.mixes)), weights)
         return self.chosen is not None and self.chosen.draw()
 
-    def check_batch(self, x, y):
-        super().check_batch(x, y)
-        for m in self.mixes:
-            if m is not None: m.check_batch(x, y)
-
-    def watch(self, x):
-        if isinstance(self.chosen, MixCallback): self.chosen.watch(x)
-
     def change(self, x, y):
-        if self.chosen is None: self.number = random.choice([i for i,m in enumerate(self.mixes) if m is not None])
-        m = self.chosen
-        out = m.change(x, y)
-        for k in ('w','w2','y2','partner','box','src_box','cam'): setattr(self, k, getattr(m, k))
-        return out
+        if self.chosen is None:
+            self.chosen_index = random.choice([i for i,m in enumerate(self.mixes) if m is not None])
+        changed = self.chosen.change(x, y)
+        for k in ('w','w2','y2','partner','box','src_box','cam'): setattr(self, k, getattr(self.chosen, k))
+        return changed
+
+    def clean_logits(self, x):
+        "Logits of the first mix that uses the forward itself, chosen or not"
+        m = next((m for m in self._callbacks if m.reuses_forward), None)
+        return super().clean_logits(x) if m is None else m.clean_logits(x)
 
 # %% ../../nbs/23_callback.choice.ipynb #fd272c92
 @patch
 def before_fit(self:MixChoice):
     super(MixChoice, self).before_fit()
-    for m in self.mixes:
-        if m is not None: m.learn = self.learn; m.before_fit()
+    for m in self._callbacks: m.learn = self.learn; m.before_fit()
 
 @patch
-def after_fit(self:MixChoice):
-    super(MixChoice, self).after_fit()
-    for m in self.mixes:
-        if m is not None: m.after_fit(); m.learn = None
+def check_batch(self:MixChoice, x, y):
+    super(MixChoice, self).check_batch(x, y)
+    for m in self._callbacks: m.check_batch(x, y)
+
+@patch
+def watch(self:MixChoice, x):
+    if isinstance(self.chosen, MixCallback): self.chosen.watch(x)
 
 @patch
 def after_pred(self:MixChoice):
-    for m in self.mixes:
+    for m in self._callbacks:
         if hasattr(type(m), 'after_pred'): m.after_pred()
 
 @patch
 def after_cancel_batch(self:MixChoice):
-    for m in self.mixes:
-        if m is not None: m('after_cancel_batch')
+    for m in self._callbacks: m('after_cancel_batch')
+
+@patch
+def after_fit(self:MixChoice):
+    super(MixChoice, self).after_fit()
+    for m in self._callbacks: m.after_fit(); m.learn = None

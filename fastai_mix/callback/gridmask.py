@@ -15,44 +15,58 @@ from fastai.basics import *
 from fastai.vision.augment import RandTransform
 
 from .mix import *
-from ..args import check_share
+from ..args import bad_arg, check_choice, check_share
 
 # %% ../../nbs/22_callback.gridmask.ipynb #d562785f
-def _turn(size, angle):
-    "Place on the square of each pixel, in 1/65536 pixels: the parts that depend on its row `[n,2,H]` and on its column `[n,2,W]`"
+def _float_type(t):
+    "float64, where the device of `t` has it"
+    return torch.float32 if t.device.type=='mps' else torch.float64
+
+def _positions(size, angle):
+    "Position on the square of each pixel, in 1/65536 pixels: the parts that its row `[n,2,H]` and its column `[n,2,W]` add"
     side = math.ceil(math.hypot(*size))
-    a = angle.to(torch.float32 if angle.device.type=='mps' else torch.float64).deg2rad()
+    a = angle.to(_float_type(angle)).deg2rad()
     c,s = a.cos(),a.sin()
-    def fix(*v): return (torch.stack(v, 1)*65536+.5).floor().long()[...,None]
+    def fixed_point(*v): return (torch.stack(v, 1)*65536+.5).floor().long()[...,None]
     y,x = (torch.arange(n, device=angle.device) + (side-n)//2 for n in size)
     half,mid = side/2,(side-1)/2
-    return fix(c,-s)*y + fix(half-(c+s)*mid, half-(c-s)*mid), fix(s,c)*x
+    rows = fixed_point(c,-s)*y + fixed_point(half-(c+s)*mid, half-(c-s)*mid)
+    return rows, fixed_point(s,c)*x
 
-def _phase(at, d):
-    "Where in its period of `d` pixels a place is: 0 to 2³²"
-    return at.remainder(d<<16)*65536//d
+def _phase(position, d):
+    "Position within its period of `d` pixels: 0 to 2³²"
+    return position.remainder(d<<16)*65536//d
+
+def _check_ratio(ratio):
+    if not isinstance(ratio, Number) or not 0<ratio<1:
+        raise bad_arg('ratio', ratio, 'a number above 0 and below 1, such as .6')
+
+def _check_shapes(d, offset, angle):
+    shapes = [list(o.shape) for o in (d, offset, angle)]
+    if shapes==[[len(d)], [len(d),2], [len(d)]]: return
+    raise ValueError(
+        f"d, offset and angle are of shape {', '.join(map(str, shapes))}: expected [n], [n, 2] and [n], "
+        "a row for each picture")
 
 # %% ../../nbs/22_callback.gridmask.ipynb #b122bb45
 def grid_mask(
     size:tuple, # Height and width of the pictures in pixels
-    d:Tensor, # Period of each mask in whole pixels `[n]`, 2 to 16384; one below 1 is 1, which hides all, as the host does not look
+    d:Tensor, # Period of each mask in whole pixels `[n]`, 2 to 16384; one below 1 counts as 1, which hides all
     ratio:float, # Width of a strip as a share of `d`, above 0 and below 1
-    offset:Tensor, # Where the first strip of rows and of columns begins on the square, in whole pixels `[n,2]`
+    offset:Tensor, # Start of the first strip of rows and of columns on the square, in whole pixels `[n,2]`
     angle:Tensor, # Counter-clockwise turn in degrees `[n]`
     invert:bool=False, # Hide what is outside the strips instead of the strips? The published code's mode 1
-    pattern:str='grid', # 'grid': strips of rows and columns; 'checker': where strips of one kind only are
+    pattern:str='grid', # 'grid': strips of rows and of columns; 'checker': where there is a strip of exactly one kind
 )->Tensor: # `[n,H,W]` bool on `d`'s device: True keeps a pixel, False hides it
     "GridMask's masks, arXiv 2001.04086, a mask per sample"
-    if not 0<ratio<1: raise ValueError(f"ratio={ratio!r}: expected a number above 0 and below 1, such as .6")
-    if pattern not in ('grid','checker'): raise ValueError(f"pattern={pattern!r}: expected 'grid' or 'checker'")
-    shapes = [list(o.shape) for o in (d, offset, angle)]
-    if shapes!=[[len(d)], [len(d),2], [len(d)]]: raise ValueError(
-        f"d, offset and angle are of shape {', '.join(map(str, shapes))}: expected [n], [n, 2] and [n], a row for each picture")
-    row,col = _turn(size, angle)
+    _check_ratio(ratio), check_choice('pattern', pattern, ('grid','checker')), _check_shapes(d, offset, angle)
+    row,col = _positions(size, angle)
     d = d.long().clamp(min=1)[:,None,None]
-    l = (d.to(torch.float32 if d.device.type=='mps' else torch.float64)*ratio).ceil().long()
-    row,col = (_phase(row-(offset.long()[...,None]<<16), d)+2-2**31).int(), _phase(col, d).int() # 2: what the two divisions may lose
-    end = ((l<<32)//d-2**31).clamp(max=2**31-1).int()
+    width = (d.to(_float_type(d))*ratio).ceil().long()
+    # each of the two divisions may lose 1
+    row = (_phase(row-(offset.long()[...,None]<<16), d)+2-2**31).int()
+    col = _phase(col, d).int()
+    end = ((width<<32)//d-2**31).clamp(max=2**31-1).int()
     u,v = (row[:,i,:,None]+col[:,i,None] for i in (0,1))
     strips = torch.minimum(u, v, out=u)<end if pattern=='grid' else (u<end)^(v<end)
     return strips if invert else ~strips
@@ -61,23 +75,25 @@ def grid_mask(
 class GridPattern:
     "Draw masks for a batch of pictures and hide pixels"
     def __init__(self,
-        d:tuple=(.43,1.), # Least period and end of the range it is drawn from, as shares of the shorter side or, if 2 or more, in pixels; published: 96, 224 of 224
-        ratio:float=.6, # Width of a strip as a share of the period, above 0 and below 1; .6 as published for ImageNet; 'checker' has .5
-        rotate:int=360, # The angle is a whole number of degrees from 0 to below this, as published; 'checker' takes only multiples of 90 of them
+        d:tuple=(.43,1.), # Least period, and end of its range: shares of the shorter side or, from 2 up, pixels; published: 96, 224 of 224
+        ratio:float=.6, # Width of a strip as a share of the period, above 0 and below 1; published: .6; for 'checker' always .5
+        rotate:int=360, # The angle is a whole number of degrees, 0 to below this; published: 360; 'checker': multiples of 90
         invert:bool=True, # Hide what is outside the strips instead of the strips? As published for ImageNet (mode 1)
         pattern:str='grid', # 'grid': squares at regular distances; 'checker': a checkerboard
         fill:float=0., # What hidden pixels are set to; 0 after normalisation is the mean colour
     ):
-        low,high = d if isinstance(d, (tuple,list)) and len(d)==2 and all(isinstance(o, Number) for o in d) else (0,0)
-        if not 0<low<=high<math.inf or (low<2)!=(high<2):
-            raise ValueError(f"d={d!r}: expected (least, end) with 0 < least ≤ end, both shares of the side (below 2) or both pixels "
-                "(2 or more), such as (.43, 1.)")
-        if not isinstance(ratio, Number) or not 0<ratio<1: raise ValueError(f"ratio={ratio!r}: expected a number above 0 and below 1, such as .6")
+        self._check_period(d), _check_ratio(ratio), check_choice('pattern', pattern, ('grid','checker'))
         if not isinstance(rotate, Number) or not 0<=rotate<math.inf:
-            raise ValueError(f"rotate={rotate!r}: expected degrees, 0 or more; 0 turns nothing")
-        if pattern not in ('grid','checker'): raise ValueError(f"pattern={pattern!r}: expected 'grid' or 'checker'")
-        if not isinstance(fill, Number): raise ValueError(f"fill={fill!r}: expected a number")
+            raise bad_arg('rotate', rotate, 'degrees, 0 or more; 0 turns nothing')
+        if not isinstance(fill, Number): raise bad_arg('fill', fill, 'a number')
         self.d,self.ratio,self.rotate,self.invert,self.pattern,self.fill = d,ratio,rotate,invert,pattern,fill
+
+    def _check_period(self, d):
+        is_pair = isinstance(d, (tuple,list)) and len(d)==2 and all(isinstance(o, Number) for o in d)
+        low,high = d if is_pair else (0,0)
+        if 0<low<=high<math.inf and (low<2)==(high<2): return
+        raise bad_arg('d', d,
+            "(least, end) with 0 < least ≤ end, both shares of the side (below 2) or both pixels (2 or more), such as (.43, 1.)")
 
     def make_params(self,
         x:Tensor, # Pictures `[n,c,H,W]`
@@ -107,7 +123,7 @@ class GridMask(GridPattern, BatchCallback):
     order = MixCallback.order+.5 # after a mix, before the loss is divided
     @delegates(GridPattern.__init__)
     def __init__(self,
-        p:float|Callable=ramp(0,.8,until=.8), # Chance that a batch is masked, 0 to 1, or a function of the fraction of training done; as published
+        p:float|Callable=ramp(0,.8,until=.8), # Chance that a batch is masked, 0 to 1, or a function of the fraction of training done
         **kwargs
     ):
         BatchCallback.__init__(self, p)

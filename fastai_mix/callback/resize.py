@@ -10,6 +10,7 @@ __all__ = ['ProgressiveResize']
 # %% ../../nbs/25_callback.resize.ipynb #55d9f143
 from fastai.basics import *
 
+from ..args import bad_arg, check_count, check_share
 from .mix import *
 from ..vision.tta import map_pictures, resized
 
@@ -21,12 +22,11 @@ class ProgressiveResize(Callback):
         start:float=.5, # First side, as a share of the loader's, above 0 to 1
         until:float=.75, # Fraction of training at which full size is reached, 0 to 1
         multiple_of:int=32, # Sides are multiples of this many pixels, so that they fit the strides of a network
-        sizes:list=None, # Or these sides in pixels, of the longer side, one after the other, in equal stretches of training up to `until`
+        sizes:list=None, # Instead, longer sides in pixels, one after the other, in equal parts of the training up to `until`
     ):
-        if not 0<start<=1: raise ValueError(f"start={start!r}: expected a share of the side, above 0 and up to 1")
-        if not 0<=until<=1: raise ValueError(f"until={until!r}: expected a fraction of training, 0 to 1")
-        if multiple_of<1: raise ValueError(f"multiple_of={multiple_of!r}: expected 1 or more pixels")
-        if sizes is not None and (not len(sizes) or min(sizes)<1): raise ValueError(f"sizes={sizes!r}: expected sides in pixels, such as [96,128]")
+        check_share('start', start, above_zero=True), check_share('until', until), check_count('multiple_of', multiple_of)
+        if sizes is not None and (not len(sizes) or min(sizes)<1):
+            raise bad_arg('sizes', sizes, 'sides in pixels, such as [96,128]')
         store_attr()
 
     def size_at(self,
@@ -36,7 +36,9 @@ class ProgressiveResize(Callback):
         "The size at `t`: never above `full`"
         if t>=self.until: return tuple(full)
         done = t/self.until
-        if self.sizes: return tuple(round(s*min(1, self.sizes[int(done*len(self.sizes))]/max(full))) for s in full)
+        if self.sizes:
+            share = min(1, self.sizes[int(done*len(self.sizes))]/max(full))
+            return tuple(round(s*share) for s in full)
         share,m = self.start+(1-self.start)*done,self.multiple_of
         return tuple(min(s, max(m, int(s*share)//m*m)) for s in full)
 

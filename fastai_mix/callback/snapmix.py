@@ -14,7 +14,7 @@ from fastai.basics import *
 from torch.distributions import Distribution
 
 from .mix import *
-from ..args import check_choice, check_positive, check_share
+from ..args import bad_arg, check_choice, check_positive, check_share
 from .base import class_count
 from ..losses import ignored_label, loss_function, loss_name
 from ..vision.box import *
@@ -28,8 +28,8 @@ def snapmix(
     partner:Tensor, # Index of each sample's partner `[n]`
     box:Tensor, # Where to paste in each picture `[n,4]`: top, left, bottom, right
     src_box:Tensor, # Where to cut in the partner's picture `[n,4]`
-)->tuple: # Mixed pictures `[n,c,H,W]`; weight of the own label `[n]`, 0 to 1; weight of the partner's label `[n]`, 0 to 1
-    "Paste `src_box` of the partner into `box`; weigh by semantic mass; a pair with a box that has no pixel of its picture stays as it was, with 1 and 0"
+)->tuple: # Mixed pictures `[n,c,H,W]`; weight of the own label `[n]` and of the partner's label `[n]`, each 0 to 1
+    "Paste `src_box` of the partner into `box`, weigh by semantic mass; a pair with an empty box is unchanged: 1 and 0"
     size = x.shape[-2:]
     pasted = (box_area(box, size)>0) & (box_area(src_box, size)>0)
     w = torch.where(pasted, 1-semantic_mass(cam, box, size), 1)
@@ -39,24 +39,26 @@ def snapmix(
 # %% ../../nbs/21_callback.snapmix.ipynb #a50a7ca4
 class SnapMix(MixCallback):
     "Mix by cutting and pasting, labels weighted by class activation, arXiv 2012.04846"
+    renamed = MixCallback.renamed | dict(sizes='lam_source', seen='watched')
     targets_unchecked = False # a Callback would look for it in the model
     def __init__(self,
         alpha:float=5., # Parameter of Beta(α,α) for λ, above 0; 5 as in the command the authors publish
-        p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done; 1 as in the published code
+        p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done; published: 1
         same_label:str='sum', # Pairs with equal labels count 'sum': w+w2, or as 'published': twice that, as in the authors' code
-        map_scale:float=1., # Side of the pictures the maps are taken from, as a share of the batch's, above 0 to 1; below 1 they were no closer to full-size maps than the area is
-        layer:nn.Module|str=None, # Layer whose output has places, or its name in the model; None: found, see `find_layer`
-        box:Callable|Distribution=None, # Draws λ, the share outside a box: a function of n giving `[n]`, or a Distribution; None: Beta(α,α)
-        partner:str='any', # 'any': anybody of the batch, the sample itself included; 'other': never itself
-        echo:bool=False, # Train on each batch clean, joined by the mixed version of the batch before it: no extra forward, see `MixCallback`
+        map_scale:float=1., # Side of the pictures that give the maps, as a share of the batch's, above 0 to 1; see Smaller maps
+        layer:nn.Module|str=None, # Layer whose output is spatial, or its name in the model; None: found, see `find_layer`
+        box:Callable|Distribution=None, # λ, the share outside a box: a function of n giving `[n]`, or a Distribution; None: Beta(α,α)
+        partner:str='any', # 'any': any sample of the batch, itself included; 'other': never itself
+        echo:bool=False, # Train on each batch clean, together with the mixed version of the previous batch, see `MixCallback`
     ):
         super().__init__(p, partner, echo)
         check_positive('alpha', alpha)
         check_choice('same_label', same_label, ('sum','published'))
         check_share('map_scale', map_scale, above_zero=True)
         if box is not None and not isinstance(box, Distribution) and not callable(box):
-            raise ValueError(f"box={box!r}: expected a function of n or a torch Distribution, such as Normal(.5,.1)")
-        self.alpha,self.same_label,self.map_scale,self.layer,self.sizes,self.seen = alpha,same_label,map_scale,layer,box,None
+            raise bad_arg('box', box, 'a function of n or a torch Distribution, such as Normal(.5,.1)')
+        self.alpha,self.same_label,self.map_scale,self.layer = alpha,same_label,map_scale,layer
+        self.lam_source,self.watched = box,None
 
     def clear(self):
         super().clear()
@@ -68,15 +70,123 @@ class SnapMix(MixCallback):
         return self.map_scale==1
 
 # %% ../../nbs/21_callback.snapmix.ipynb #aff61add
-_regressions = nn.MSELoss,nn.L1Loss,nn.SmoothL1Loss,nn.HuberLoss,nn.PoissonNLLLoss,nn.GaussianNLLLoss
-_regression_funcs = F.mse_loss,F.l1_loss,F.smooth_l1_loss,F.huber_loss,F.poisson_nll_loss,F.gaussian_nll_loss
-
 @patch
 def before_fit(self:SnapMix):
     super(SnapMix, self).before_fit()
     self.after_cancel_batch() # a fit before this may have been interrupted
     self.activation = ClassActivation(self.learn.model, self.layer, class_count(self.dls))
     self.targets_unchecked = False
+
+@patch
+def after_fit(self:SnapMix):
+    super(SnapMix, self).after_fit()
+    self.after_cancel_batch()
+    self.activation = None
+
+@patch
+def after_cancel_batch(self:SnapMix):
+    "Remove the hooks that the rest of the step would have removed"
+    if self.watched: self.watched.stop()
+    self.watched = None
+
+# %% ../../nbs/21_callback.snapmix.ipynb #e7dd46e0
+@patch
+def clean(self:SnapMix,
+    x:Tensor, # Pictures `[n,c,H,W]`
+)->CleanPass: # Its features, logits and `cam`
+    "A clean forward from which maps can be taken"
+    with autocast(self.learn): return self.activation.forward(x, *self.more_inputs(x))
+
+@patch
+def clean_logits(self:SnapMix,
+    x:Tensor, # Pictures of the running batch, not changed yet `[n,c,H,W]`
+)->Tensor: # `[n,c]`, without gradients
+    "Logits of the clean forward from which `mix` takes its maps; it is kept until then"
+    if not self.reuses_forward: return super(SnapMix, self).clean_logits(x)
+    self.clean_pass = self.clean(x)
+    return self.clean_pass.logits.detach()
+
+@patch
+def watch(self:SnapMix, x):
+    self.watched = self.activation.watch(x, *self.more_inputs(x)) if self.reuses_forward else None
+
+@patch
+def _forward_of_maps(self:SnapMix, x):
+    clean = (self.watched(self.pred) if self.watched else None) or self.clean_pass
+    if clean: return clean
+    if self.map_scale<1: x = F.interpolate(x, scale_factor=self.map_scale, mode='bilinear', antialias=True)
+    return self.clean(x)
+
+# %% ../../nbs/21_callback.snapmix.ipynb #257a6bad
+@patch
+def make_params(self:SnapMix,
+    x:Tensor, # Pictures `[n,c,H,W]`
+)->tuple: # Boxes to paste into and boxes to cut from, each `[n,4]`
+    "Draw two independent boxes per sample"
+    def draw():
+        if self.lam_source is None: lam = draw_beta(self.alpha, len(x), x.device)
+        elif isinstance(self.lam_source, Distribution): lam = self.lam_source.sample((len(x),))
+        else: lam = self.lam_source(len(x))
+        return rand_box(torch.as_tensor(lam).float().to(x.device), x.shape[-2:])
+    return draw(), draw()
+
+@patch
+def mix(self:SnapMix, x, y, partner):
+    self.box,self.src_box = self.make_params(x)
+    clean = self._forward_of_maps(x)
+    own = _targets_of_maps(y, clean.logits.shape[1])
+    with autocast(self.learn): self.cam,self.logits = clean.cam(own),clean.logits[:len(y)].detach()
+    self.watched = self.clean_pass = None
+    mixed,w,w2 = snapmix(x, self.cam, partner, self.box, self.src_box)
+    if self.same_label=='published':
+        same = (y==y[partner]).reshape(len(y), -1).all(1)
+        w,w2 = torch.where(same, w+w2, w),torch.where(same, w+w2, w2)
+    return mixed,w,w2
+
+# %% ../../nbs/21_callback.snapmix.ipynb #81f7639b
+_regressions = nn.MSELoss,nn.L1Loss,nn.SmoothL1Loss,nn.HuberLoss,nn.PoissonNLLLoss,nn.GaussianNLLLoss
+_regression_funcs = F.mse_loss,F.l1_loss,F.smooth_l1_loss,F.huber_loss,F.poisson_nll_loss,F.gaussian_nll_loss
+
+def _is_regression(loss_func):
+    f = loss_function(loss_func)
+    return isinstance(f, _regressions) or any(f is o for o in _regression_funcs)
+
+def _may_be_classes(values, is_float, n_classes, loss_func):
+    "Which of the targets `[n,k]` may stand for classes"
+    binary,shares = np.isin(values, (0,1)),(values>=-.001) & (values<=1.001)
+    if values.shape[1]>1:
+        if not _is_regression(loss_func): return shares
+        return (binary.all(1) | (abs(values.sum(1)-1)<.01))[:,None] & shares
+    if is_float:
+        return shares if isinstance(loss_function(loss_func), (nn.BCEWithLogitsLoss,nn.BCELoss)) else binary
+    ignored = np.isin(values, (-1, -100, ignored_label(loss_func)))
+    return (values>=0) & (values<max(n_classes or math.inf, 2)) | ignored
+
+def _targets_of_maps(y, n_outputs):
+    "The targets that maps are made for: class indices `[n]`, or rows of shares `[n,c]`"
+    if y[0].numel()==1: return y.flatten() if n_outputs==1 else y.flatten().long()
+    if y[0].numel()==n_outputs: return y
+    raise ValueError(
+        f"SnapMix takes rows of shares as targets, one for each of the model's {n_outputs} outputs, "
+        f"but these are of shape {list(y.shape)}: use MixUp or CutMix")
+
+@patch
+def refuse_numbers(self:SnapMix,
+    y:Tensor, # Targets
+    n:int=None, # Number of classes, 1 for one logit; None: not known
+):
+    "ValueError if the targets are no classes; the host waits for them"
+    v = y.as_subclass(Tensor).detach().float().cpu().numpy().reshape(len(y), -1)
+    if v.shape[1]==1 and _is_regression(self.loss_func):
+        raise ValueError(
+            "SnapMix looks for a class, but the targets are numbers that "
+            f"{loss_name(loss_function(self.loss_func))} regresses: use MixUp or CutMix")
+    if _may_be_classes(v, y.is_floating_point(), n, self.loss_func).all(): return
+    limit = max(n, 2) if n else 'the number of classes'
+    raise ValueError(
+        f"SnapMix looks for a class, but the targets are {str(y.dtype).split('.')[1]} of shape {list(y.shape)} "
+        f"from {v.min():.4g} to {v.max():.4g}: expected class indices below {limit}, 0 or 1, or rows of shares; "
+        "for numbers use MixUp or CutMix")
 
 @patch
 def check_batch(self:SnapMix, x, y):
@@ -91,87 +201,3 @@ def after_pred(self:SnapMix):
     try: logits = class_logits(self.pred, class_count(self.dls))
     except ValueError: return # in training it may return more than in eval mode
     self.refuse_numbers(self.yb[0], logits.shape[1])
-
-@patch
-def refuse_numbers(self:SnapMix,
-    y:Tensor, # Targets
-    n:int=None, # Number of classes, 1 for one logit; None: not known
-):
-    "ValueError if the targets are no classes; the host waits for them"
-    f = loss_function(self.loss_func)
-    number = isinstance(f, _regressions) or any(f is o for o in _regression_funcs)
-    v,one = y.as_subclass(Tensor).detach().float().cpu().numpy().reshape(len(y), -1),y[0].numel()==1
-    if one and number: raise ValueError(
-        f"SnapMix looks for a class, but the targets are numbers that {loss_name(f)} regresses: use MixUp or CutMix")
-    binary,shares = np.isin(v, (0,1)),(v>=-.001) & (v<=1.001)
-    if not one: good = (binary.all(1) | (abs(v.sum(1)-1)<.01))[:,None] & shares if number else shares
-    elif y.is_floating_point(): good = shares if isinstance(f, (nn.BCEWithLogitsLoss,nn.BCELoss)) else binary
-    else: good = (v>=0) & (v<max(n or math.inf, 2)) | np.isin(v, (-1, -100, ignored_label(self.loss_func)))
-    if not good.all(): raise ValueError(
-        f"SnapMix looks for a class, but the targets are {str(y.dtype).split('.')[1]} of shape {list(y.shape)} "
-        f"from {v.min():.4g} to {v.max():.4g}: expected class indices below {max(n, 2) if n else 'the number of classes'}, "
-        "0 or 1, or rows of shares; for numbers use MixUp or CutMix")
-
-@patch
-def clean(self:SnapMix,
-    x:Tensor, # Pictures `[n,c,H,W]`
-)->CleanPass: # Its features, logits and `cam`
-    "A clean forward from which maps can be taken"
-    with autocast(self.learn): return self.activation.forward(x, *self.more_inputs(x))
-
-@patch
-def clean_logits(self:SnapMix,
-    x:Tensor, # Pictures of the running batch, not changed yet `[n,c,H,W]`
-)->Tensor: # `[n,c]`, without gradients
-    "Logits of the clean forward from which `mix` takes its maps: it is kept until then"
-    if not self.reuses_forward: return super(SnapMix, self).clean_logits(x)
-    self.clean_pass = self.clean(x)
-    return self.clean_pass.logits.detach()
-
-@patch
-def watch(self:SnapMix, x):
-    self.seen = self.activation.watch(x, *self.more_inputs(x)) if self.map_scale==1 else None
-
-# %% ../../nbs/21_callback.snapmix.ipynb #257a6bad
-@patch
-def make_params(self:SnapMix,
-    x:Tensor, # Pictures `[n,c,H,W]`
-)->tuple: # Boxes to paste into and boxes to cut from, each `[n,4]`
-    "Draw two independent boxes per sample"
-    def draw():
-        if self.sizes is None: lam = draw_beta(self.alpha, len(x), x.device)
-        elif isinstance(self.sizes, Distribution): lam = self.sizes.sample((len(x),))
-        else: lam = self.sizes(len(x))
-        return rand_box(torch.as_tensor(lam).float().to(x.device), x.shape[-2:])
-    return draw(), draw()
-
-@patch
-def mix(self:SnapMix, x, y, partner):
-    self.box,self.src_box = self.make_params(x)
-    small = x if self.map_scale==1 else F.interpolate(x, scale_factor=self.map_scale, mode='bilinear', antialias=True)
-    clean = None if self.seen is None else self.seen(self.pred)
-    clean = clean or self.clean_pass or self.clean(small)
-    n_out,own = clean.logits.shape[1],y
-    if y[0].numel()==1: own = y.flatten() if n_out==1 else y.flatten().long()
-    elif y[0].numel()!=n_out: raise ValueError(
-        f"SnapMix takes rows of shares as targets, one for each of the model's {n_out} outputs, but these are of shape "
-        f"{list(y.shape)}: use MixUp or CutMix")
-    with autocast(self.learn): self.cam,self.logits = clean.cam(own),clean.logits[:len(y)].detach()
-    self.seen = self.clean_pass = None
-    out,w,w2 = snapmix(x, self.cam, partner, self.box, self.src_box)
-    if self.same_label=='published':
-        same = (y==y[partner]).reshape(len(y), -1).all(1)
-        w,w2 = torch.where(same, w+w2, w),torch.where(same, w+w2, w2)
-    return out,w,w2
-
-@patch
-def after_fit(self:SnapMix):
-    super(SnapMix, self).after_fit()
-    self.after_cancel_batch()
-    self.activation = None
-
-@patch
-def after_cancel_batch(self:SnapMix):
-    "Take off the hooks that a forward would have taken off"
-    if self.seen: self.seen.stop()
-    self.seen = None
