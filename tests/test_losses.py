@@ -4,7 +4,8 @@ from functools import partial, wraps
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.losses import (BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLossFlat, LabelSmoothingCrossEntropy,
+from fastai.losses import (BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLossFlat,
+    LabelSmoothingCrossEntropy,
     LabelSmoothingCrossEntropyFlat)
 from fastai.vision.all import Callback, DataLoader, DataLoaders
 from torch import nn
@@ -40,7 +41,8 @@ index = {
     'CrossEntropyLossFlat': (CrossEntropyLossFlat(), lambda: both(nll).mean()),
     'nn.CrossEntropyLoss': (nn.CrossEntropyLoss(), lambda: both(nll).mean()),
     'sum': (nn.CrossEntropyLoss(reduction='sum'), lambda: both(nll).sum()),
-    'weighted': (CrossEntropyLossFlat(weight=weight), lambda: both(lambda t: C[t]*nll(t)).sum()/share(lambda t: C[t]).sum()),
+    'weighted': (CrossEntropyLossFlat(weight=weight),
+        lambda: both(lambda t: C[t]*nll(t)).sum()/share(lambda t: C[t]).sum()),
     'weighted sum': (nn.CrossEntropyLoss(weight, reduction='sum'), lambda: both(lambda t: C[t]*nll(t)).sum()),
     'smoothed': (nn.CrossEntropyLoss(label_smoothing=.1), lambda: both(lambda t: smooth(t, .1)).mean()),
     'smoothed flat': (LabelSmoothingCrossEntropyFlat(eps=.2), lambda: both(lambda t: smooth(t, .2)).mean()),
@@ -51,14 +53,17 @@ index = {
         lambda: both(lambda t: .9*C[t]*nll(t)).sum()/share(lambda t: C[t]).sum() + ((W+W2)*-.1*logp.mean(1)).mean()),
     'focal': (FocalLossFlat(), lambda: both(lambda t: focal(t, 1)).mean()),
     'focal weighted': (FocalLossFlat(weight=weight), lambda: both(lambda t: focal(t, C[t])).mean()),
-    'nll': (lambda p, t, reduction='mean': F.nll_loss(p.log_softmax(1), t, reduction=reduction), lambda: both(nll).mean()),
+    'nll': (lambda p, t, reduction='mean': F.nll_loss(p.log_softmax(1), t, reduction=reduction),
+        lambda: both(nll).mean()),
     'own function': (my_loss, lambda: 3*both(nll).mean()),
     'functional': (F.cross_entropy, lambda: both(nll).mean()),
 }
 rows = {
     'BCEWithLogitsLossFlat': (BCEWithLogitsLossFlat(), hot, hot2, lambda: (W*bce(hot)+W2*bce(hot2)).mean()),
-    'nn.BCEWithLogitsLoss': (nn.BCEWithLogitsLoss(pos_weight=weight), hot, hot2, lambda: (W*bce(hot, C)+W2*bce(hot2, C)).mean()),
-    'soft targets': (nn.CrossEntropyLoss(), soft, soft2, lambda: (-(W[:,None]*soft+W2[:,None]*soft2)*logp).sum(1).mean()),
+    'nn.BCEWithLogitsLoss': (nn.BCEWithLogitsLoss(pos_weight=weight), hot, hot2,
+        lambda: (W*bce(hot, C)+W2*bce(hot2, C)).mean()),
+    'soft targets': (nn.CrossEntropyLoss(), soft, soft2,
+        lambda: (-(W[:,None]*soft+W2[:,None]*soft2)*logp).sum(1).mean()),
 }
 cases = {**{k:(lf,y,y2,want) for k,(lf,want) in index.items()}, **rows}
 
@@ -82,18 +87,22 @@ def test_reduction_is_put_back_and_gradients_flow(name):
     assert getattr(lf, 'reduction', None)==before and p.grad.isfinite().all() and (p.grad!=0).any()
 
 @pytest.mark.parametrize('reduction', ['sum','none'])
-@pytest.mark.parametrize('make', [nn.BCEWithLogitsLoss, BCEWithLogitsLossFlat, nn.CrossEntropyLoss], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('make', [nn.BCEWithLogitsLoss, BCEWithLogitsLossFlat, nn.CrossEntropyLoss],
+    ids=lambda f: f.__name__)
 def test_other_reductions_are_those_of_the_loss(make, reduction):
-    lf,t,t2 = make(reduction=reduction),*((y,y2) if make is nn.CrossEntropyLoss else (torch.randint(2, (2,n,c)).float()))
+    lf = make(reduction=reduction)
+    t,t2 = (y,y2) if make is nn.CrossEntropyLoss else torch.randint(2, (2,n,c)).float()
     plain = lf(pred, t)
     torch.testing.assert_close(mix_loss(lf, pred, (t,), (t2,), torch.ones(n), torch.zeros(n)), plain)
-    torch.testing.assert_close(mix_loss(lf, pred, (t,), (t2,), torch.full((n,), .6), torch.full((n,), .4)), .6*plain + .4*lf(pred, t2))
+    torch.testing.assert_close(mix_loss(lf, pred, (t,), (t2,), torch.full((n,), .6), torch.full((n,), .4)),
+        .6*plain + .4*lf(pred, t2))
 
 def test_mean_over_samples_alone():
     lf,t,t2 = nn.KLDivLoss(reduction='batchmean'),*torch.rand(2,n,c).softmax(2)
     logp = pred.log_softmax(1)
     torch.testing.assert_close(mix_loss(lf, logp, (t,), (t2,), torch.ones(n), torch.zeros(n)), lf(logp, t))
-    torch.testing.assert_close(mix_loss(lf, logp, (t,), (t2,), torch.full((n,), .6), torch.full((n,), .4)), .6*lf(logp, t) + .4*lf(logp, t2))
+    torch.testing.assert_close(mix_loss(lf, logp, (t,), (t2,), torch.full((n,), .6), torch.full((n,), .4)),
+        .6*lf(logp, t) + .4*lf(logp, t2))
 
 def test_ignored_targets_count_for_nothing():
     t = y.clone(); t[0] = -100
@@ -104,7 +113,8 @@ def test_equal_class_weights_change_nothing():
     torch.testing.assert_close(mix_loss(nn.CrossEntropyLoss(torch.full((c,), 3.)), pred, (y,), (y2,), w, w2),
                                mix_loss(nn.CrossEntropyLoss(), pred, (y,), (y2,), w, w2))
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(weight=torch.rand(c)+.1), dict(ignore_index=1), dict(weight=torch.rand(c)+.1, label_smoothing=.2)], ids=['plain','weighted','ignoring','smoothed'])
+@pytest.mark.parametrize('kwargs', [dict(), dict(weight=torch.rand(c)+.1), dict(ignore_index=1),
+    dict(weight=torch.rand(c)+.1, label_smoothing=.2)], ids=['plain','weighted','ignoring','smoothed'])
 def test_functions_are_weighted_like_modules(kwargs):
     module,function = nn.CrossEntropyLoss(**kwargs),partial(F.cross_entropy, **kwargs) if kwargs else F.cross_entropy
     torch.testing.assert_close(mix_loss(function, pred, (y,), (y2,), torch.ones(n), torch.zeros(n)), function(pred, y))
@@ -116,11 +126,13 @@ def test_a_reduction_that_is_none_in_name_only():
 
 def test_a_mean_only_loss_is_refused():
     with pytest.raises(ValueError, match="no `reduction`"): mix_loss(lambda p,t: p.mean(), pred, (y,), (y2,), w, w2)
-    with pytest.raises(ValueError, match='the batch is empty'): mix_loss(nn.CrossEntropyLoss(), pred[:0], (y[:0],), (y2[:0],), w[:0], w2[:0])
+    with pytest.raises(ValueError, match='the batch is empty'):
+        mix_loss(nn.CrossEntropyLoss(), pred[:0], (y[:0],), (y2[:0],), w[:0], w2[:0])
 
 maps = torch.randn(n, c, 3, 5, generator=g)*2
 m,m2 = torch.randint(c, (n,3,5), generator=g),torch.randint(c, (n,3,5), generator=g)
-some,some2 = m.masked_fill(torch.rand(n, 3, 5, generator=g)<.3, 255),m2.masked_fill(torch.rand(n, 3, 5, generator=g)<.3, 255)
+some = m.masked_fill(torch.rand(n, 3, 5, generator=g)<.3, 255)
+some2 = m2.masked_fill(torch.rand(n, 3, 5, generator=g)<.3, 255)
 one,zero = torch.ones(n),torch.zeros(n)
 
 def segmented(loss, t, t2, k):
@@ -143,18 +155,26 @@ pixels = {
 @pytest.mark.parametrize('name', pixels)
 def test_pixels_are_weighed_by_their_class(name):
     lf,t,t2,k,eps = pixels[name]
-    assert abs(mix_loss(lf, maps, (t,), (t2,), w, w2)-segmented(lambda own,every: (1-eps)*own + eps*every, t, t2, k))<1e-5
-    for o in (t,t2): torch.testing.assert_close(mix_loss(lf, maps, (o,), (t,), one, zero).as_subclass(torch.Tensor), lf(maps, o).as_subclass(torch.Tensor))
+    want = segmented(lambda own,every: (1-eps)*own + eps*every, t, t2, k)
+    assert abs(mix_loss(lf, maps, (t,), (t2,), w, w2)-want)<1e-5
+    for o in (t,t2):
+        torch.testing.assert_close(mix_loss(lf, maps, (o,), (t,), one, zero).as_subclass(torch.Tensor),
+            lf(maps, o).as_subclass(torch.Tensor))
 
-dense = [nn.CrossEntropyLoss(weight, label_smoothing=.1), LabelSmoothingCrossEntropy(weight=weight), LabelSmoothingCrossEntropyFlat(axis=1, weight=weight), FocalLossFlat(axis=1, weight=weight),
+dense = [nn.CrossEntropyLoss(weight, label_smoothing=.1), LabelSmoothingCrossEntropy(weight=weight),
+         LabelSmoothingCrossEntropyFlat(axis=1, weight=weight), FocalLossFlat(axis=1, weight=weight),
          nn.CrossEntropyLoss(weight, reduction='sum'), DiceLoss(), DiceLoss(reduction='mean')]
 @pytest.mark.parametrize('lf', dense, ids=lambda o: type(o).__name__ if " at 0x" in str(o) else str(o))
 def test_unmixed_pixels_are_plain(lf):
-    torch.testing.assert_close(mix_loss(lf, maps, (m,), (m2,), one, zero).as_subclass(torch.Tensor), lf(maps, m).as_subclass(torch.Tensor))
+    torch.testing.assert_close(mix_loss(lf, maps, (m,), (m2,), one, zero).as_subclass(torch.Tensor),
+        lf(maps, m).as_subclass(torch.Tensor))
 
-@pytest.mark.parametrize('lf', [CrossEntropyLossFlat(weight=weight), CrossEntropyLossFlat(ignore_index=1), LabelSmoothingCrossEntropyFlat(weight=weight), FocalLossFlat(weight=weight)], ids=lambda o: type(o).__name__ if " at 0x" in str(o) else str(o))
+@pytest.mark.parametrize('lf', [CrossEntropyLossFlat(weight=weight), CrossEntropyLossFlat(ignore_index=1),
+    LabelSmoothingCrossEntropyFlat(weight=weight), FocalLossFlat(weight=weight)],
+    ids=lambda o: type(o).__name__ if " at 0x" in str(o) else str(o))
 def test_targets_of_one_column_are_like_those_of_none(lf):
-    torch.testing.assert_close(mix_loss(lf, pred, (y[:,None],), (y2[:,None],), w, w2), mix_loss(lf, pred, (y,), (y2,), w, w2))
+    torch.testing.assert_close(mix_loss(lf, pred, (y[:,None],), (y2[:,None],), w, w2),
+        mix_loss(lf, pred, (y,), (y2,), w, w2))
     assert abs(mix_loss(lf, pred, (y[:,None],), (y2[:,None],), one, zero)-lf(pred, y))<1e-6
 
 @pytest.mark.parametrize('ignored', [-100, -1, 255, c])
@@ -165,24 +185,31 @@ def test_an_ignored_label_counts_for_nothing(ignored):
     k,k2 = C[y]*(t==y),C[y2]*(t2==y2)
     want = (W*k*nll(y)+W2*k2*nll(y2)).sum()/((W*k+W2*k2)/(W+W2)).sum()
     assert abs(mix_loss(lf, pred, (t,), (t2,), w, w2)-want)<1e-6
-    torch.testing.assert_close(mix_loss(LabelSmoothingCrossEntropy(), pred, (t.clamp(max=c-1) if ignored>=0 else torch.where(t<0, -100, t),), (t2,) if ignored==-100 else (y2,), one, zero),
+    torch.testing.assert_close(mix_loss(LabelSmoothingCrossEntropy(), pred,
+        (t.clamp(max=c-1) if ignored>=0 else torch.where(t<0, -100, t),), (t2,) if ignored==-100 else (y2,), one, zero),
         LabelSmoothingCrossEntropy()(pred, t.clamp(max=c-1) if ignored>=0 else torch.where(t<0, -100, t)))
 
 def test_a_mean_over_what_was_flattened():
     lf,t,t2 = BaseLoss(nn.KLDivLoss, reduction='batchmean', is_2d=False),*torch.rand(2, n, c, generator=g).softmax(2)
     logp = pred.log_softmax(1)
-    torch.testing.assert_close(mix_loss(lf, logp, (t,), (t2,), one*.6, one*.4).as_subclass(torch.Tensor), (.6*lf(logp, t) + .4*lf(logp, t2)).as_subclass(torch.Tensor))
+    torch.testing.assert_close(mix_loss(lf, logp, (t,), (t2,), one*.6, one*.4).as_subclass(torch.Tensor),
+        (.6*lf(logp, t) + .4*lf(logp, t2)).as_subclass(torch.Tensor))
 
-linear = [nn.MSELoss(), nn.HuberLoss(), nn.PoissonNLLLoss(), nn.BCEWithLogitsLoss(weight=weight), nn.BCEWithLogitsLoss(weight=torch.rand(n,c), pos_weight=weight),
-          BCEWithLogitsLossFlat(pos_weight=weight), nn.MultiLabelSoftMarginLoss(weight), nn.KLDivLoss(), SoftCrossEntropyLossFlat(weight=weight), nn.CrossEntropyLoss(weight)]
+linear = [nn.MSELoss(), nn.HuberLoss(), nn.PoissonNLLLoss(), nn.BCEWithLogitsLoss(weight=weight),
+          nn.BCEWithLogitsLoss(weight=torch.rand(n,c), pos_weight=weight),
+          BCEWithLogitsLossFlat(pos_weight=weight), nn.MultiLabelSoftMarginLoss(weight), nn.KLDivLoss(),
+          SoftCrossEntropyLossFlat(weight=weight), nn.CrossEntropyLoss(weight)]
 @pytest.mark.parametrize('lf', linear, ids=lambda o: type(o).__name__ if " at 0x" in str(o) else str(o))
 def test_losses_of_rows_are_linear(lf):
     a,b = (lf(pred, t).as_subclass(torch.Tensor) for t in (soft,soft2))
-    for k,k2 in ((1.,0.), (.6,.4), (.9,.7)): torch.testing.assert_close(mix_loss(lf, pred, (soft,), (soft2,), one*k, one*k2).as_subclass(torch.Tensor), k*a+k2*b)
+    for k,k2 in ((1.,0.), (.6,.4), (.9,.7)):
+        torch.testing.assert_close(mix_loss(lf, pred, (soft,), (soft2,), one*k, one*k2).as_subclass(torch.Tensor),
+            k*a+k2*b)
 
 def weighted(p, t, reduction='mean'): return F.cross_entropy(p, t, weight=weight, reduction=reduction)
 def ignoring(p, t, reduction='mean'): return F.cross_entropy(p, t, ignore_index=1, reduction=reduction)
-def regularised(p, t, reduction='mean'): return F.cross_entropy(p, t, reduction=reduction) + (p.square().mean() if reduction=='mean' else 0)
+def regularised(p, t, reduction='mean'):
+    return F.cross_entropy(p, t, reduction=reduction) + (p.square().mean() if reduction=='mean' else 0)
 class Weighted(nn.Module):
     reduction = 'mean'
     def forward(self, p, t): return weighted(p, t, self.reduction)
@@ -198,14 +225,20 @@ def hardest(k, values=True):
     return loss
 def wrong_reduction(p, t, reduction='weighted'): return weighted(p, t, 'mean' if reduction=='weighted' else reduction)
 
-other_scale = [weighted, ignoring, regularised, partial(weighted), lambda p,t,reduction='mean': weighted(p, t, reduction), Weighted(), Half(), wrapped, hardest(.5, False), wrong_reduction]
+other_scale = [weighted, ignoring, regularised, partial(weighted),
+    lambda p,t,reduction='mean': weighted(p, t, reduction),
+    Weighted(), Half(), wrapped, hardest(.5, False), wrong_reduction]
 @pytest.mark.parametrize('lf', other_scale, ids=lambda o: getattr(o, '__name__', type(o).__name__))
 def test_a_mean_that_is_not_that_of_its_losses_is_refused(lf):
-    with pytest.raises(ValueError, match=r"is off by .*CrossEntropyLossFlat\(weight=") as e: mix_loss(lf, pred, (y,), (y2,), w, w2)
+    with pytest.raises(ValueError, match=r"is off by .*CrossEntropyLossFlat\(weight=") as e:
+        mix_loss(lf, pred, (y,), (y2,), w, w2)
     assert '\n' not in str(e.value)
 
-@pytest.mark.parametrize('lf,t,p,message', [(hardest(.5),y,pred,'losses of shape'), (hardest(.3),m,maps,'losses of shape'), (hardest(1),y,pred,'in another order'), (hardest(1),m,maps,'in another order'),
-    (lambda p,t,reduction='mean': F.cross_entropy(p[t<2], t[t<2], reduction=reduction),y,pred,'losses of shape')], ids=range(5))
+@pytest.mark.parametrize('lf,t,p,message', [(hardest(.5),y,pred,'losses of shape'),
+    (hardest(.3),m,maps,'losses of shape'), (hardest(1),y,pred,'in another order'),
+    (hardest(1),m,maps,'in another order'),
+    (lambda p,t,reduction='mean': F.cross_entropy(p[t<2], t[t<2], reduction=reduction),y,pred,'losses of shape')],
+    ids=range(5))
 def test_losses_that_are_not_those_of_the_samples_are_refused(lf, t, p, message):
     with pytest.raises(ValueError, match=message): mix_loss(lf, p, (t,), (t.flip(0),), w, w2)
 
@@ -215,7 +248,8 @@ def test_a_wrapper_that_takes_no_reduction():
     with pytest.raises(ValueError, match='no `reduction`'): mix_loss(loss, pred, (y,), (y2,), w, w2)
     @wraps(F.cross_entropy)
     def loss(*args, **kwargs): return F.cross_entropy(*args, **kwargs)*2
-    torch.testing.assert_close(mix_loss(loss, pred, (y,), (y2,), w, w2), 2*mix_loss(nn.CrossEntropyLoss(), pred, (y,), (y2,), w, w2))
+    torch.testing.assert_close(mix_loss(loss, pred, (y,), (y2,), w, w2),
+        2*mix_loss(nn.CrossEntropyLoss(), pred, (y,), (y2,), w, w2))
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_rounding_is_no_other_scale(dtype):
@@ -232,13 +266,15 @@ def test_all_ignored_is_what_the_loss_makes_of_it():
     def loss(p, t, reduction='mean'): return F.cross_entropy(p, t, reduction=reduction)
     for lf in (nn.CrossEntropyLoss(), loss): assert mix_loss(lf, pred, (t,), (t,), one, zero).isnan()==(lf is not loss)
 
-@pytest.mark.parametrize('cb', [MixUp, partial(CutMix, echo=True), SnapMix, lambda: MixChoice([CutMix(), None])], ids=range(4))
+@pytest.mark.parametrize('cb', [MixUp, partial(CutMix, echo=True), SnapMix, lambda: MixChoice([CutMix(), None])],
+    ids=range(4))
 @pytest.mark.parametrize('lf', [weighted, Weighted(), hardest(.5), hardest(.5, False)], ids=range(4))
 def test_a_fit_refuses_it_at_the_first_mixed_batch(cb, lf, toy):
     learn = toy(cbs=cb(), c=4, loss_func=lf)
     before = [p.detach().clone() for p in learn.model.parameters()]
     with pytest.raises(ValueError, match='is off by|losses of shape'): learn.fit(1)
-    if not isinstance(learn.cbs[-1], MixChoice): assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+    if not isinstance(learn.cbs[-1], MixChoice):
+        assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
 
 class Rare(Callback):
     "A label that counts differently, in the last batch of the epoch only"
