@@ -17,9 +17,9 @@ from numbers import Integral, Real
 def bad_arg(
     name:str, # Of the argument; an option of the command with its dashes
     value, # What was given
-    expected:str, # What is right instead
+    expected:str, # What is valid
 )->ValueError: # To be raised
-    "The error of an argument that makes no sense"
+    "The error of an invalid argument"
     given = f"{name} {value}" if name.startswith('--') else f"{name}={value!r}"
     return ValueError(f"{given}: expected {expected}")
 
@@ -44,7 +44,7 @@ def check_positive(
 def check_count(
     name:str, # Of the argument
     value, # What was given
-    least:int=1, # Smallest that is right
+    least:int=1, # Smallest valid number
 )->Integral: # `value`
     "ValueError unless `value` is a whole number, `least` or more"
     if isinstance(value, Integral) and not isinstance(value, bool) and value>=least: return value
@@ -61,7 +61,7 @@ def in_words(
 def check_choice(
     name:str, # Of the argument
     value, # What was given
-    options:Collection, # What is right
+    options:Collection, # Valid values
 ): # `value`
     "ValueError unless `value` is one of `options`"
     # a list or an array would be compared number by number
@@ -71,7 +71,7 @@ def check_choice(
 def check_callable(
     name:str, # Of the argument
     value, # What was given
-    call:str, # How it is going to be called, such as `get_dls(df, fold)`
+    call:str, # How it will be called, such as `get_dls(df, fold)`
 )->Callable: # `value`
     "ValueError unless `value` can be called"
     if callable(value): return value
@@ -79,10 +79,10 @@ def check_callable(
 
 # %% ../nbs/00_args.ipynb #47b24ea5
 def did_you_mean(
-    name:str, # That is not known
-    names:Collection, # Those that are
-    otherwise:str='', # What to say when none is like it
+    name:str, # An unknown name
+    names:Collection, # The known names
+    otherwise:str='', # Text for when no known name is similar
 )->str: # The end of a message
-    "A question about the names that look like `name`"
+    "A question that names the known names similar to `name`"
     near = get_close_matches(name, names)
     return f": did you mean {' or '.join(near)}?" if near else otherwise

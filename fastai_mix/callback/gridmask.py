@@ -23,7 +23,7 @@ def _float_type(t):
     return torch.float32 if t.device.type=='mps' else torch.float64
 
 def _positions(size, angle):
-    "Position on the square of each pixel, in 1/65536 pixels: the parts that its row `[n,2,H]` and its column `[n,2,W]` add"
+    "Position of each pixel on the square in 1/65536 pixels: the summands of its row `[n,2,H]` and its column `[n,2,W]`"
     side = math.ceil(math.hypot(*size))
     a = angle.to(_float_type(angle)).deg2rad()
     c,s = a.cos(),a.sin()
@@ -93,7 +93,8 @@ class GridPattern:
         low,high = d if is_pair else (0,0)
         if 0<low<=high<math.inf and (low<2)==(high<2): return
         raise bad_arg('d', d,
-            "(least, end) with 0 < least ≤ end, both shares of the side (below 2) or both pixels (2 or more), such as (.43, 1.)")
+            "(least, end) with 0 < least ≤ end, both shares of the side (below 2) or both pixels (2 or more), "
+            "such as (.43, 1.)")
 
     def make_params(self,
         x:Tensor, # Pictures `[n,c,H,W]`

@@ -210,8 +210,9 @@ class MixUp(MixCallback):
     ):
         "ValueError unless they are floats"
         if x.is_floating_point(): return
+        kind = str(x.dtype).split('.')[1]
         raise ValueError(
-            f"MixUp blends pictures, but these are {str(x.dtype).split('.')[1]}: have the DataLoaders make them floats, "
+            f"MixUp blends pictures, but these are {kind}: have the DataLoaders make them floats, "
             "with IntToFloatTensor() among `batch_tfms`, as an ImageBlock does")
 
     def check_batch(self, x, y):

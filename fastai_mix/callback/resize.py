@@ -24,7 +24,8 @@ class ProgressiveResize(Callback):
         multiple_of:int=32, # Sides are multiples of this many pixels, so that they fit the strides of a network
         sizes:list=None, # Instead, longer sides in pixels, one after the other, in equal parts of the training up to `until`
     ):
-        check_share('start', start, above_zero=True), check_share('until', until), check_count('multiple_of', multiple_of)
+        check_share('start', start, above_zero=True), check_share('until', until)
+        check_count('multiple_of', multiple_of)
         if sizes is not None and (not len(sizes) or min(sizes)<1):
             raise bad_arg('sizes', sizes, 'sides in pixels, such as [96,128]')
         store_attr()
