@@ -17,7 +17,8 @@ from fastai_mix.schedule import off_last, ramp
 def test_ramp(start, end, until):
     r = ramp(start, end, until)
     values = [float(r(t)) for t in (0, 1e-9, .1, .3, .5, .9, 1-1e-9, 1)]
-    assert values[0]==start and values[-1]==end and r((float(until)+1)/2)==end and abs(r(until)-end)<1e-6
+    assert np.allclose([values[0],values[-1],r(until),r((float(until)+1)/2)], [start,end,end,end], atol=1e-6)
+    assert ramp(start, end, float(until))(1)==end # exact
     low,high = sorted((start,end))
     assert all(low-1e-6<=v<=high+1e-6 for v in values) # a chance throughout
     assert np.allclose(values, sorted(values, reverse=end<start), atol=1e-6)
