@@ -14,66 +14,81 @@ import torch.nn.functional as F
 
 # %% ../../nbs/10_vision.box.ipynb #39b05b3e
 def rand_box(
-    lam:Tensor, # Per sample, the share of the picture that is to stay *outside* the box, 0 to 1: `[n]`
+    lam:Tensor, # Share of each picture *outside* its box before clipping, 0 to 1: `[n]`
     size:tuple, # Height and width of the picture in pixels
 )->Tensor: # Boxes `[n,4]`: top, left, bottom, right; half-open, int64, on `lam`'s device
-    "A box per sample with sides of √(1-`lam`) of the picture's and a uniform centre, clipped to the picture; empty where `lam` is NaN"
-    frac = (1-lam.float()).nan_to_num(0).clamp(0,1).sqrt()
+    """A box per sample with sides of √(1-`lam`) of the picture's and a uniform centre, clipped to the picture.
+    It is empty where `lam` is NaN"""
+    share = (1-lam.float()).nan_to_num(0).clamp(0,1).sqrt()
     def span(n):
-        cut = (frac*n).round()
-        start = (torch.rand_like(frac)*n).floor() - (cut/2).floor()
-        return start.clamp(min=0), (start+cut).clamp(max=n)
+        side = (share*n).round()
+        start = (torch.rand_like(share)*n).floor() - (side/2).floor()
+        return start.clamp(min=0), (start+side).clamp(max=n)
     (top,bottom),(left,right) = span(size[0]),span(size[1])
     return torch.stack([top,left,bottom,right], 1).long()
 
 # %% ../../nbs/10_vision.box.ipynb #38c49fe9
 def box_area(
     box:Tensor, # Boxes `[n,4]`
-    size:tuple=None, # Height and width of the picture in pixels: count those in the picture; None: all
-)->Tensor: # Pixels in each box `[n]`, int64; 0 for a box turned inside out
+    size:tuple=None, # Height and width of the picture, to count only pixels inside it; None: count all
+)->Tensor: # Pixels in each box `[n]`, int64; 0 for a box with bottom < top or right < left
     "Number of pixels in each `box`"
     rows,cols = (box[:,i::2] if size is None else box[:,i::2].clamp(0, size[i]) for i in (0,1))
-    return torch.stack([(o[:,1]-o[:,0]).clamp(min=0) for o in (rows,cols)]).prod(0)
+    return torch.stack([(end-start).clamp(min=0) for start,end in (rows.T,cols.T)]).prod(0)
 
 # %% ../../nbs/10_vision.box.ipynb #f10534ed
-def _rows_cols(box, size):
-    "Which rows `[n,H]` and which columns `[n,W]` each box covers"
-    def inside(i, n):
-        at = torch.arange(n, device=box.device)
-        return (at>=box[:,i,None]) & (at<box[:,i+2,None])
-    return inside(0, size[0]), inside(1, size[1])
+def rows_cols(
+    box:Tensor, # Boxes `[n,4]`
+    size:tuple, # Height and width of the picture in pixels
+)->tuple: # Rows `[n,H]` and columns `[n,W]`, bool
+    "Which rows and which columns each `box` covers"
+    def inside(i):
+        idx = torch.arange(size[i], device=box.device)
+        return (idx>=box[:,i,None]) & (idx<box[:,i+2,None])
+    return inside(0),inside(1)
 
+# %% ../../nbs/10_vision.box.ipynb #cfc82e14
 def box_mask(
     box:Tensor, # Boxes `[n,4]`
     size:tuple, # Height and width of the picture in pixels
 )->Tensor: # `[n,H,W]` bool: True inside the box
     "The pixels each `box` covers"
-    rows,cols = _rows_cols(box, size)
+    rows,cols = rows_cols(box, size)
     return rows[:,:,None] & cols[:,None]
 
 # %% ../../nbs/10_vision.box.ipynb #58a66032
+def format_like(
+    x:Tensor, # Pictures `[n,c,H,W]`
+    like:Tensor, # Pictures in the wanted memory format: channels last or contiguous
+)->Tensor: # `x` itself if it has that format
+    "`x` in the memory format of `like`"
+    is_last = like.shape[1]>1 and like.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+
+# %% ../../nbs/10_vision.box.ipynb #1b5ef0f9
 def _resample(src, box, src_box):
-    "`src` seen through a frame that takes `box` to `src_box`; outside `box` what comes back is without meaning"
-    n,_,*size = src.shape
-    def grid(i):
+    "`src` resampled so that the content of `src_box` lies in `box`; pixels outside `box` have no meaning"
+    size = src.shape[-2:]
+    def coords(i):
+        "Where each row (`i`=0) or column (1) is read in `src`, from -1 (first pixel) to 1 (last)"
         side,src_side = box[:,i+2]-box[:,i], src_box[:,i+2]-src_box[:,i]
         step = (src_side-1).clamp(min=0).float()/(side-1).clamp(min=1)
-        at = src_box[:,i,None] + (torch.arange(size[i], device=src.device)-box[:,i,None])*step[:,None]
-        return at*2/max(size[i]-1, 1)-1
-    gy,gx = grid(0)[:,:,None],grid(1)[:,None]
-    g = torch.stack(torch.broadcast_tensors(gx, gy), -1).clamp(-1, 1) # padding_mode='border' is not on every device
-    return F.grid_sample(src.float(), g, mode='bilinear', align_corners=True).to(src.dtype)
+        idx = src_box[:,i,None] + (torch.arange(size[i], device=src.device)-box[:,i,None])*step[:,None]
+        return idx*2/max(size[i]-1, 1)-1
+    ys,xs = coords(0)[:,:,None],coords(1)[:,None]
+    grid = torch.stack(torch.broadcast_tensors(xs, ys), -1).clamp(-1, 1) # padding_mode='border' is not on every device
+    return F.grid_sample(src.float(), grid, mode='bilinear', align_corners=True).to(src.dtype)
 
 def paste_box(
-    x:Tensor, # Pictures that receive `[n,c,H,W]`
-    src:Tensor, # Pictures that give `[n,c,H,W]`, already in the partner's order
-    box:Tensor, # Where it goes in `x` `[n,4]`
-    src_box:Tensor=None, # Where it comes from in `src` `[n,4]`, resized bilinearly; None: from `box` itself, pixel by pixel
-)->Tensor: # A new tensor like `x`; `x` and `src` stay as they are
-    "Put `src_box` of `src[i]` into `box` of `x[i]`; a box that is empty, or has no pixel of its picture, leaves the sample as it was"
+    x:Tensor, # Pictures to paste into `[n,c,H,W]`
+    src:Tensor, # Pictures to copy from `[n,c,H,W]`, in the order of `x`
+    box:Tensor, # Target boxes in `x` `[n,4]`
+    src_box:Tensor=None, # Source boxes in `src` `[n,4]`, resized bilinearly; None: `box`, pixel by pixel
+)->Tensor: # A new tensor like `x`; `x` and `src` are not changed
+    """Put `src_box` of `src[i]` into `box` of `x[i]`.
+    A sample is not changed if one of its boxes is empty or lies outside its picture"""
     mask = box_mask(box, x.shape[-2:])
     if src_box is not None:
         mask = mask & (box_area(src_box, src.shape[-2:])>0)[:,None,None]
         src = _resample(src, box, src_box)
-    out = torch.where(mask[:,None], src, x)
-    return out.contiguous(memory_format=torch.channels_last) if x.is_contiguous(memory_format=torch.channels_last) and x.shape[1]>1 else out
+    return format_like(torch.where(mask[:,None], src, x), x)

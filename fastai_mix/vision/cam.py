@@ -17,7 +17,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
-from .box import _rows_cols
+from .box import rows_cols
 from .forward import *
 from .forward import call_eager, cast_to, clean_mode, usable
 from .layer import *
@@ -212,5 +212,5 @@ def semantic_mass(
     size:tuple, # Height and width of the picture in pixels
 )->Tensor: # `[n]` float32, 0 for an empty box to 1 for the whole picture
     "The part of each picture's semantic map that lies inside its box"
-    rows,cols = _rows_cols(box, size)
+    rows,cols = rows_cols(box, size)
     return (semantic_map(cam, size)*cols[:,None].float()).sum(2).mul(rows.float()).sum(1).clamp(max=1)

@@ -1,4 +1,4 @@
-"""One forward of any model that disturbs nothing, and the logits among what it returns
+"""A forward that changes nothing in the model, and the logits among its outputs
 
 Docs: https://fastai-mix.github.io/fastai_mix/vision.forward.html.md"""
 
@@ -20,7 +20,7 @@ from torch import nn, Tensor
 def eval_mode(
     model:nn.Module, # Any module
 ):
-    "Run the body of the `with` with every part of `model` in eval mode, then put back each part's own flag"
+    "In the body of the `with`, every module of `model` is in eval mode; after it, each has its own mode again"
     training = [m for m in model.modules() if m.training]
     for m in training: m.training = False
     try: yield model
@@ -39,7 +39,7 @@ def unwrap_model(
 
 # %% ../../nbs/10a_vision.forward.ipynb #ed31c9ba
 def _named_outputs(out, name=''):
-    "Pairs of a name and an output, of everything inside `out`"
+    "Pairs of a name and an output, of all outputs inside `out`"
     if isinstance(out, Mapping): parts = out.items()
     elif hasattr(out, '_asdict'): parts = out._asdict().items() # a named tuple
     elif isinstance(out, (tuple,list)): parts = enumerate(out)
@@ -47,59 +47,75 @@ def _named_outputs(out, name=''):
     else: return [(name, out)]
     return [o for k,v in parts for o in _named_outputs(v, f'{name}.{k}' if name else str(k))]
 
+def _is_scores(t): return isinstance(t, Tensor) and t.ndim==2 and t.is_floating_point()
+
+def _described(out, outputs):
+    "Types and shapes of `outputs`, which are those inside `out`"
+    shown = ', '.join(f'{k} {list(t.shape) if isinstance(t, Tensor) else type(t).__name__}' for k,t in outputs[:6])
+    is_single = not outputs or outputs[0][1] is out
+    return (shown.strip() or type(out).__name__) if is_single else f'{type(out).__name__} of {shown}'
+
 def class_logits(
-    out, # What a model returned: a tensor, or a tuple, list, dict or object with several
+    out, # Output of a model: a tensor, or a tuple, list, dict or object with several
     n_classes:int=None, # Number of classes; None: not known
 )->Tensor: # `[n,c]`; `[n,1]` may stand for two classes
-    "The logits among what a model returned: of several outputs, the first with as many columns as there are classes"
-    def columns(t): return t.shape[1] if isinstance(t, Tensor) and t.ndim==2 and t.is_floating_point() else None
-    if columns(out) is not None: return out
-    several = _named_outputs(out)
-    scores = [(k,t) for k,t in several if columns(t) is not None]
+    """The logits in the output of a model: of several tensors, the first with as many columns as there are classes.
+    ValueError if there is none, or if that cannot be decided"""
+    if _is_scores(out): return out
+    outputs = _named_outputs(out)
+    scores = [(k,t) for k,t in outputs if _is_scores(t)]
     if n_classes:
-        for wanted in (n_classes, 1) if n_classes==2 else (n_classes,): # one logit for two classes
-            if found := [t for _,t in scores if columns(t)==wanted]: return found[0]
+        for n_columns in (2,1) if n_classes==2 else (n_classes,): # one logit for two classes
+            if found := [t for _,t in scores if t.shape[1]==n_columns]: return found[0]
     else:
-        called = [t for k,t in scores if k.split('.')[-1]=='logits']
-        if called: return called[0]
-        if len({columns(t) for _,t in scores})==1: return scores[0][1]
-    shown = ', '.join(f'{k} {list(t.shape) if isinstance(t, Tensor) else type(t).__name__}' for k,t in several[:6])
-    is_one = not several or several[0][1] is out
-    what = (shown.strip() or type(out).__name__) if is_one else f'{type(out).__name__} of {shown}'
+        if found := [t for k,t in scores if k.split('.')[-1]=='logits']: return found[0]
+        if len({t.shape[1] for _,t in scores})==1: return scores[0][1]
     raise ValueError(
-        f"expected logits [n,{n_classes or 'c'}], a row for each picture, but the model returns {what}: "
-        "have its `forward` return them, alone or beside other outputs")
+        f"expected logits [n,{n_classes or 'c'}], a row for each picture, but the model returns "
+        f"{_described(out, outputs)}: have its `forward` return them, alone or beside other outputs")
 
 # %% ../../nbs/10a_vision.forward.ipynb #3aad5bdb
-def call_eager(model, x, *more):
+def call_eager(
+    model:nn.Module, # A model, unwrapped
+    x:Tensor, # Pictures `[n,c,H,W]`
+    *more, # The model's other inputs, if it has several
+): # Its output
     "A forward of `model` without compilation, which does not write to `x`"
-    x = x.clone() # a model may begin in place, and its pictures are still to be trained on
-    # a model compiled in place has its eager path here; hooks on its parts would make it compile again
+    x = x.clone() # the first operation may be in place, and `x` is still to be trained on
+    # the eager path of a model compiled in place: hooks on its modules would make it compile again
     return model._call_impl(x, *more) if getattr(model, '_compiled_call_impl', None) else model(x, *more)
 
-def cast_to(x, model):
-    "`x` in the precision of `model`, which may be half without autocast"
+def cast_to(
+    x:Tensor, # Pictures
+    model:nn.Module, # A model, perhaps of half precision
+)->Tensor: # `x` in the dtype of the model's first floating-point parameter
+    "`x` in the precision of `model`"
     return x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
 
-def usable(t):
-    "`t` as a plain tensor without a graph; copied if made in `torch.inference_mode`, since autograd takes none of these"
+def usable(
+    t:Tensor, # Any
+)->Tensor: # A plain tensor without a graph
+    "`t` for autograd, which takes no tensors made in `torch.inference_mode`: those are copied"
     t = t.detach().as_subclass(Tensor)
     return t.clone() if t.is_inference() else t
 
-def _paused_hooks(model):
+def _fastai_hooks(model):
+    "fastai's `Hook` objects on the modules of `model`"
     kinds = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
     owners = (getattr(f, '__self__', None) for m in model.modules() for k in kinds for f in getattr(m, k).values())
-    return {o for o in owners if isinstance(o, Hook)}
+    return {hook for hook in owners if isinstance(hook, Hook)}
 
 @contextmanager
-def clean_mode(model):
-    "`eval_mode`, in which fastai's hooks keep what they stored: callbacks that look at activations see training alone"
-    hooks = {o: o.hook_func for o in _paused_hooks(model)}
-    for o in hooks: o.hook_func = lambda *_, hook=o: hook.stored
+def clean_mode(
+    model:nn.Module, # A model, unwrapped
+):
+    "`eval_mode` in which fastai's hooks store nothing new, so that callbacks that read them see training steps only"
+    hook_funcs = {hook: hook.hook_func for hook in _fastai_hooks(model)}
+    for hook in hook_funcs: hook.hook_func = lambda *_, hook=hook: hook.stored
     try:
         with eval_mode(model): yield model
     finally:
-        for o,f in hooks.items(): o.hook_func = f
+        for hook,f in hook_funcs.items(): hook.hook_func = f
 
 # %% ../../nbs/10a_vision.forward.ipynb #cfd72a74
 def clean_logits(
@@ -108,6 +124,7 @@ def clean_logits(
     *more, # Its other inputs, if it has several
     n_classes:int=None, # Number of classes, see `class_logits`; None: not known
 )->Tensor: # Its logits `[n,c]`
-    "Logits of a forward in eval mode, without gradients; statistics, flags and hooks stay as they were"
+    "Logits of a forward in eval mode, without gradients; nothing in the model changes"
     model = unwrap_model(model)
-    with clean_mode(model), torch.no_grad(): return class_logits(call_eager(model, cast_to(x, model), *more), n_classes)
+    with clean_mode(model), torch.no_grad():
+        return class_logits(call_eager(model, cast_to(x, model), *more), n_classes)
