@@ -8,132 +8,166 @@ Docs: https://fastai-mix.github.io/fastai_mix/vision.learner.html.md"""
 __all__ = ['timm_split', 'create_timm_classifier', 'timm_learner']
 
 # %% ../../nbs/13_vision.learner.ipynb #1283def9
-from difflib import get_close_matches
 from warnings import warn
 
 import timm
 from fastai.vision.all import *
 from timm.models import group_parameters, is_model
 
+from ..args import did_you_mean
 from ..files import *
 
 # %% ../../nbs/13_vision.learner.ipynb #fb771393
+def _head_params(model):
+    "Parameters of the classifier, or of all of a distilled network; empty if timm knows none"
+    head = model.get_classifier() if hasattr(model, 'get_classifier') else ()
+    if isinstance(head, nn.Module): head = [head]
+    return L(head if isinstance(head, (tuple,list)) else []).map(params).concat()
+
+def _stage_params(model):
+    "A list of parameters for each stage of a timm network; one list if timm does not know the stages"
+    try: return group_parameters(model, model.group_matcher(coarse=True), return_values=True).values()
+    except (AttributeError,NotImplementedError,AssertionError): return [params(model)]
+
 def timm_split(
     model:nn.Module, # A timm network with a classifier
 )->L: # First half of the body, second half, classifier; body and classifier if timm knows no stages
     "Parameter groups of a timm network, each parameter in exactly one; a `splitter` for `Learner`"
-    head = model.get_classifier() if hasattr(model, 'get_classifier') else ()
-    head = L(head if isinstance(head, (tuple,list)) else [head] if isinstance(head, nn.Module) else []).map(params).concat()
-    if not head: raise ValueError(
-        f"{type(model).__name__} has no classifier that timm knows: pass `splitter=`, or use `vision_learner`")
-    ids = {id(p) for p in head}
-    try: stages = group_parameters(model, model.group_matcher(coarse=True), return_values=True).values()
-    except (AttributeError,NotImplementedError,AssertionError): stages = [params(model)]
-    stages = [o for o in ([p for p in ps if id(p) not in ids] for ps in stages) if o]
+    head = _head_params(model)
+    if not head:
+        raise ValueError(
+            f"{type(model).__name__} has no classifier that timm knows: pass `splitter=`, or use `vision_learner`")
+    head_ids = {id(p) for p in head}
+    stages = [[p for p in stage if id(p) not in head_ids] for stage in _stage_params(model)]
+    stages = L(stage for stage in stages if stage)
     half = (len(stages)+1)//2
-    return L(o for o in (L(stages[:half]).concat(), L(stages[half:]).concat(), head) if o)
+    return L(group for group in (stages[:half].concat(), stages[half:].concat(), head) if group)
 
 # %% ../../nbs/13_vision.learner.ipynb #b0b866bf
-_own_head = 'it shapes the head of `vision_learner`: use that, or leave it out'
-_instead = dict(ps='`drop_rate`', concat_pool="`global_pool='catavgmax'` (convolutional networks)", pool='`global_pool`',
-    num_classes='`n_out`', in_chans='`n_in`', checkpoint_path='`weights`')
+_use = dict(num_classes='`n_out`', in_chans='`n_in`', checkpoint_path='`weights`', ps='`drop_rate`',
+            pool='`global_pool`', concat_pool="`global_pool='catavgmax'` (convolutional networks)")
+_head_args = 'cut init custom_head lin_ftrs first_bn bn_final lin_first y_range'.split()
 
 def _check_args(kwargs):
     for k in kwargs:
-        if k in _instead: raise TypeError(f"timm_learner takes no `{k}`: use {_instead[k]}")
-        if k in 'cut init custom_head lin_ftrs first_bn bn_final lin_first y_range'.split():
-            raise TypeError(f"timm_learner takes no `{k}`: {_own_head}")
+        if k in _use: raise TypeError(f"timm_learner takes no `{k}`: use {_use[k]}")
+        if k in _head_args:
+            raise TypeError(
+                f"timm_learner takes no `{k}`: it shapes the head of `vision_learner`: use that, or leave it out")
     for k in ('pretrained_cfg','pretrained_cfg_overlay'):
         cfg = kwargs.get(k)
         if cfg.get('file') if isinstance(cfg, dict) else getattr(cfg, 'file', None):
             raise TypeError(f"timm_learner takes no `file` in `{k}`: use `weights`")
 
+# %% ../../nbs/13_vision.learner.ipynb #ad5644ed
+def unknown_arch(
+    arch:str, # A name that is not in `timm.list_models()`
+)->ValueError: # To be raised
+    "The error for a network that timm does not have, with names like it"
+    otherwise = ': see `timm.list_models()`'
+    return ValueError(
+        f"timm has no model {arch!r}{did_you_mean(arch.lower(), timm.list_models(), otherwise, cutoff=.5)}")
+
+# %% ../../nbs/13_vision.learner.ipynb #409777dd
 def _check_arch(arch):
     if isinstance(arch, str):
         if is_model(arch) or re.match('(local-dir|hf[-_]hub):', arch): return
-        near = get_close_matches(arch.lower(), timm.list_models(), 3, .5)
-        raise ValueError(f"timm has no {arch!r}: did you mean {' or '.join(map(repr, near))}?" if near else
-            f"timm has no {arch!r}: see `timm.list_models()`")
+        raise unknown_arch(arch)
     if not callable(arch) or isinstance(arch, nn.Module):
         raise TypeError(
-            f"arch is a {type(arch).__name__}: expected a name in `timm.list_models()` or a function that returns a timm network")
+            f"arch is a {type(arch).__name__}: expected a name in `timm.list_models()`, "
+            "or a function that returns a timm network")
     if (getattr(arch, '__module__', None) or '').startswith('torchvision'):
-        raise ValueError(f"{arch.__name__} is torchvision's: use `vision_learner`, or timm's by name, '{arch.__name__}'")
+        raise ValueError(
+            f"{arch.__name__} is torchvision's: use `vision_learner`, or timm's by name, '{arch.__name__}'")
 
 # %% ../../nbs/13_vision.learner.ipynb #2b1bdcc3
+# names of files of weights, and suffixes of others, in timm's order
+_weights_names = '''model.safetensors pytorch_model.bin pytorch_model.pth model.pth open_clip_model.safetensors
+    open_clip_pytorch_model.safetensors open_clip_pytorch_model.bin open_clip_pytorch_model.pth'''.split()
+_weights_suffixes = '.safetensors','.pth','.pth.tar','.bin'
+
 def _weights_in(folder):
     "The file of weights in a folder of timm's `local-dir:`"
-    names = 'model.safetensors','pytorch_model.bin','pytorch_model.pth','model.pth',*(f'open_clip_{o}' for o in (
-        'model.safetensors','pytorch_model.safetensors','pytorch_model.bin','pytorch_model.pth')) # timm's order
-    found = [folder/o for o in names if (folder/o).is_file()] or [
-        f for o in ('.safetensors','.pth','.pth.tar','.bin') for f in sorted(folder.glob(f'*{o}'))]
-    if not found: raise ValueError(f"{folder} has no weights: expected {names[0]}, or another .safetensors, .pth or .bin")
-    return found[0]
+    found = [folder/name for name in _weights_names if (folder/name).is_file()]
+    found = found or [f for suffix in _weights_suffixes for f in sorted(folder.glob(f'*{suffix}'))]
+    if found: return found[0]
+    raise ValueError(
+        f"{folder} has no weights: expected {_weights_names[0]}, or another .safetensors, .pth or .bin file")
 
 def _make_with(make, state, classes=None, **kwargs):
-    "A network with the weights `state`, of `classes`, as timm takes a file's; None: of its own configuration"
+    "A network with the weights `state` for `classes`, loaded as timm loads a file's; None: its configuration's classes"
     cfg = dict(state_dict=state, source=None, **({} if classes is None else dict(num_classes=classes)))
     model = make(pretrained=True, pretrained_cfg_overlay=cfg, **kwargs)
-    for o in (model.pretrained_cfg, model.default_cfg): o.pop('state_dict', None) # else it is exported twice
+    for cfg in (model.pretrained_cfg, model.default_cfg): cfg.pop('state_dict', None) # else it is exported twice
     return model
 
 def _load_all(make, state, n_out):
-    "A network of all of `state`, with a new classifier if that has other classes; RuntimeError if it does not fit"
+    """A network for `n_out` classes with all weights of `state`, and a new classifier if `state` has other classes;
+    RuntimeError if the weights do not fit"""
     # timm loads strictly only if the classes are those of the weights: so load all of them, then change the classifier
     try: model = _make_with(make, state)
     except RuntimeError: return _make_with(make, state, n_out, num_classes=n_out) # trained on these classes
     if model.num_classes!=n_out: model.reset_classifier(n_out)
     return model
 
-def create_timm_classifier(
-    arch:str|Callable, # Name in `timm.list_models()`, a tag may follow; or a function like timm's own, such as `timm.models.resnet18`
-    n_out:int, # Classes
-    pretrained:bool=True, # Start from trained weights? The classifier is new if its classes are not `n_out`
-    weights:str|Path=None, # File (.safetensors, .pth) under timm's names, classifier and all, of the architecture's own classes or of `n_out`; None: timm's hub
-    n_in:int=3, # Channels of a picture; the first layer's weights are adapted
-    **kwargs # Passed to `timm.create_model`
-)->nn.Module: # The network, which returns logits `[n,n_out]`
-    "A timm network, whole, for `n_out` classes"
-    _check_args(kwargs)
-    _check_arch(arch)
-    make = partial(timm.create_model, arch) if isinstance(arch, str) else arch
-    local = isinstance(arch, str) and arch.startswith('local-dir:') and pretrained and weights is None
-    if local: weights = _weights_in(Path(arch.removeprefix('local-dir:')))
-    if weights is None: return make(pretrained=pretrained, num_classes=n_out, in_chans=n_in, **kwargs)
-    if not pretrained: raise ValueError("`weights` with pretrained=False: leave one of them out")
+def _load_file(make, weights, n_out, kwargs):
+    "The network of `make(**kwargs)` with the weights in a file"
     if not isinstance(weights, (str,Path)) or not Path(weights).is_file():
         raise ValueError(
-            f"weights={weights!r} is no file: expected .safetensors or .pth; for weights from timm's hub name the tag in `arch`")
+            f"weights={weights!r} is no file: expected .safetensors or .pth; "
+            "for weights from timm's hub name the tag in `arch`")
     state = load_weights(weights)
-    try: return _load_all(partial(make, in_chans=n_in, **kwargs), state, n_out)
+    try: return _load_all(partial(make, **kwargs), state, n_out)
     except RuntimeError:
         if 'global_pool' not in kwargs: raise
     # another pool may need another head: the file must fit timm's own, then all but the head is taken
-    _load_all(partial(make, in_chans=n_in, **{k:v for k,v in kwargs.items() if k!='global_pool'}), state, n_out)
-    return _make_with(partial(make, in_chans=n_in, **kwargs), state, num_classes=n_out)
+    own_pool = {k:v for k,v in kwargs.items() if k!='global_pool'}
+    _load_all(partial(make, **own_pool), state, n_out)
+    return _make_with(partial(make, **kwargs), state, num_classes=n_out)
+
+def create_timm_classifier(
+    arch:str|Callable, # Name in `timm.list_models()`, perhaps with a tag; or a function such as `timm.models.resnet18`
+    n_out:int, # Number of classes
+    pretrained:bool=True, # Start from trained weights? The classifier is new if they have another number of classes
+    weights:str|Path=None, # File (.safetensors, .pth) of all weights by timm's names, classifier too; None: timm's hub
+    n_in:int=3, # Channels of a picture; the first layer's weights are adapted
+    **kwargs # Passed to `timm.create_model`
+)->nn.Module: # The network, which returns logits `[n,n_out]`
+    """A timm network, whole, for `n_out` classes.
+    A file of `weights` has the architecture's own number of classes or `n_out`; RuntimeError if it does not fit"""
+    _check_args(kwargs)
+    _check_arch(arch)
+    make = partial(timm.create_model, arch) if isinstance(arch, str) else arch
+    is_local = isinstance(arch, str) and arch.startswith('local-dir:')
+    if is_local and pretrained and weights is None: weights = _weights_in(Path(arch.removeprefix('local-dir:')))
+    if weights is None: return make(pretrained=pretrained, num_classes=n_out, in_chans=n_in, **kwargs)
+    if not pretrained: raise ValueError("`weights` with pretrained=False: leave one of them out")
+    return _load_file(make, weights, n_out, dict(in_chans=n_in, **kwargs))
 
 # %% ../../nbs/13_vision.learner.ipynb #e8ec04d2
 def _add_norm(dls, cfg, n_in):
     "Normalize with the statistics of `cfg`, unless `dls` normalizes already"
     mean,std = cfg['mean'],cfg['std']
     if n_in!=len(mean): return
-    has = dls.after_batch.fs.filter(risinstance(Normalize))
-    if not has: return dls.add_tfms([Normalize.from_stats(mean, std)], 'after_batch')
-    was = [o.flatten().tolist() for o in (has[0].mean,has[0].std) if isinstance(o, Tensor)]
-    if len(was)==2 and not np.allclose(was, [mean,std], atol=1e-3):
-        was = [np.round(o, 3).tolist() for o in was]
-        warn(f"`dls` normalizes with mean {was[0]} and std {was[1]}, the weights were trained with {list(mean)} and {list(std)}: "
-            "give `timm_learner` DataLoaders without Normalize")
+    norms = dls.after_batch.fs.filter(risinstance(Normalize))
+    if not norms: return dls.add_tfms([Normalize.from_stats(mean, std)], 'after_batch')
+    stats = [o.flatten().tolist() for o in (norms[0].mean,norms[0].std) if isinstance(o, Tensor)]
+    if len(stats)==2 and not np.allclose(stats, [mean,std], atol=1e-3):
+        dls_mean,dls_std = (np.round(o, 3).tolist() for o in stats)
+        warn(
+            f"`dls` normalizes with mean {dls_mean} and std {dls_std}, the weights were trained with "
+            f"{list(mean)} and {list(std)}: give `timm_learner` DataLoaders without Normalize")
 
 def timm_learner(
     dls:DataLoaders, # Pictures and classes
-    arch:str|Callable, # Name in `timm.list_models()`, a tag may follow; or a function like timm's own, such as `timm.models.resnet18`
-    normalize:bool=True, # If pretrained, normalize with the mean and std of the weights, unless `dls` does?
-    n_out:int=None, # Classes; None: as many as `dls` has
+    arch:str|Callable, # Name in `timm.list_models()`, perhaps with a tag; or a function such as `timm.models.resnet18`
+    normalize:bool=True, # If pretrained, normalize with the mean and std of the weights, unless `dls` normalizes?
+    n_out:int=None, # Number of classes; None: that of `dls`
     pretrained:bool=True, # Start from trained weights, with the body frozen?
     weights:str|Path=None, # File of weights, see `create_timm_classifier`; None: timm's hub
     loss_func:Callable=None, # None: that of `dls`
-    opt_func:Callable=Adam, # Makes the optimizer
+    opt_func:Callable=Adam, # Function that makes the optimizer
     lr:float|slice=defaults.lr, # Default learning rate
     splitter:Callable=None, # Parameter groups of a network; None: `timm_split`
     cbs:Callback|list=None, # Callbacks
@@ -147,16 +181,16 @@ def timm_learner(
     n_in:int=3, # Channels of a picture
     **kwargs # Passed to `timm.create_model`: `drop_rate`, `drop_path_rate`, `global_pool`, `img_size`, ...
 )->Learner: # With the groups of `timm_split`, frozen if pretrained
-    "A `Learner` on a timm network with its own pool and classifier; as `vision_learner` otherwise"
+    "A `Learner` on a timm network with timm's own pool and classifier; otherwise like `vision_learner`"
     _check_args(kwargs)
     n_out = ifnone(n_out, get_c(dls))
     if not n_out: raise ValueError("`dls` does not say how many classes there are: pass `n_out`, or set `dls.c`")
     model = create_timm_classifier(arch, n_out, pretrained, weights, n_in, **kwargs)
     splitter = ifnone(splitter, timm_split)
-    splitter(model) # before `dls` changes: an error leaves it as it was
+    splitter(model) # an error is raised here, before `dls` is changed
     if normalize and pretrained: _add_norm(dls, model.default_cfg, n_in)
-    learn = Learner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, splitter=splitter, cbs=cbs, metrics=metrics, path=path,
-        model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms)
+    learn = Learner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, splitter=splitter, cbs=cbs,
+                    metrics=metrics, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms)
     if pretrained: learn.freeze()
     store_attr('arch,normalize,n_out,pretrained', self=learn, **kwargs) # for loggers
     return learn
