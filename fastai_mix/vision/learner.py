@@ -59,7 +59,7 @@ def _check_args(kwargs):
         if cfg.get('file') if isinstance(cfg, dict) else getattr(cfg, 'file', None):
             raise TypeError(f"timm_learner takes no `file` in `{k}`: use `weights`")
 
-# %% ../../nbs/13_vision.learner.ipynb #ad5644ed
+# %% ../../nbs/13_vision.learner.ipynb #4ca50e3f
 def unknown_arch(
     arch:str, # A name that is not in `timm.list_models()`
 )->ValueError: # To be raised
@@ -68,7 +68,7 @@ def unknown_arch(
     return ValueError(
         f"timm has no model {arch!r}{did_you_mean(arch.lower(), timm.list_models(), otherwise, cutoff=.5)}")
 
-# %% ../../nbs/13_vision.learner.ipynb #409777dd
+# %% ../../nbs/13_vision.learner.ipynb #1963f912
 def _check_arch(arch):
     if isinstance(arch, str):
         if is_model(arch) or re.match('(local-dir|hf[-_]hub):', arch): return
@@ -190,7 +190,8 @@ def timm_learner(
     splitter(model) # an error is raised here, before `dls` is changed
     if normalize and pretrained: _add_norm(dls, model.default_cfg, n_in)
     learn = Learner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, splitter=splitter, cbs=cbs,
-                    metrics=metrics, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms)
+                    metrics=metrics, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn,
+                    moms=moms)
     if pretrained: learn.freeze()
     store_attr('arch,normalize,n_out,pretrained', self=learn, **kwargs) # for loggers
     return learn
