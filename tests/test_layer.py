@@ -70,7 +70,7 @@ def test_the_sum_vanishes_at_the_input_of_the_last_block():
     plain = CleanPass(clean.features, clean.logits, clean.layout, model, 'sum').cam(y)
     assert plain.abs().mean()/clean.cam(y).mean()<1e-5
     assert act.read=='abs' and correlation(clean.cam(y), exact.forward(x.double()).cam(y))>.99
-    with pytest.raises(ValueError, match='do not depend on its places'): ClassActivation(model, 'blocks.2')(x, y)
+    with pytest.raises(ValueError, match='do not depend on its output'): ClassActivation(model, 'blocks.2')(x, y)
 
 @pytest.mark.parametrize('kind', ['vit','registers','distilled','cait','torchvision'])
 def test_watching_and_a_forward_of_its_own_agree_on_tokens(kind):
