@@ -1,4 +1,4 @@
-"""Where in a picture a classifier sees a class, for any backbone
+"""Which parts of a picture a classifier uses for a class, for any backbone
 
 Docs: https://fastai-mix.github.io/fastai_mix/vision.cam.html.md"""
 
@@ -9,11 +9,11 @@ __all__ = ['CleanPass', 'ClassActivation', 'semantic_map', 'semantic_mass', 'eva
            'find_layer']
 
 # %% ../../nbs/11_vision.cam.ipynb #862110c2
-from difflib import get_close_matches
 from typing import Callable
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
@@ -21,75 +21,78 @@ from .box import rows_cols
 from .forward import *
 from .forward import call_eager, cast_to, clean_mode, usable
 from .layer import *
-from .layer import channel_sum, hook_features, no_features, on_host
+from .layer import channel_sum, hook_features, no_features, on_host, output_place, tap_features
 
 _all_ = ['eval_mode', 'unwrap_model', 'clean_logits', 'find_layer']
 
 # %% ../../nbs/11_vision.cam.ipynb #8cd14b15
 class CleanPass:
-    "Features and logits of one clean forward; `cam(y)` reads a class activation off them"
+    "Features and logits of one clean forward, of which `cam(y)` makes class activations"
     def __init__(self,
-        features:Tensor, # What the layer gave, tokens with the batch first
-        logits:Tensor, # Class scores `[n,c]`
-        layout:str|tuple, # Order of their dimensions: 'nchw', 'nhwc', or of tokens how many come before the places, and the grid of these
-        model:nn.Module, # Whose forward it was
-        read:str='sum', # 'sum' over channels of gradient times feature; 'abs': of its absolute value, where attention reads the features
+        features:Tensor, # Output of the layer, tokens with the batch first
+        logits:Tensor, # Class scores `[n,c]`, with their graph back to `features`
+        layout:str|tuple, # Of `features`: 'nchw', 'nhwc', or for tokens `(prefix,h,w)`: the first patch and the grid
+        model:nn.Module, # The model of that forward
+        read:str='sum', # Over channels, of gradient times feature: 'sum', or 'abs' of absolute values (for attention)
     ): self.features,self.logits,self.layout,self.model,self.read = features,logits,layout,model,read
+
+    def _score(self, y):
+        "Sum over samples of the logits that belong to `y`"
+        logits = self.logits[:len(y)].float()
+        if y.ndim==1 and logits.shape[1]==1: return (logits[:,0]*(2*y.float()-1)).sum() # one logit for two classes
+        if y.is_floating_point() or y.ndim>1: return (logits*y.view_as(logits)).sum()
+        y = y.long().clamp(0, logits.shape[1]-1) # the loss ignores others
+        return logits.gather(1, y[:,None]).sum()
 
     @torch.inference_mode(False)
     def cam(self,
         y:Tensor, # Class indices `[n]`, or a row of class weights per sample `[n,c]` (multi-label, soft targets)
     )->Tensor: # Class activations `[n,h,w]`, float32
-        "Class activation of each sample for its own `y`; of the first samples if there are fewer `y` than samples"
+        "Class activation of each sample for its own `y`; if `y` is shorter than the batch, of its first samples"
         y = usable(y)
-        with torch.enable_grad():
-            z = self.logits[:len(y)].float()
-            if y.ndim==1 and z.shape[1]==1: score = (z[:,0]*(2*y.float()-1)).sum() # one logit for two classes
-            elif y.is_floating_point() or y.ndim>1: score = (z*y.view_as(z)).sum()
-            else: score = z.gather(1, y.long().clamp(0, z.shape[1]-1)[:,None]).sum() # others the loss ignores
-            # gradient checkpointing runs parts of the forward once more
-            with clean_mode(self.model): grad, = torch.autograd.grad(score, self.features, retain_graph=True)
+        # in the mode of the forward: gradient checkpointing runs parts of it again
+        with torch.enable_grad(), clean_mode(self.model):
+            grad, = torch.autograd.grad(self._score(y), self.features, retain_graph=True)
         product = grad.float()*self.features.detach().float()
         return channel_sum(product.abs() if self.read=='abs' else product, self.layout)[:len(y)]
 
+# %% ../../nbs/11_vision.cam.ipynb #563db67f
+def _channels_last(x): return x.contiguous(memory_format=torch.channels_last)
+
 class ClassActivation:
     "Class activation of `model` at `layer` (None: found at the first batch of each size, see `find_layer`)"
+    channels_last = None # not known yet
     def __init__(self,
         model:nn.Module, # A classifier that returns logits `[n,c]`
-        layer:nn.Module|str=None, # Module, or its name in `model`, whose output is spatial; None: the last one whose output is
+        layer:nn.Module|str=None, # A module or its name, whose output is spatial; None: the last one whose output is
         n_classes:int=None, # Number of classes, see `class_logits`; None: not known
     ):
-        self.model,self.given,self.n_classes,self.found,self.fast = unwrap_model(model),layer,n_classes,{},None
-        self.layer,self.side,self.call,self.seq_first = layer,None,0,False # as `find_layer` says, once there is a picture
-        self.prefix = self.layout = self.read = None
-        if not isinstance(layer, str): return
-        names = dict(self.model.named_modules())
-        if layer not in names: raise ValueError(
-            f"no layer {layer!r} in {type(self.model).__name__}: "
-            f"did you mean {' or '.join(map(repr, get_close_matches(layer, names, 3, 0))) or 'another model'}?")
+        self.model,self.given,self.n_classes,self.found = unwrap_model(model),layer,n_classes,{}
+        self._set_place(dict(output_place(self.model, layer), layout=None, read=None))
 
-    def _hook(self, f):
-        "Have the features of the next forward in the same mode pass through `f`"
-        return hook_features(self.model, vars(self), f)
+    def _set_place(self, place):
+        self.layer,self.side,self.call,self.seq_first,self.prefix,self.layout,self.read = (
+            place[k] for k in ('layer','side','call','seq_first','prefix','layout','read'))
 
     def _pass(self, features, logits, x_shape):
         if not logits.requires_grad: raise no_features(self.model, x_shape)
         return CleanPass(features, logits, self.layout, self.model, self.read)
 
     def _find(self, x, more):
-        "Take the layer for pictures of the size of `x`: what is a map at full size may be a single place on small ones"
+        "Set the layer for pictures of the size of `x`: what is a map at full size may be one cell on small ones"
         size = tuple(x.shape[-2:])
         if size not in self.found:
             pictures = cast_to(x, self.model)
             self.found[size] = find_layer(self.model, pictures, *more, n_classes=self.n_classes, layer=self.given)
         if self.layer is not self.found[size]['layer']: vars(self).pop('head', None)
-        vars(self).update(self.found[size])
+        self._set_place(self.found[size])
 
-    def _channels_last(self, x, more):
-        "Does the model take channels-last pictures? On a CPU its convolutions are then a fifth faster, but a `view` in it may refuse them"
+    def _takes_channels_last(self, x, more):
+        "On a CPU convolutions are a fifth faster with channels last, but a `view` in the model may refuse them"
         if x.device.type!='cpu': return False
         try:
-            with clean_mode(self.model), torch.no_grad(): call_eager(self.model, x[:2].contiguous(memory_format=torch.channels_last), *(o[:2] for o in more))
+            with clean_mode(self.model), torch.no_grad():
+                call_eager(self.model, _channels_last(x[:2]), *(o[:2] for o in more))
         except RuntimeError: return False
         return True
 
@@ -98,111 +101,119 @@ class ClassActivation:
         x:Tensor, # Pictures `[n,c,H,W]`
         *more, # The model's other inputs, if it has several
     )->CleanPass: # Its features, logits and `cam`
-        "One forward in eval mode, without gradients before the layer; statistics, flags and hooks stay as they were"
+        "One forward in eval mode, without gradients before the layer; nothing in the model changes"
         x = cast_to(usable(x), self.model)
         self._find(x, more)
-        if self.fast is None: self.fast = self._channels_last(x, more)
-        if self.fast: x = x.contiguous(memory_format=torch.channels_last)
-        seen = []
-        def cut(t):
-            seen.append(t.detach().requires_grad_())
-            torch.set_grad_enabled(True) # what follows is the head: `no_grad` around the call puts the old mode back
-            return seen[-1].clone() # a head may begin with an operation in place, which a leaf does not allow
+        if self.channels_last is None: self.channels_last = self._takes_channels_last(x, more)
+        if self.channels_last: x = _channels_last(x)
+        features = []
+        def begin_graph(t):
+            features.append(t.detach().requires_grad_())
+            torch.set_grad_enabled(True) # the head comes next; `no_grad` around the call restores the mode
+            return features[0].clone() # a head may begin with an operation in place, which a leaf does not allow
         with clean_mode(self.model), torch.no_grad():
-            handle = self._hook(cut)
+            handle = hook_features(self.model, vars(self), begin_graph)
             try: logits = class_logits(call_eager(self.model, x, *more), self.n_classes)
             finally: handle.remove()
-        if not seen: raise no_features(self.model, x.shape)
-        return self._pass(seen[0], logits, x.shape)
+        if not features: raise no_features(self.model, x.shape)
+        return self._pass(features[0], logits, x.shape)
 
     def tap(self,
-        f:Callable, # Is given the features and gives those to go on with
-    )->Callable: # Takes the hooks off before that forward
-        "Have the features of the next forward in the model's present mode, which is somebody else's, pass through `f`; no hook outlives it"
-        handle,mode = self._hook(f),self.model.training
-        def stop(): handle.remove(), last.remove()
-        # runs after an exception in the forward, too
-        last = self.model.register_forward_hook(lambda m,*_: stop() if m.training==mode else None, always_call=True)
-        return stop
-
-    def _head(self, x, more):
-        "What makes logits of the features, if the model has it as a part: the rest of a `Sequential`, or timm's `forward_head`"
-        def candidates():
-            m,rest = self.model,[]
-            path = self.layer if isinstance(self.layer, str) else next(k for k,o in m.named_modules() if o is self.layer)
-            for part in path.split('.'):
-                if not isinstance(m, nn.Sequential): break
-                names = list(m._modules)
-                rest = [m._modules[k] for k in names[names.index(part)+1:]] + rest
-                m = m._modules[part]
-            else: yield nn.Sequential(*rest)
-            if hasattr(self.model, 'forward_head'): yield self.model.forward_head
-        clean = self.forward(x[:2], *(o[:2] for o in more))
-        # where logits are all 0, any head would seem to fit
-        if self.side is not None or not on_host(clean.logits).any(): return None
-        y = torch.arange(len(clean.logits), device=clean.logits.device)%clean.logits.shape[1]
-        want = on_host(clean.cam(y))
-        for head in candidates():
-            features = clean.features.detach().requires_grad_()
-            try:
-                with clean_mode(self.model), torch.enable_grad():
-                    out = class_logits(head(features.clone()), self.n_classes)
-                cam = on_host(CleanPass(features, out, clean.layout, self.model, clean.read).cam(y))
-            except (RuntimeError,ValueError,TypeError): continue # made for other features
-            if out.shape!=clean.logits.shape: continue
-            if not np.allclose(on_host(out), on_host(clean.logits), 1e-3, 1e-3): continue
-            # behind layers that begin as no change, other features may give the same logits, but not the same map
-            if np.allclose(cam, want, .05, .01*abs(want).max()): return head
+        f:Callable, # A function of the features that returns those with which the forward goes on
+    )->Callable: # Ends this before that forward
+        "Apply `f` to the features of the next forward in the model's present mode; the hooks are removed after it"
+        return tap_features(self.model, vars(self), f)
 
     def watch(self,
-        x:Tensor, # Pictures `[n,c,H,W]` that the next forward in the model's present mode begins with
+        x:Tensor, # Pictures `[n,c,H,W]` with which the next forward in the model's present mode begins
         *more, # The model's other inputs, if it has several
-    ): # A function of that forward's logits, giving the `CleanPass` of `x`; it gives None if a compiled model hid the features; its `stop` ends the watch before that forward
-        """Keep the features of the next forward, which is somebody else's, as it is made, and run only the head once more, in eval mode.
-        A model without a head of its own is read through the logits of that forward."""
+    )->Callable: # A function of that forward's logits that returns the `CleanPass` of `x`
+        """Keep the features of the next forward, which the caller runs, and run the head on them again, in eval mode.
+        If the model has no head of its own, the logits of that forward are used. The function that is returned gives
+        None if a compiled model hid the features; its `stop` ends the watch before that forward"""
         x = x.detach().as_subclass(Tensor)
         self._find(x, more)
-        if not hasattr(self, 'head'): self.head = self._head(x, more)
-        seen,n = [],len(x)
+        if not hasattr(self, 'head'): self.head = self._find_head(x, more)
+        features = []
         def keep(t):
             if not torch.is_grad_enabled(): return t
-            if self.head is None and not t.requires_grad: # nothing before it is trained
-                seen.append(t.detach().requires_grad_())
-                return seen[-1].clone()
-            seen.append(t)
-            return t
+            is_leaf = self.head is None and not t.requires_grad # nothing before it is trained
+            features.append(t.detach().requires_grad_() if is_leaf else t)
+            return features[0].clone() if is_leaf else t
         stop = self.tap(keep)
         def done(logits):
-            if not seen: return stop()
-            if self.head is None: return self._pass(seen[0], class_logits(logits, self.n_classes), x.shape)
-            features = seen[0][:n].detach().requires_grad_()
-            with clean_mode(self.model), torch.enable_grad(): return self._pass(features, class_logits(self.head(features.clone()), self.n_classes), x.shape)
+            if not features: return stop()
+            if self.head is None: return self._pass(features[0], class_logits(logits, self.n_classes), x.shape)
+            kept = features[0][:len(x)].detach().requires_grad_()
+            return self._pass(kept, self._head_logits(self.head, kept), x.shape)
         done.stop = stop
         return done
 
     def __call__(self,
         x:Tensor, # Pictures `[n,c,H,W]`
         y:Tensor, # Class indices `[n]`, or a row of class weights per sample `[n,c]`
-    )->tuple: # Class activation `[n,h,w]`, logits `[n,c]` of the clean forward
-        "Class activation of each picture for its own `y`, and the logits that came with it"
+    )->tuple: # Class activations `[n,h,w]`, logits `[n,c]` of the clean forward
+        "Class activation of each picture for its own `y`, and the logits of that forward"
         clean = self.forward(x)
         return clean.cam(y), clean.logits.detach()
+
+# %% ../../nbs/11_vision.cam.ipynb #43bc8de0
+@patch
+def _head_logits(self:ClassActivation, head, features):
+    "Logits that `head` makes of `features`, in eval mode and with a graph"
+    with clean_mode(self.model), torch.enable_grad(): return class_logits(head(features.clone()), self.n_classes)
+
+@patch
+def _candidate_heads(self:ClassActivation):
+    "What may make the logits of the features: the rest of nested `Sequential` containers, or timm's `forward_head`"
+    m,rest = self.model,[]
+    is_named = isinstance(self.layer, str)
+    path = self.layer if is_named else next(k for k,o in m.named_modules() if o is self.layer)
+    for part in path.split('.'):
+        if not isinstance(m, nn.Sequential): break
+        names = list(m._modules)
+        rest = [m._modules[k] for k in names[names.index(part)+1:]] + rest
+        m = m._modules[part]
+    else: yield nn.Sequential(*rest)
+    if hasattr(self.model, 'forward_head'): yield self.model.forward_head
+
+@patch
+def _is_head(self:ClassActivation, head, clean, y, cam):
+    "Does `head` give the logits and, for `y`, the class activations `cam` of the forward `clean`?"
+    features = clean.features.detach().requires_grad_()
+    try:
+        logits = self._head_logits(head, features)
+        head_cam = on_host(CleanPass(features, logits, clean.layout, self.model, clean.read).cam(y))
+    except (RuntimeError,ValueError,TypeError): return False # it takes other features
+    if logits.shape!=clean.logits.shape: return False
+    # at first a residual branch may change nothing: features before it give the same logits, but not the same map
+    return (np.allclose(on_host(logits), on_host(clean.logits), 1e-3, 1e-3)
+            and np.allclose(head_cam, cam, .05, .01*abs(cam).max()))
+
+@patch
+def _find_head(self:ClassActivation, x, more):
+    "The part of the model that makes logits of the features, or None"
+    clean = self.forward(x[:2], *(o[:2] for o in more))
+    if self.side is not None or not on_host(clean.logits).any(): return # any head fits logits that are all 0
+    y = torch.arange(len(clean.logits), device=clean.logits.device)%clean.logits.shape[1]
+    cam = on_host(clean.cam(y))
+    return next((head for head in self._candidate_heads() if self._is_head(head, clean, y, cam)), None)
 
 # %% ../../nbs/11_vision.cam.ipynb #9cb3cd96
 def semantic_map(
     cam:Tensor, # Class activations `[n,h,w]`
     size:tuple, # Height and width of the picture in pixels
 )->Tensor: # `[n,H,W]` float32, not negative, each map's sum is 1
-    "Distribution of each class activation over the pixels of its picture"
+    "Each class activation as a distribution over the pixels of its picture; uniform if it is constant or not finite"
     cam = cam.float()
     lo,hi = cam.amin((1,2),keepdim=True),cam.amax((1,2),keepdim=True)
-    # values apart by no more than rounding are constant; a comparison with NaN or a difference of infinities is False
-    says = (hi-lo > 1e-6*torch.maximum(hi.abs(),lo.abs())) & (hi-lo).isfinite()
-    cam = torch.where(says, (cam-lo)/(hi-lo), 0)
+    # not constant up to rounding; comparisons with NaN are False
+    is_map = (hi-lo > 1e-6*torch.maximum(hi.abs(),lo.abs())) & (hi-lo).isfinite()
+    cam = torch.where(is_map, (cam-lo)/(hi-lo), 0)
     up = F.interpolate(cam[:,None], tuple(size), mode='bilinear', align_corners=False)[:,0]
     up = up-up.amin((1,2),keepdim=True)
-    # few pixels may all fall on equal values
-    up = torch.where(says & (up.amax((1,2),keepdim=True)>1e-6), up, 1)
+    # a map may be constant once it is resized to a few pixels
+    up = torch.where(is_map & (up.amax((1,2),keepdim=True)>1e-6), up, 1)
     return up/up.sum((1,2),keepdim=True)
 
 # %% ../../nbs/11_vision.cam.ipynb #b4d5fa1a
@@ -213,4 +224,5 @@ def semantic_mass(
 )->Tensor: # `[n]` float32, 0 for an empty box to 1 for the whole picture
     "The part of each picture's semantic map that lies inside its box"
     rows,cols = rows_cols(box, size)
-    return (semantic_map(cam, size)*cols[:,None].float()).sum(2).mul(rows.float()).sum(1).clamp(max=1)
+    row_mass = (semantic_map(cam, size)*cols[:,None].float()).sum(2)
+    return (row_mass*rows.float()).sum(1).clamp(max=1)

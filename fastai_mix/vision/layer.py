@@ -18,6 +18,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
+from ..args import did_you_mean
 from .forward import *
 from .forward import call_eager, clean_mode, usable
 
@@ -269,6 +270,27 @@ def hook_features(
         lambda m,inputs: (*inputs[:side], once(inputs[side]), *inputs[side+1:]))
     return handle
 
+def tap_features(
+    model:nn.Module, # The model, unwrapped
+    place:dict, # From `find_layer`
+    f, # As for `hook_features`
+): # A function that ends this before that forward
+    "`hook_features` for a forward that others run: after it all hooks are removed, even if it failed"
+    handle,mode = hook_features(model, place, f),model.training
+    def stop(): handle.remove(), after.remove()
+    after = model.register_forward_hook(lambda m,*_: stop() if m.training==mode else None, always_call=True)
+    return stop
+
+def output_place(
+    model:nn.Module, # A model, unwrapped
+    layer:nn.Module|str=None, # A module of it or its name; None: not known yet
+)->dict: # A place
+    "The output of the first call of `layer`, batch first; ValueError if the model has no layer of that name"
+    names = dict(model.named_modules())
+    if isinstance(layer, str) and layer not in names:
+        raise ValueError(f"no layer {layer!r} in {type(model).__name__}{did_you_mean(layer, names, cutoff=0)}")
+    return dict(layer=layer, side=None, call=0, seq_first=False, prefix=None)
+
 def _probe(model, x, more, n_classes, place):
     """Whether there is attention between `place` and the logits, and whether the sum over channels of gradient times
     feature vanishes there; None if the logits do not depend on the place"""
@@ -317,7 +339,7 @@ def _search(model, x, more, n_classes):
         dependent = _dependent(rec, features)
     return rec,features,dependent
 
-# %% ../../nbs/10b_vision.layer.ipynb #118f0a54
+# %% ../../nbs/10b_vision.layer.ipynb #11b88168
 def _is_stack(m): return isinstance(m, (nn.Sequential, nn.ModuleList))
 
 def _entered_at(block, rec, dependent):
@@ -351,7 +373,7 @@ def _entrances(rec, block, side, features, dependent):
     calls = [c for c in rec.calls if c.module in parts and id(c.output) in dependent]
     return [(block,side)] + [(c,None) for c in calls if kind(c.output)==block_kind]
 
-# %% ../../nbs/10b_vision.layer.ipynb #463aed4c
+# %% ../../nbs/10b_vision.layer.ipynb #1dda3a68
 def _as_place(call, side, layout):
     prefix = layout.prefix if layout.kind in ('nlc','lnc') else None
     return dict(layer=call.module, side=side, call=call.nth, prefix=prefix, seq_first=layout.kind=='lnc',
@@ -402,7 +424,7 @@ def _find(model, x, more, n_classes, layer=None):
     entrances = [probed_call(c, side) for c,side in _entrances(rec, *block, features, dependent)]
     return next((place for place,_,vanishes in entrances if not vanishes), entrances[0][0]),rec
 
-# %% ../../nbs/10b_vision.layer.ipynb #231ff552
+# %% ../../nbs/10b_vision.layer.ipynb #455102aa
 @torch.inference_mode(False)
 def find_layer(
     model:nn.Module, # A classifier
@@ -416,7 +438,7 @@ def find_layer(
     and `read` are those of `CleanPass`"""
     return _find(unwrap_model(model), x, more, n_classes, layer)[0]
 
-# %% ../../nbs/10b_vision.layer.ipynb #4249d4f9
+# %% ../../nbs/10b_vision.layer.ipynb #128326c3
 @torch.inference_mode(False)
 def find_stage(
     model:nn.Module, # A classifier
