@@ -258,7 +258,7 @@ def test_layers(toy):
 
 def test_errors(toy):
     for kw in (dict(hidden=0), dict(hidden=2.), dict(weight=0), dict(weight='1')):
-        with pytest.raises(ValueError, match='expected a number'): MidLevelBranch(**kw)
+        with pytest.raises(ValueError, match='expected a (whole )?number'): MidLevelBranch(**kw)
     with pytest.raises(ValueError, match=r"no layer 'lyer4'"): toy(cbs=MidLevelBranch('lyer4')).fit(1)
     with pytest.raises(ValueError, match=r'saw \(8, 3\)'): toy(cbs=MidLevelBranch('10')).fit(1)
     with pytest.raises(ValueError, match='needs a branch that has been trained'): toy(cbs=MidLevelBranch()).validate(cbs=BranchPred())

@@ -9,18 +9,18 @@ __all__ = ['MidLevelBranch', 'BranchPred', 'find_stage']
 
 # %% ../../nbs/26_callback.branch.ipynb #745ec99e
 from copy import deepcopy
-from numbers import Number
 
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 
+from ..args import check_count, check_positive
 from .mix import *
 from .base import FitCallback, class_count, in_lr_find
 from ..losses import unchecked_mix_loss
 from .resize import *
-from ..vision.cam import *
 from ..vision.layer import *
-from ..vision.layer import as_nchw, nearest_layout
+from ..vision.layer import as_nchw, nearest_layout, output_place, tap_features
+from ..vision.forward import *
 from ..vision.forward import cast_to
 
 _all_ = ['find_stage']
@@ -29,82 +29,109 @@ _all_ = ['find_stage']
 class MidLevelBranch(FitCallback):
     "Train a classifier on the features of the second-to-last stage beside the model, arXiv 2012.04846"
     order,run_valid = MixCallback.order+.7,False # after a mix has set its loss, before it is divided or scaled
+    # a Callback would look for them in the model
+    branch = place = place_model = stepper = stepper_state = kept = remove_hooks = previous_branch = None
     def __init__(self,
-        layer:nn.Module|str=None, # Layer whose output the branch sees, or its name in the model; None: what goes into the last stage, see `find_stage`
+        layer:nn.Module|str=None, # Layer whose output the branch sees, or its name; None: see `find_stage`
         hidden:int=None, # Channels after the 1×1 convolution; None: as many as before it, as published
-        weight:float=1., # What its loss is multiplied with, above 0; 1 as published
+        weight:float=1., # Factor of its loss, above 0; 1 as published
         detach:bool=True, # Keep its gradient from the model, as published? If not it is deep supervision
     ):
-        if hidden is not None and (not isinstance(hidden, int) or hidden<1): raise ValueError(f"hidden={hidden!r}: expected a number of channels, or None")
-        if not isinstance(weight, Number) or not weight>0: raise ValueError(f"weight={weight!r}: expected a number above 0")
+        if hidden is not None: check_count('hidden', hidden)
+        check_positive('weight', weight)
         self.layer,self.hidden,self.weight,self.detach = layer,hidden,weight,detach
-        self.branch = self.at = self.stepper = self.steps = self.seen = self.stop_looking = None
 
     def look(self,
-        x:Tensor, # Pictures `[n,c,H,W]` that the next forward begins with
+        x:Tensor, # Pictures `[n,c,H,W]` with which the next forward begins
         *more, # The model's other inputs, if it has several
     ):
-        "Keep the features of the next forward, which is somebody else's and begins with `x`"
-        if self.at is None:
-            self.at = ClassActivation(self.learn.model, self.layer, class_count(self.dls))
-            if self.layer is None:
-                grows = next((cb for cb in self.learn.cbs if isinstance(cb, ProgressiveResize)), None)
-                # small pictures may have no map where full ones have
-                whole = F.interpolate(x[:2].as_subclass(Tensor), grows.full) if self.training and grows else x
-                vars(self.at).update(find_stage(self.learn.model, cast_to(whole, self.at.model), *more, n_classes=self.at.n_classes))
-        self.seen,self.size = None,x.shape[-2:]
+        "Keep the features of the next forward, which the Learner runs"
+        if self.place is None: self._find_place(x, more)
+        self.kept,self.size = None,x.shape[-2:]
         def keep(t):
-            self.seen = t
+            self.kept = t
             return t
-        self.stop_looking = self.at.tap(keep)
+        self.remove_hooks = tap_features(self.place_model, self.place, keep)
 
     def features(self)->Tensor: # `[n,c,h,w]` float32
         "The features that were kept"
-        t,self.seen = self.seen,None
-        if not isinstance(self.pred, Tensor): raise ValueError(f"MidLevelBranch trains on the Learner's loss of logits [n,c], but {type(self.learn.model).__name__} returns a "
-            f"{type(self.pred).__name__}: have the model return its logits, or a callback before this one set `learn.pred` to them in `after_pred`")
-        layout = None if t is None or len(t)!=len(self.pred) else nearest_layout(t, len(t), self.size, self.at.prefix)
-        if layout is None: raise ValueError("MidLevelBranch needs a feature map of the whole batch, but saw "
-            f"{'none' if t is None else tuple(t.shape)}: pass `layer=`, a module or its name whose output is one; with several GPUs use "
-            "`distrib_ctx`; compile after training with it")
+        t,self.kept = self.kept,None
+        if not isinstance(self.pred, Tensor):
+            raise ValueError(
+                "MidLevelBranch trains on the Learner's loss of logits [n,c], but "
+                f"{type(self.learn.model).__name__} returns a {type(self.pred).__name__}: have the model return its "
+                "logits, or a callback before this one set `learn.pred` to them in `after_pred`")
+        is_whole = t is not None and len(t)==len(self.pred)
+        layout = nearest_layout(t, len(t), self.size, self.place['prefix']) if is_whole else None
+        if layout is None:
+            raise ValueError(
+                "MidLevelBranch needs a feature map of the whole batch, but saw "
+                f"{'none' if t is None else tuple(t.shape)}: pass `layer=`, a module or its name whose output is one; "
+                "with several GPUs use `distrib_ctx`; compile after training with it")
         return as_nchw(t.as_subclass(Tensor).float(), layout)
 
-# %% ../../nbs/26_callback.branch.ipynb #dc5ded78
+# %% ../../nbs/26_callback.branch.ipynb #bab66c2c
+@patch
+def _full_size(self:MidLevelBranch, x):
+    "Pictures `x` as large as `ProgressiveResize` will make them"
+    resize = next((cb for cb in self.learn.cbs if isinstance(cb, ProgressiveResize)), None)
+    return F.interpolate(x[:2].as_subclass(Tensor), resize.full) if self.training and resize else x
+
+@patch
+def _find_place(self:MidLevelBranch, x, more):
+    "Set the place of the features in the present model"
+    model = unwrap_model(self.learn.model)
+    place = output_place(model, self.layer)
+    if self.layer is None:
+        place.update(find_stage(model, cast_to(self._full_size(x), model), *more, n_classes=class_count(self.dls)))
+    self.place,self.place_model = place,model
+
 @patch
 def before_fit(self:MidLevelBranch):
-    if self.at is not None and self.at.model is not unwrap_model(self.learn.model): self.at = None
-    self.stepper = self.steps = None
-    self.skip = False
-    self.spare = deepcopy(self.branch)
+    if self.place_model is not unwrap_model(self.learn.model): self.place = None
+    self.stepper = self.stepper_state = None
+    self.step_cancelled = False
+    self.previous_branch = deepcopy(self.branch)
 
 @patch
 def before_batch(self:MidLevelBranch): self.look(*self.xb)
 
+# %% ../../nbs/26_callback.branch.ipynb #f2c9c502
 @patch
-def _begin(self:MidLevelBranch, f):
-    "Make what is missing for features `f` and predictions like the running ones: the branch, its optimizer"
-    size = f.shape[1],self.hidden or f.shape[1],self.pred.shape[1]
-    if self.branch is None: self._make(*size)
-    elif self._size()!=size: raise ValueError(f"this branch was trained on {self._size()[0]} channels for {self._size()[2]} classes, and here are {size[0]} and {size[2]}: "
-        "take it off the Learner and add a new MidLevelBranch()")
-    self.branch.to(f.device).train()
-    self.reduced = self.branch if num_distrib()<2 else nn.parallel.DistributedDataParallel(self.branch)
-    opt_func = Adam if isinstance(self.opt_func, OptimWrapper) else self.opt_func # an optimizer of the user's own holds the model's parameters
-    self.stepper = opt_func([list(self.branch.parameters())], lr=self.lr)
-    if self.steps: self.stepper.load_state_dict(self.steps)
+def _size(self:MidLevelBranch):
+    "Channels of the features, hidden channels and outputs of the branch"
+    conv,linear = self.branch[0],self.branch[-1]
+    return conv.in_channels,conv.out_channels,linear.out_features
 
 @patch
 def _make(self:MidLevelBranch, c, hidden, n_out):
     with torch.random.fork_rng(devices=[]): # made on the CPU
-        self.branch = nn.Sequential(nn.Conv2d(c, hidden, 1), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(hidden, n_out))
+        self.branch = nn.Sequential(nn.Conv2d(c, hidden, 1), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+                                    nn.Linear(hidden, n_out))
 
 @patch
-def _size(self:MidLevelBranch): return self.branch[0].in_channels,self.branch[0].out_channels,self.branch[-1].out_features
+def _begin(self:MidLevelBranch, f):
+    "Make the branch, if there is none, and its optimizer, for features `f` and the present predictions"
+    size = f.shape[1],self.hidden or f.shape[1],self.pred.shape[1]
+    if self.branch is None: self._make(*size)
+    elif self._size()!=size:
+        c,_,n_out = self._size()
+        raise ValueError(
+            f"this branch was trained on {c} channels for {n_out} classes, and here are {size[0]} and {size[2]}: "
+            "take it off the Learner and add a new MidLevelBranch()")
+    self.branch.to(f.device).train()
+    self.wrapped_branch = self.branch if num_distrib()<2 else nn.parallel.DistributedDataParallel(self.branch)
+    # an optimizer instead of a function holds the model's parameters
+    opt_func = Adam if isinstance(self.opt_func, OptimWrapper) else self.opt_func
+    self.stepper = opt_func([list(self.branch.parameters())], lr=self.lr)
+    if self.stepper_state: self.stepper.load_state_dict(self.stepper_state)
 
 @patch
-def state_dict(self:MidLevelBranch)->dict: # For `load_state_dict`
-    "Weights of the branch and the state of its optimizer, as far as they are there"
-    return {} if self.branch is None else dict(size=self._size(), weights=self.branch.state_dict(), steps=self.stepper and self.stepper.state_dict())
+def state_dict(self:MidLevelBranch)->dict: # For `load_state_dict`; empty before there is a branch
+    "Weights of the branch and the state of its optimizer"
+    if self.branch is None: return {}
+    steps = self.stepper and self.stepper.state_dict()
+    return dict(size=self._size(), weights=self.branch.state_dict(), steps=steps)
 
 @patch
 def load_state_dict(self:MidLevelBranch,
@@ -114,53 +141,63 @@ def load_state_dict(self:MidLevelBranch,
     if not state: return
     self._make(*state['size'])
     self.branch.load_state_dict(state['weights'])
-    self.stepper,self.steps = None,state['steps'] # the optimizer is made with the first batch
+    self.stepper,self.stepper_state = None,state['steps'] # the optimizer is made with the first batch
+
+# %% ../../nbs/26_callback.branch.ipynb #dc5ded78
+@patch
+def _loss(self:MidLevelBranch, pred):
+    "Loss of the branch's logits `pred`, mixed as the batch is"
+    mixes = (cb for cb in self.learn.cbs if isinstance(cb, MixCallback) and cb.run and cb.w is not None)
+    mix = next(mixes, None)
+    if mix is None: return self.loss_func(pred, *self.yb)
+    yb2 = tuple(y[mix.partner] for y in self.yb)
+    return unchecked_mix_loss(self.loss_func, pred, self.yb, yb2, mix.w, mix.w2)
 
 @patch
 def after_loss(self:MidLevelBranch):
-    "Add the loss of the branch, mixed as the batch is, to what is backpropagated"
+    "Add the loss of the branch to the loss of which gradients are computed"
     f = self.features()
     if self.detach: f = f.detach()
     if self.stepper is None: self._begin(f)
-    pred,mix = self.reduced(f).float(),next((cb for cb in self.learn.cbs if isinstance(cb, MixCallback) and cb.run and cb.w is not None), None)
-    loss = self.loss_func(pred, *self.yb) if mix is None else unchecked_mix_loss(
-        self.loss_func, pred, self.yb, tuple(y[mix.partner] for y in self.yb), mix.w, mix.w2)
-    self.learn.loss_grad = self.learn.loss_grad + self.weight*loss
+    self.learn.loss_grad = self.learn.loss_grad + self.weight*self._loss(self.wrapped_branch(f).float())
 
 @patch
-def after_cancel_step(self:MidLevelBranch): self.skip = True
+def after_cancel_step(self:MidLevelBranch): self.step_cancelled = True
 
 @patch
 def after_step(self:MidLevelBranch):
     "Step as the Learner did, with the hyperparameters of its last group"
     self.stepper.set_hypers(**{k:[v] for k,v in self.learn.opt.hypers[-1].items()})
-    scaler = getattr(self.learn, 'scaler', None) if any(isinstance(cb, MixedPrecision) for cb in self.learn.cbs) else None
-    if not self.skip: scaler.step(self.stepper) if scaler else self.stepper.step()
+    is_mixed = any(isinstance(cb, MixedPrecision) for cb in self.learn.cbs)
+    scaler = getattr(self.learn, 'scaler', None) if is_mixed else None
+    if not self.step_cancelled: scaler.step(self.stepper) if scaler else self.stepper.step()
     self.stepper.zero_grad()
-    self.skip = False
+    self.step_cancelled = False
 
 @patch
 def after_cancel_batch(self:MidLevelBranch):
-    if self.stop_looking: self.stop_looking()
+    if self.remove_hooks: self.remove_hooks()
 
 @patch
 def after_fit(self:MidLevelBranch):
     self.after_cancel_batch()
-    if in_lr_find(self.learn): self.branch = self.spare
-    self.stepper = self.steps = self.reduced = self.spare = self.stop_looking = self.seen = None
+    if in_lr_find(self.learn): self.branch = self.previous_branch
+    self.stepper = self.stepper_state = self.wrapped_branch = None
+    self.previous_branch = self.remove_hooks = self.kept = None
 
 # %% ../../nbs/26_callback.branch.ipynb #75312338
 class BranchPred(Callback):
     "Predict by the Learner's `MidLevelBranch` instead of its model, or by both"
     order,run_train = MidLevelBranch.order,False
     def __init__(self,
-        add:bool=False, # Add the scores of the branch to the model's, as the published code validates, instead of taking their place?
+        add:bool=False, # Add the scores of the branch to the model's, as the published code does when it validates?
     ): self.add = add
 
     def before_validate(self):
         self.source = next((cb for cb in self.learn.cbs if isinstance(cb, MidLevelBranch)), None)
-        if getattr(self.source, 'branch', None) is None: raise ValueError("BranchPred needs a branch that has been trained: "
-            "`learn.add_cb(MidLevelBranch())`, then fit")
+        if getattr(self.source, 'branch', None) is None:
+            raise ValueError(
+                "BranchPred needs a branch that has been trained: `learn.add_cb(MidLevelBranch())`, then fit")
 
     def before_batch(self): self.source.look(*self.xb)
 
