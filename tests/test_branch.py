@@ -6,8 +6,10 @@ import pytest
 import timm
 import torch
 from fastai.callback.mixup import MixUp as FastaiMixUp
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelFitException, CancelStepException, CrossEntropyLossFlat,
-    GradientAccumulation, LabelSmoothingCrossEntropyFlat, OptimWrapper, get_image_files, load_learner, nn, partial, ranger, tensor, vision_learner)
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelFitException,
+                               CancelStepException, CrossEntropyLossFlat, GradientAccumulation,
+                               LabelSmoothingCrossEntropyFlat, OptimWrapper, get_image_files, load_learner, nn, partial,
+                               ranger, tensor, vision_learner)
 from fastai_mix.callback.branch import BranchPred, MidLevelBranch, find_stage
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
@@ -27,7 +29,8 @@ def run(toy):
         return learn
     return make
 
-mixes = {'none': lambda: [], 'snapmix': lambda: [SnapMix()], 'echo': lambda: [SnapMix(echo=True)], 'choice': lambda: [MixChoice([SnapMix(), GridMask(p=1), None])],
+mixes = {'none': lambda: [], 'snapmix': lambda: [SnapMix()], 'echo': lambda: [SnapMix(echo=True)],
+         'choice': lambda: [MixChoice([SnapMix(), GridMask(p=1), None])],
          'choice-echo': lambda: [MixChoice([CutMix(), GridMask(p=1)], echo=True)], 'fastai': lambda: [FastaiMixUp()]}
 
 @pytest.mark.parametrize('mix', mixes)
@@ -35,11 +38,12 @@ mixes = {'none': lambda: [], 'snapmix': lambda: [SnapMix()], 'echo': lambda: [Sn
 def test_detached_changes_nothing(mix, accumulate, run):
     extra = (lambda: [GradientAccumulation(16)]) if accumulate else (lambda: [])
     a,b = run(*mixes[mix](), *extra()),run(*mixes[mix](), *extra(), MidLevelBranch())
-    assert a.record.losses==b.record.losses and torch.equal(weights(a), weights(b)) and list(a.validate())==list(b.validate())
+    assert a.record.losses==b.record.losses and torch.equal(weights(a), weights(b))
+    assert list(a.validate())==list(b.validate())
 
 def test_it_learns_and_reads(run):
     learn = run(CutMix(), MidLevelBranch(), epochs=12, lr=1e-2, metrics=lambda p,y: (p.argmax(1)==y).float().mean())
-    (own,),(branch,),(both,) = ([learn.get_preds(cbs=cbs, reorder=False)[0]] for cbs in ([], BranchPred(), BranchPred(add=True)))
+    own,branch,both = (learn.get_preds(cbs=cbs, reorder=False)[0] for cbs in ([], BranchPred(), BranchPred(add=True)))
     assert learn.validate(cbs=BranchPred())[1]>.9
     x = torch.cat([b[0] for b in learn.dls.valid])
     with torch.no_grad():
@@ -49,10 +53,13 @@ def test_it_learns_and_reads(run):
         z = torch.einsum('nchw,dc->nhwd', F, conv.weight[:,:,0,0]) + conv.bias
         z = z.relu().flatten(1,2).amax(1)@lin.weight.T + lin.bias
         scores = body(x)
-    torch.testing.assert_close(branch, z.softmax(1)), torch.testing.assert_close(both, (z+scores).softmax(1)), torch.testing.assert_close(own, scores.softmax(1))
+    torch.testing.assert_close(branch, z.softmax(1))
+    torch.testing.assert_close(both, (z+scores).softmax(1))
+    torch.testing.assert_close(own, scores.softmax(1))
 
-@pytest.mark.parametrize('target,loss', [('index',CrossEntropyLossFlat(weight=tensor([1.,2,5]))), ('index',LabelSmoothingCrossEntropyFlat()),
-                                         ('onehot',BCEWithLogitsLossFlat()), ('onehot',nn.CrossEntropyLoss())], ids=str)
+@pytest.mark.parametrize('target,loss', [
+    ('index',CrossEntropyLossFlat(weight=tensor([1.,2,5]))), ('index',LabelSmoothingCrossEntropyFlat()),
+    ('onehot',BCEWithLogitsLossFlat()), ('onehot',nn.CrossEntropyLoss())], ids=str)
 @pytest.mark.parametrize('mix', [MixUp, partial(SnapMix, echo=True), None])
 def test_its_loss_is_mixed_as_the_batch_is(target, loss, mix, toy):
     "Gradient of the branch's own parameters against the mixed loss of its own scores"
@@ -68,7 +75,9 @@ def test_its_loss_is_mixed_as_the_batch_is(target, loss, mix, toy):
             for p,g in zip(self.mid_level_branch.branch.parameters(), self.want): torch.testing.assert_close(p.grad, g)
             self.learn.checked = getattr(self.learn, 'checked', 0)+1
     learn = toy(cbs=[*([mix()] if mix else []), MidLevelBranch(weight=.3), Grads()], target=target, loss_func=loss)
-    learn.model[3].register_forward_pre_hook(lambda m,i: setattr(learn.grads, 'feats', i[0].detach()) if m.training else None)
+    def keep(m, inputs):
+        if m.training: learn.grads.feats = inputs[0].detach()
+    learn.model[3].register_forward_pre_hook(keep)
     learn.fit(1)
     assert learn.checked==4
 
@@ -81,13 +90,15 @@ def test_undetached_changes_the_body_by_the_gradient_of_both(toy):
                 if not grads.get(k): grads[k] = [p.grad.clone() for p in self.learn.model.parameters()]
         toy(cbs=[*cb, Keep()]).fit(1)
     same = [[torch.equal(a, b) for a,b in zip(grads['plain'], grads[k])] for k in ('detached','deep')]
-    assert all(same[0]) and not any(same[1][:4]) and all(same[1][4:]) # convolution and norm before the pooling; what comes after
+    # convolution and norm before the pooling; what comes after
+    assert all(same[0]) and not any(same[1][:4]) and all(same[1][4:])
 
 def test_it_steps_when_the_learner_does(toy):
     "With accumulation as with one batch of all of it; not where the step was cancelled"
     branches = []
     for bs,cbs in ((8,[GradientAccumulation(32)]), (32,[])):
-        model = nn.Sequential(*[nn.Identity() if isinstance(m, (nn.BatchNorm2d,nn.Dropout)) else m for m in toy_model()])
+        def is_plain(m): return not isinstance(m, (nn.BatchNorm2d,nn.Dropout))
+        model = nn.Sequential(*[m if is_plain(m) else nn.Identity() for m in toy_model()])
         torch.manual_seed(1)
         for p in model.parameters(): nn.init.normal_(p, std=.1)
         learn = toy(cbs=[MidLevelBranch(), *cbs], bs=bs, model=model, n=32)
@@ -121,7 +132,8 @@ def test_a_step_that_overflows_is_skipped_by_both(run):
 def test_scaled_gradients_are_unscaled_for_the_branch(run):
     "Adam does not mind a scale, plain SGD does"
     sgd = partial(OptimWrapper, opt=torch.optim.SGD)
-    got = [run(MidLevelBranch(), *cbs, epochs=1, opt_func=sgd, lr=.05).mid_level_branch.branch for cbs in ([], [CpuScaler()])]
+    got = [run(MidLevelBranch(), *cbs, epochs=1, opt_func=sgd, lr=.05).mid_level_branch.branch
+           for cbs in ([], [CpuScaler()])]
     for a,b in zip(*(o.parameters() for o in got)): torch.testing.assert_close(a, b, atol=3e-3, rtol=0)
 
 @pytest.mark.parametrize('opt_func', [ranger, partial(OptimWrapper, opt=torch.optim.AdamW)])
@@ -131,7 +143,8 @@ def test_other_optimizers(opt_func, run):
 
 def test_an_optimizer_of_the_users_own(toy):
     model = toy_model()
-    learn = toy(cbs=MidLevelBranch(), model=model, opt_func=OptimWrapper(opt=torch.optim.SGD(model.parameters(), lr=.1, momentum=.9)))
+    opt = OptimWrapper(opt=torch.optim.SGD(model.parameters(), lr=.1, momentum=.9))
+    learn = toy(cbs=MidLevelBranch(), model=model, opt_func=opt)
     learn.fit(1)
     assert learn.mid_level_branch.branch is not None
 
@@ -144,7 +157,8 @@ def test_nothing_leaks(event, order, ex, toy):
     try: learn.fit(1)
     except (RuntimeError, KeyboardInterrupt): pass
     learn.remove_cb(learn.stop)
-    if (event,order,ex) not in [('before_batch',20,RuntimeError),('before_batch',20,KeyboardInterrupt)]: # then the next forward takes it off
+    # otherwise the next forward takes it off
+    if (event,order,ex) not in [('before_batch',20,RuntimeError),('before_batch',20,KeyboardInterrupt)]:
         assert state(learn)[4]==want[4]
     learn.fit(1)
     after = state(learn)
@@ -184,7 +198,9 @@ def test_it_follows_the_last_group(toy):
     class See(Callback):
         order,run_valid = 70,False
         def before_fit(self): self.of = []
-        def after_batch(self): self.of.append((self.opt.hypers[-1]['lr'], self.mid_level_branch.stepper.hypers[0]['lr'], self.opt.hypers[-1]['mom'], self.mid_level_branch.stepper.hypers[0]['mom']))
+        def after_batch(self):
+            last,branch = self.opt.hypers[-1],self.mid_level_branch.stepper.hypers[0]
+            self.of.append((last['lr'], branch['lr'], last['mom'], branch['mom']))
     learn = toy(cbs=[MidLevelBranch(), See()], splitter=lambda m: [list(m[:7].parameters()), list(m[7:].parameters())])
     learn.fit_one_cycle(1, slice(1e-5,1e-2))
     assert all(a==b and c==d for a,b,c,d in learn.see.of) and max(a for a,*_ in learn.see.of)>5e-3
@@ -201,7 +217,8 @@ def test_goes_on_after_a_kill(toy, tmp_path):
     for at in (0,1): # without a branch yet, and with one
         with pytest.raises(KeyboardInterrupt), resumable(learn := make(at), tmp_path/f'run{at}'): learn.fit(3, 1e-2)
         with resumable(learn := make(), tmp_path/f'run{at}'): learn.fit(3, 1e-2)
-        for a,b in zip(learn.mid_level_branch.branch.parameters(), whole.mid_level_branch.branch.parameters()): assert torch.equal(a, b)
+        for a,b in zip(learn.mid_level_branch.branch.parameters(), whole.mid_level_branch.branch.parameters()):
+            assert torch.equal(a, b)
 
 def test_a_validation_in_between_keeps_its_optimizer(toy):
     class Between(Callback):
@@ -225,14 +242,16 @@ def test_growing_pictures_have_one_branch(toy):
     assert learn.validate(cbs=BranchPred())[0]>0
     learn.remove_cb(ProgressiveResize)
     learn.fit(1, 1e-3)
-    assert learn.mid_level_branch.branch is branch and branch[0].in_channels==model.layer4[0].conv1.in_channels # the stage of full size
+    # the stage of full size
+    assert learn.mid_level_branch.branch is branch and branch[0].in_channels==model.layer4[0].conv1.in_channels
     learn.model = toy_model()
     with pytest.raises(ValueError, match='trained on .* channels for 3 classes'): learn.fit(1)
 
 @pytest.mark.filterwarnings('ignore')
 def test_export_takes_it_along(tmp_path):
     path = leaf_data(tmp_path/'data', n=40, size=64)
-    learn = vision_learner(leaf_dls(path, size=32, bs=8), 'test_resnet', pretrained=False, cbs=[CutMix(), MidLevelBranch()], path=tmp_path)
+    learn = vision_learner(leaf_dls(path, size=32, bs=8), 'test_resnet', pretrained=False,
+        cbs=[CutMix(), MidLevelBranch()], path=tmp_path)
     keys = list(learn.model.state_dict())
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
@@ -241,13 +260,16 @@ def test_export_takes_it_along(tmp_path):
         learn.export('e.pkl')
         loaded = load_learner(tmp_path/'e.pkl')
         assert list(loaded.model.state_dict())==keys
-        with loaded.no_bar(): torch.testing.assert_close(loaded.get_preds(dl=loaded.dls.test_dl(files), cbs=BranchPred())[0], want)
+        with loaded.no_bar():
+            torch.testing.assert_close(loaded.get_preds(dl=loaded.dls.test_dl(files), cbs=BranchPred())[0], want)
         torch.testing.assert_close(loaded.predict(files[0])[2], learn.predict(files[0])[2])
 
 def test_layers(toy):
-    swin = timm.models.SwinTransformer(img_size=64, window_size=2, embed_dim=16, depths=(1,1,1), num_heads=(1,1,1), num_classes=3) # [n,h,w,c]
+    swin = timm.models.SwinTransformer(img_size=64, window_size=2, embed_dim=16, depths=(1,1,1), num_heads=(1,1,1),
+                                       num_classes=3) # [n,h,w,c]
     vit = timm.create_model('test_vit', img_size=64, num_classes=3) # [n,tokens,c], one of them no place
-    for model,layer,channels in [(vit,'blocks.1',64), (timm.create_model('test_convnext', num_classes=3),None,48), (swin,None,32)]:
+    convnext = timm.create_model('test_convnext', num_classes=3)
+    for model,layer,channels in [(vit,'blocks.1',64), (convnext,None,48), (swin,None,32)]:
         cb = MidLevelBranch(layer)
         learn = toy(cbs=cb, model=model, size=64, n=4, bs=2)
         learn.fit(1)
@@ -261,9 +283,11 @@ def test_errors(toy):
         with pytest.raises(ValueError, match='expected a (whole )?number'): MidLevelBranch(**kw)
     with pytest.raises(ValueError, match=r"no layer 'lyer4'"): toy(cbs=MidLevelBranch('lyer4')).fit(1)
     with pytest.raises(ValueError, match=r'saw \(8, 3\)'): toy(cbs=MidLevelBranch('10')).fit(1)
-    with pytest.raises(ValueError, match='needs a branch that has been trained'): toy(cbs=MidLevelBranch()).validate(cbs=BranchPred())
+    with pytest.raises(ValueError, match='needs a branch that has been trained'):
+        toy(cbs=MidLevelBranch()).validate(cbs=BranchPred())
     with pytest.raises(ValueError, match='needs a branch that has been trained'): toy().validate(cbs=BranchPred())
-    with pytest.raises(ValueError, match='one resolution only'): find_stage(timm.create_model('test_vit'), torch.rand(2,3,160,160))
+    with pytest.raises(ValueError, match='one resolution only'):
+        find_stage(timm.create_model('test_vit'), torch.rand(2,3,160,160))
 
 def test_two_processes_train_one_branch(in_processes):
     one,two = in_processes('''

@@ -27,8 +27,9 @@ def normalize(dls): return dls.after_batch.fs.filter(risinstance(Normalize))
 
 @pytest.mark.parametrize('arch', ['resnet18','test_efficientnet','test_convnext','test_vit','test_vit2','test_vit3',
     'test_nfnet','test_maxvit','test_mambaout',
-    'densenet121','mobilenetv3_small_050','pvt_v2_b0','levit_128s','crossvit_9_240','deit_tiny_distilled_patch16_224','coat_tiny',
-    'inception_v3','xcit_nano_12_p16_224','swin_tiny_patch4_window7_224','hrnet_w18_small','efficientvit_m0','gmlp_ti16_224'])
+    'densenet121','mobilenetv3_small_050','pvt_v2_b0','levit_128s','crossvit_9_240',
+    'deit_tiny_distilled_patch16_224','coat_tiny','inception_v3','xcit_nano_12_p16_224',
+    'swin_tiny_patch4_window7_224','hrnet_w18_small','efficientvit_m0','gmlp_ti16_224'])
 def test_groups_hold_every_parameter_once(arch):
     if not timm.is_model(arch): pytest.skip('this timm has no such network')
     m = timm.create_model(arch, num_classes=3)
@@ -109,7 +110,8 @@ def test_weights_of_the_same_classes_come_back(tmp_path):
     save_file(source.state_dict(), tmp_path/'w.safetensors')
     m = create_timm_classifier('test_resnet', 3, weights=tmp_path/'w.safetensors')
     for (k,a),b in zip(source.state_dict().items(), m.state_dict().values()): assert torch.equal(a, b), k
-    with pytest.raises(RuntimeError, match='fc.weight'): create_timm_classifier('test_resnet', 4, weights=tmp_path/'w.safetensors')
+    with pytest.raises(RuntimeError, match='fc.weight'):
+        create_timm_classifier('test_resnet', 4, weights=tmp_path/'w.safetensors')
 
 @pytest.mark.parametrize('arch,pool', [('test_resnet','catavgmax'), ('test_vit','avg')])
 def test_weights_under_another_pool(arch, pool, saved, tmp_path):
@@ -117,7 +119,8 @@ def test_weights_under_another_pool(arch, pool, saved, tmp_path):
     body = load_file(saved[arch])
     same = [k for k,v in m.state_dict().items() if k in body and v.shape==body[k].shape and torch.equal(v, body[k])]
     assert len(same)>.8*len(body) and m.num_classes==3
-    with pytest.raises(RuntimeError): create_timm_classifier(arch, 3, weights=saved['test_vit' if arch=='test_resnet' else 'test_resnet'], global_pool=pool)
+    other = 'test_vit' if arch=='test_resnet' else 'test_resnet'
+    with pytest.raises(RuntimeError): create_timm_classifier(arch, 3, weights=saved[other], global_pool=pool)
 
 def test_weights_are_loaded_whole(dls, saved, tmp_path):
     torch.manual_seed(1)
@@ -126,7 +129,8 @@ def test_weights_are_loaded_whole(dls, saved, tmp_path):
     assert m.head.out_features==2
     for k,v in m.state_dict().items():
         if not k.startswith('head.'): torch.testing.assert_close(v, source.state_dict()[k])
-    assert torch.equal(create_timm_classifier('test_vit', 1000, weights=saved['test_vit']).head.weight, source.head.weight)
+    whole = create_timm_classifier('test_vit', 1000, weights=saved['test_vit'])
+    assert torch.equal(whole.head.weight, source.head.weight)
     with pytest.raises(RuntimeError): create_timm_classifier('test_vit', 2, weights=saved['test_resnet'])
     for bad in ('IMAGENET1K_V1', tmp_path, tmp_path/'no.safetensors', 3):
         with pytest.raises(ValueError, match='is no file'): create_timm_classifier('test_vit', 2, weights=bad)
@@ -148,8 +152,9 @@ def test_normalize(saved):
     assert len(normalize(dls))==1
 
 def test_arguments_reach_the_network_and_the_learner(dls, tmp_path):
-    learn = timm_learner(dls, timm.models.test_vit, pretrained=False, n_out=7, n_in=4, drop_rate=.3, drop_path_rate=.1, img_size=64,
-        lr=.5, wd=.2, path=tmp_path, model_dir='m', moms=(.9,.8,.9), train_bn=False, wd_bn_bias=True, splitter=lambda m: [params(m)])
+    learn = timm_learner(dls, timm.models.test_vit, pretrained=False, n_out=7, n_in=4, drop_rate=.3, drop_path_rate=.1,
+        img_size=64, lr=.5, wd=.2, path=tmp_path, model_dir='m', moms=(.9,.8,.9), train_bn=False, wd_bn_bias=True,
+        splitter=lambda m: [params(m)])
     m = learn.model
     assert (m.head.out_features,m.patch_embed.proj.in_channels,m.head_drop.p,m.patch_embed.img_size)==(7,4,.3,(64,64))
     got = learn.lr,learn.wd,learn.path,learn.model_dir,learn.moms,learn.train_bn,learn.wd_bn_bias
@@ -175,7 +180,8 @@ def test_export_load_predict(dls, tmp_path, saved):
     torch.testing.assert_close(got, want)
     again.freeze(); again.unfreeze()
 
-bad = dict(ps='drop_rate', concat_pool='global_pool', pool='global_pool', num_classes='n_out', in_chans='n_in', checkpoint_path='weights')
+bad = dict(ps='drop_rate', concat_pool='global_pool', pool='global_pool', num_classes='n_out', in_chans='n_in',
+           checkpoint_path='weights')
 bad.update(dict.fromkeys('cut init custom_head lin_ftrs first_bn bn_final lin_first y_range'.split(), 'vision_learner'))
 
 @pytest.mark.parametrize('k', bad)
@@ -191,7 +197,8 @@ def test_refused_archs(dls):
     with pytest.raises(ValueError, match='n_out'): timm_learner(make_dls(64), 'test_vit', n_out=0, pretrained=False)
 
 def test_an_error_leaves_the_data_as_they_were(dls, saved):
-    with pytest.raises(ZeroDivisionError): timm_learner(dls, 'test_resnet', weights=saved['test_resnet'], splitter=lambda m: 1/0)
+    with pytest.raises(ZeroDivisionError):
+        timm_learner(dls, 'test_resnet', weights=saved['test_resnet'], splitter=lambda m: 1/0)
     assert not normalize(dls)
 
 def test_a_network_whose_stages_timm_does_not_know():

@@ -4,26 +4,23 @@ import warnings
 from copy import deepcopy
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import timm
 import torch
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CategoryBlock, ColReader, CrossEntropyLossFlat, CSVLogger, DataBlock, DataLoaders, F, ImageBlock,
-    IntToFloatTensor, LabelSmoothingCrossEntropyFlat, Learner, MSELossFlat, MultiCategoryBlock, Normalize, PILImage, ProgressCallback, RandomSplitter, Resize,
-    SaveModelCallback, TensorCategory, TensorImage, TensorMask, TfmdLists, Transform, accuracy, aug_transforms, compose, fastuple, get_image_files,
-    load_learner, nn, noop, partial, pd, set_seed, vision_learner)
-from hypothesis import given, settings, strategies as st
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CategoryBlock, ColReader, CrossEntropyLossFlat,
+                               CSVLogger, DataBlock, DataLoaders, F, ImageBlock, IntToFloatTensor,
+                               LabelSmoothingCrossEntropyFlat, Learner, MSELossFlat, MultiCategoryBlock, Normalize,
+                               PILImage, ProgressCallback, RandomSplitter, Resize, SaveModelCallback, TensorCategory,
+                               TensorImage, TfmdLists, Transform, accuracy, aug_transforms, compose, fastuple,
+                               get_image_files, load_learner, nn, noop, partial, pd, set_seed, vision_learner)
 from scipy.stats import gmean
 from fastai_mix.callback.gridmask import GridMask
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_data, leaf_dls
 from fastai_mix.interpret import History
-from fastai_mix.vision.tta import (antitranspose, d4, five_crop, flips, hflip, identity, map_pictures, rot180, rot270, rot90, scales, transpose,
-    vflip, view_preds)
+from fastai_mix.vision.tta import d4, five_crop, flips, hflip, identity, scales, view_preds
 from helpers import CpuAutocast, toy_model
 
-settings.register_profile('tests', deadline=None, max_examples=40)
-settings.load_profile('tests')
 pytestmark = pytest.mark.filterwarnings('ignore')
 
 @pytest.fixture(scope='module')
@@ -49,13 +46,15 @@ class AsView(Transform):
 def each(learn, views, dl=None, **kw):
     "What `get_preds` says of each view, as a transform behind all others"
     dl = dl or learn.dls.valid
-    return torch.stack([learn.get_preds(dl=dl.new(after_batch=[*dl.after_batch.fs, AsView(v)]), **kw)[0] for v in views])
+    dls = [dl.new(after_batch=[*dl.after_batch.fs, AsView(v)]) for v in views]
+    return torch.stack([learn.get_preds(dl=o, **kw)[0] for o in dls])
 
 def close(a, b): torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 # ---- equality with get_preds
 
-@pytest.mark.parametrize('views', [d4, flips, [hflip], five_crop(.75), scales(.5,1,1.5), [*d4, *five_crop(.75), *scales(.75)],
+@pytest.mark.parametrize('views', [
+    d4, flips, [hflip], five_crop(.75), scales(.5,1,1.5), [*d4, *five_crop(.75), *scales(.75)],
     [compose(v, hflip) for v in five_crop()]], ids='d4 flips hflip crops scales all ten'.split())
 @pytest.mark.parametrize('max_bs', [None, 3])
 def test_views_are_those_of_get_preds(views, max_bs, leaves):
@@ -89,8 +88,9 @@ def test_without_labels(leaves):
 def test_several_labels(leaves):
     df = pd.read_csv(leaves/'train.csv')
     df['tags'] = df.labels.map({'multiple_diseases':'rust scab'}).fillna(df.labels)
-    dls = DataBlock((ImageBlock, MultiCategoryBlock), get_x=ColReader('image_id', pref=f'{leaves}/images/', suff='.jpg'), get_y=ColReader('tags', label_delim=' '),
-                    splitter=RandomSplitter(seed=0), item_tfms=Resize(32)).dataloaders(df, bs=16, num_workers=0, device='cpu')
+    block = DataBlock((ImageBlock, MultiCategoryBlock),
+        get_x=ColReader('image_id', pref=f'{leaves}/images/', suff='.jpg'), get_y=ColReader('tags', label_delim=' '), splitter=RandomSplitter(seed=0), item_tfms=Resize(32))
+    dls = block.dataloaders(df, bs=16, num_workers=0, device='cpu')
     learn = vision_learner(dls, 'test_resnet', pretrained=False)
     with learn.no_bar():
         preds,targs = learn.tta_views()
@@ -102,8 +102,8 @@ def test_several_labels(leaves):
 def test_order_is_that_of_the_table(leaves):
     learn = make(leaves)
     preds,targs = learn.tta_views()
-    for dl in (learn.dls.valid.new(shuffle=True), learn.dls.valid.new(shuffle=True, drop_last=True), learn.dls.valid.new(bs=3), learn.dls.valid.new(num_workers=2)):
-        got,t = learn.tta_views(dl=dl)
+    for kw in (dict(shuffle=True), dict(shuffle=True, drop_last=True), dict(bs=3), dict(num_workers=2)):
+        got,t = learn.tta_views(dl=learn.dls.valid.new(**kw))
         close(got, preds)
         assert torch.equal(t, targs)
 
@@ -131,15 +131,20 @@ def test_other_loaders(toy):
 def opened(monkeypatch):
     "Names of the files PILImage.create opened"
     names,create = [],PILImage.create.__func__
-    monkeypatch.setattr(PILImage, 'create', classmethod(lambda cls, fn, **kw: names.append(str(fn)) or create(cls, fn, **kw)))
+    def counted(cls, fn, **kw):
+        names.append(str(fn))
+        return create(cls, fn, **kw)
+    monkeypatch.setattr(PILImage, 'create', classmethod(counted))
     return names
 
 def test_each_picture_is_decoded_once(leaves, opened):
     learn = make(leaves, batch_tfms=[*aug_transforms(), *norm])
     files = sorted(map(str, learn.dls.valid_ds.items.image_id.map(lambda o: f'{leaves}/images/{o}.jpg')))
     opened.clear()
-    for run in (lambda: learn.tta_views(), lambda: learn.tta_views(n_random=3), lambda: learn.tta_views(models=[learn.model]*4),
-                lambda: view_preds([learn]*5, learn.dls.valid, five_crop()), lambda: learn.tta_views(dl=learn.dls.valid.new(shuffle=True), max_bs=1)):
+    for run in (lambda: learn.tta_views(), lambda: learn.tta_views(n_random=3),
+                lambda: learn.tta_views(models=[learn.model]*4),
+                lambda: view_preds([learn]*5, learn.dls.valid, five_crop()),
+                lambda: learn.tta_views(dl=learn.dls.valid.new(shuffle=True), max_bs=1)):
         run()
         assert sorted(opened)==files
         opened.clear()
@@ -203,14 +208,17 @@ def test_several_networks(leaves):
     close(a.tta_views(models=b.model, **kw)[0], alone[:2].mean(0))
     close(view_preds(a, a.dls.valid, **kw)[0], alone[:1])
     each_view = torch.stack([each(o, flips) for o in (a,b,c)]).flatten(0,1)
-    for merge,want in (('max', each_view.amax(0)), ('gmean', each_view.log().mean(0).exp())): close(a.tta_views(models=[b,c], merge=merge, **kw)[0], want)
+    for merge,want in (('max', each_view.amax(0)), ('gmean', each_view.log().mean(0).exp())):
+        close(a.tta_views(models=[b,c], merge=merge, **kw)[0], want)
     close(a.tta_views(models=[b,c], with_std=True, **kw)[2], each_view.std(0, correction=0))
     close(view_preds([a,b,c], a.dls.valid.new(shuffle=True), max_bs=3, **kw)[0], alone)
 
 def test_networks_of_other_classes(leaves):
     a = make(leaves)
-    with pytest.raises(ValueError, match=r'\[8, 4\] and \[8, 7\]: expected the same classes'): a.tta_views(models=timm.create_model('test_resnet', num_classes=7))
-    with pytest.raises(ValueError, match='starts with ResNet'): view_preds([timm.create_model('test_resnet')], a.dls.valid)
+    with pytest.raises(ValueError, match=r'\[8, 4\] and \[8, 7\]: expected the same classes'):
+        a.tta_views(models=timm.create_model('test_resnet', num_classes=7))
+    with pytest.raises(ValueError, match='starts with ResNet'):
+        view_preds([timm.create_model('test_resnet')], a.dls.valid)
     with pytest.raises(ValueError, match='models has str'): a.tta_views(models=['test_resnet'])
 
 leaf_names = ['healthy','multiple_diseases','rust','scab']
@@ -221,8 +229,10 @@ def learner_of(leaves, vocab=leaf_names, model=None, tfms=None, size=32, loss_fu
     df = df[df.labels.isin(vocab)]
     category = MultiCategoryBlock(vocab=vocab) if several else CategoryBlock(vocab=vocab, sort=False)
     block = DataBlock((ImageBlock, category), get_x=ColReader('image_id', pref=f'{leaves}/images/', suff='.jpg'),
-        get_y=ColReader('labels', label_delim=' ' if several else None), splitter=RandomSplitter(.5, seed=0), item_tfms=Resize(size), batch_tfms=tfms)
-    learn = Learner(block.dataloaders(df, bs=8, num_workers=0, device='cpu'), model or net(len(vocab)), loss_func=loss_func)
+        get_y=ColReader('labels', label_delim=' ' if several else None), splitter=RandomSplitter(.5, seed=0),
+        item_tfms=Resize(size), batch_tfms=tfms)
+    learn = Learner(block.dataloaders(df, bs=8, num_workers=0, device='cpu'), model or net(len(vocab)),
+        loss_func=loss_func)
     learn.remove_cb(learn.progress)
     return learn
 
@@ -246,13 +256,16 @@ def test_learners_of_classes_in_another_order(order, several, leaves):
     for merge in (dict(), dict(on='logits'), dict(merge='max')):
         alone = a.tta_views(views=flips, **merge)[0]
         close(a.tta_views(models=[b], views=flips, **merge)[0], alone)
-        close(a.tta_views(models=[b.model,b], views=flips, merge='max')[0], a.tta_views(models=b.model, views=flips, merge='max')[0]) # a network as it is
+        # a network as it is
+        close(a.tta_views(models=[b.model,b], views=flips, merge='max')[0],
+            a.tta_views(models=b.model, views=flips, merge='max')[0])
         probs,t = view_preds([a,b], a.dls.valid, views=flips, **merge)
         close(probs[1], alone)
         assert torch.equal(t, targs)
     with pytest.raises(ValueError, match='labels are of the classes'): view_preds([a,b], b.dls.valid)
 
-@pytest.mark.parametrize('vocab,text', [(leaf_names[:3], r"3, without \['scab'\] and with \[\]"), (leaf_names[:3]+['mould'], r"4, without \['scab'\] and with \['mould'\]"),
+@pytest.mark.parametrize('vocab,text', [(leaf_names[:3], r"3, without \['scab'\] and with \[\]"),
+    (leaf_names[:3]+['mould'], r"4, without \['scab'\] and with \['mould'\]"),
     (leaf_names+['mould'], r"5, without \[\] and with \['mould'\]")])
 def test_learners_of_other_classes(vocab, text, leaves):
     a,b = learner_of(leaves),learner_of(leaves, vocab)
@@ -269,7 +282,9 @@ def test_learners_with_another_normalisation(first, second, leaves):
     assert (want[0]-want[1]).abs().max()>.01
     close(view_preds([a,b,a], a.dls.valid, views=views, max_bs=3)[0], want[[0,1,0]])
     close(a.tta_views(models=b, views=views)[0], want.mean(0))
-    close(view_preds([a,b.model], a.dls.valid, views=[identity])[0][1], view_preds([a,a], a.dls.valid, views=[identity])[0][1]) # a network as it is
+    # a network as it is
+    close(view_preds([a,b.model], a.dls.valid, views=[identity])[0][1],
+        view_preds([a,a], a.dls.valid, views=[identity])[0][1])
     with pytest.raises(ValueError, match='normalizes differently from the first'): view_preds([a,b], b.dls.valid)
 
 def test_normalisation_that_cannot_be_told(leaves, toy):
@@ -279,35 +294,45 @@ def test_normalisation_that_cannot_be_told(leaves, toy):
     for models in ([a,plain], [plain,a]):
         with pytest.raises(ValueError, match='give its network, `other.model`'): view_preds(models, models[0].dls.valid)
     view_preds([a,plain.model], a.dls.valid)
-    close(view_preds([toy(),toy(seed=1)], plain.dls.valid.new())[0], torch.stack([toy(seed=i).tta_views()[0] for i in range(2)]))
+    close(view_preds([toy(),toy(seed=1)], plain.dls.valid.new())[0],
+        torch.stack([toy(seed=i).tta_views()[0] for i in range(2)]))
 
 def test_learners_of_another_activation(toy):
     def own(p, y): return F.cross_entropy(p, y)
     ce,bce = CrossEntropyLossFlat(),BCEWithLogitsLossFlat()
-    for a,b in ((ce,bce), (bce,ce), (nn.CrossEntropyLoss(),bce), (ce,nn.BCEWithLogitsLoss()), (F.cross_entropy,F.binary_cross_entropy_with_logits), (ce,MSELossFlat())):
-        with pytest.raises(ValueError, match='expected one activation'): toy(loss_func=a).tta_views(models=toy(loss_func=b))
+    for a,b in ((ce,bce), (bce,ce), (nn.CrossEntropyLoss(),bce), (ce,nn.BCEWithLogitsLoss()),
+                (F.cross_entropy,F.binary_cross_entropy_with_logits), (ce,MSELossFlat())):
+        with pytest.raises(ValueError, match='expected one activation'):
+            toy(loss_func=a).tta_views(models=toy(loss_func=b))
     want = toy().tta_views(models=toy(seed=1))[0]
-    for other in (LabelSmoothingCrossEntropyFlat(), nn.CrossEntropyLoss(), partial(F.cross_entropy, label_smoothing=.1), own):
+    for other in (LabelSmoothingCrossEntropyFlat(), nn.CrossEntropyLoss(),
+                  partial(F.cross_entropy, label_smoothing=.1), own):
         close(toy().tta_views(models=toy(seed=1, loss_func=other))[0], want)
 
 def test_one_logit_and_two(leaves):
     two = leaf_names[2:]
     class OneLogit(BCEWithLogitsLossFlat):
         def __call__(self, p, y): return super().__call__(p, y[:,None].float())
-    a,b,c = (learner_of(leaves, v, net(n), loss_func=loss) for v,n,loss in ((two,2,None), (two,1,OneLogit()), (two[::-1],1,OneLogit())))
+    a = learner_of(leaves, two, net(2))
+    b,c = (learner_of(leaves, vocab, net(1), loss_func=OneLogit()) for vocab in (two,two[::-1]))
     with pytest.raises(ValueError, match='expected one activation'): a.tta_views(models=b)
-    with pytest.raises(ValueError, match=r'\[8, 2\] and \[8, 1\]: expected the same classes'): a.tta_views(models=b.model)
-    with pytest.raises(ValueError, match=r'in another order than the first one, but returns \[8, 1\]'): b.tta_views(models=c)
+    with pytest.raises(ValueError, match=r'\[8, 2\] and \[8, 1\]: expected the same classes'):
+        a.tta_views(models=b.model)
+    with pytest.raises(ValueError, match=r'in another order than the first one, but returns \[8, 1\]'):
+        b.tta_views(models=c)
     close(b.tta_views(models=b)[0], b.tta_views()[0])
 
 def test_learners_that_read_pictures_otherwise(leaves):
     a,b,gray = learner_of(leaves),learner_of(leaves, size=48),learner_of(leaves, model=net(n_in=1))
-    with pytest.warns(UserWarning, match='pictures of 48×48, but all are read as the first Learner reads them, at 32×32'): probs = view_preds([a,b], a.dls.valid)[0]
+    text = 'pictures of 48×48, but all are read as the first Learner reads them, at 32×32'
+    with pytest.warns(UserWarning, match=text):
+        probs = view_preds([a,b], a.dls.valid)[0]
     close(probs[1], a.tta_views()[0])
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         a.tta_views(models=[learner_of(leaves), b.model])
-    with pytest.raises(ValueError, match='failed on pictures that the first Learner.s loader reads: .*channels'): a.tta_views(models=gray)
+    with pytest.raises(ValueError, match='failed on pictures that the first Learner.s loader reads: .*channels'):
+        a.tta_views(models=gray)
 
 # ---- a Learner with all its callbacks
 
@@ -355,13 +380,17 @@ def test_layouts_and_wrappers(toy):
 
 def everything(learn):
     "Whatever a prediction could have changed"
-    return (dict(vars(learn)), [m.training for m in learn.model.modules()], [(cb, cb.run) for cb in learn.cbs], {k:v for k,v in vars(learn.recorder).items() if k!='loss'},
-        list(learn.recorder.losses), list(learn.recorder.values), learn.lock.locked(), torch.is_autocast_enabled('cpu'), torch.is_grad_enabled(),
-        sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in learn.model.modules()), getattr(learn.dls.valid.dataset, 'split_idx', None))
+    return (dict(vars(learn)), [m.training for m in learn.model.modules()], [(cb, cb.run) for cb in learn.cbs],
+        {k:v for k,v in vars(learn.recorder).items() if k!='loss'},
+        list(learn.recorder.losses), list(learn.recorder.values), learn.lock.locked(),
+        torch.is_autocast_enabled('cpu'), torch.is_grad_enabled(),
+        sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in learn.model.modules()),
+        getattr(learn.dls.valid.dataset, 'split_idx', None))
 
 @pytest.mark.parametrize('mode', [True, False])
 def test_nothing_changes(mode, toy, tmp_path):
-    learn = toy(cbs=[SnapMix(), History(), CSVLogger(), SaveModelCallback(), CpuAutocast()], metrics=accuracy, path=tmp_path)
+    learn = toy(cbs=[SnapMix(), History(), CSVLogger(), SaveModelCallback(), CpuAutocast()], metrics=accuracy,
+        path=tmp_path)
     learn.fit(2)
     learn.model.train(mode)
     learn.model[1].eval() # as in a frozen body
@@ -385,10 +414,12 @@ def test_exceptions_leave_nothing(ex, where, toy):
     def bad(x): raise ex('failed')
     class Bad(Callback):
         def after_pred(self): raise ex('failed')
-    learn = toy(model=Fails(ex, {'model':0, 'last':31}.get(where, 1000)), cbs=[CpuAutocast(), *([Bad()] if where=='callback' else [])])
+    learn = toy(model=Fails(ex, {'model':0, 'last':31}.get(where, 1000)),
+        cbs=[CpuAutocast(), *([Bad()] if where=='callback' else [])])
     learn.fit(0)
     was = everything(learn)
-    with pytest.raises(ex, match='failed'): learn.tta_views(views=[*d4, bad] if where=='view' else d4, models=Fails(ex, 9 if where=='other' else 1000))
+    with pytest.raises(ex, match='failed'):
+        learn.tta_views(views=[*d4, bad] if where=='view' else d4, models=Fails(ex, 9 if where=='other' else 1000))
     assert everything(learn)==was
     if where in ('view','other'): learn.tta_views()
 
@@ -397,7 +428,8 @@ def test_loaded_learner(leaves, tmp_path):
     learn.export('e.pkl')
     loaded = load_learner(tmp_path/'e.pkl')
     files = get_image_files(leaves/'images')[:5]
-    with loaded.no_bar(): close(loaded.tta_views(dl=loaded.dls.test_dl(files))[0], learn.tta_views(dl=learn.dls.test_dl(files))[0])
+    with loaded.no_bar():
+        close(loaded.tta_views(dl=loaded.dls.test_dl(files))[0], learn.tta_views(dl=learn.dls.test_dl(files))[0])
 
 def test_with_a_bar(toy):
     learn = toy(n=20)
@@ -422,10 +454,13 @@ def test_every_process_predicts_all_when_distributed(toy):
 # ---- wrong input
 
 @pytest.mark.parametrize('kw,text', [
-    (dict(views='d4'), "views has 'd4'"), (dict(views=[]), 'no views'), (dict(views=[identity, None]), 'views has None'),
+    (dict(views='d4'), "views has 'd4'"), (dict(views=[]), 'no views'),
+    (dict(views=[identity, None]), 'views has None'),
     (dict(merge='median'), "expected 'mean', 'gmean' or 'max'"), (dict(on='scores'), "expected 'probs' or 'logits'"),
-    (dict(merge='gmean', on='logits'), "use merge='mean', on='logits'"), (dict(n_random=-1), 'from 0 up'), (dict(n_random=.5), 'from 0 up'),
-    (dict(max_bs=0), 'from 1 up'), (dict(views=[lambda x: x[:1]]), r'made \[1, 3, 16, 16\] of \[8, 3, 16, 16\]'), (dict(views=[lambda x: x[0]]), 'as many pictures'),
+    (dict(merge='gmean', on='logits'), "use merge='mean', on='logits'"),
+    (dict(n_random=-1), 'from 0 up'), (dict(n_random=.5), 'from 0 up'), (dict(max_bs=0), 'from 1 up'),
+    (dict(views=[lambda x: x[:1]]), r'made \[1, 3, 16, 16\] of \[8, 3, 16, 16\]'),
+    (dict(views=[lambda x: x[0]]), 'as many pictures'),
     (dict(views=[lambda x: None]), 'made NoneType')])
 def test_wrong_input(kw, text, toy):
     with pytest.raises(ValueError, match=text): toy().tta_views(**kw)
@@ -437,9 +472,12 @@ class OneSize(nn.Module):
 def test_networks_of_one_size(toy):
     learn = toy(model=OneSize())
     learn.tta_views(views=d4+five_crop(.5, resize=True))
-    for view,text in ((scales(1.5)[0], r'view scale\(factor=1.5\), which makes 24×24 of 16×16: .*five_crop\(resize=True\)'), (five_crop(8)[1], 'makes 8×8 of 16×16')):
+    text = r'view scale\(factor=1.5\), which makes 24×24 of 16×16: .*five_crop\(resize=True\)'
+    for view,text in ((scales(1.5)[0], text), (five_crop(8)[1], 'makes 8×8 of 16×16')):
         with pytest.raises(ValueError, match=text): learn.tta_views(views=[identity, view])
-        with pytest.raises(ValueError, match='makes'): toy(model=nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48,3))).tta_views(views=[view], models=OneSize())
+        any_size = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48,3))
+        with pytest.raises(ValueError, match='makes'):
+            toy(model=any_size).tta_views(views=[view], models=OneSize())
     vit = vision_learner(learn.dls, 'test_vit', n_out=3, loss_func=learn.loss_func, pretrained=False)
     with vit.no_bar(), pytest.raises(ValueError, match='the network failed on view'): vit.tta_views(views=scales(1.5))
 
@@ -448,12 +486,14 @@ def test_large_pictures_go_in_pieces(toy, monkeypatch):
     want = learn.tta_views()[0]
     learn.model.register_forward_hook(lambda m,i,o: seen.append(len(o)))
     for kw,pixels,sizes in (({},3*16*16,[3,3,2]), ({},1,[1]*8), (dict(max_bs=5),1,[5,3]), ({},2**18,[8])):
-        monkeypatch.setitem(learn.tta_views.__func__.__globals__, '_cpu_pixels', pixels) # the notebook that was run may have patched the Learner anew
+        # the notebook that was run may have patched the Learner anew
+        monkeypatch.setitem(learn.tta_views.__func__.__globals__, '_cpu_pixels', pixels)
         seen.clear()
         close(learn.tta_views(**kw)[0], want)
         assert seen==sizes*32
 
-@pytest.mark.parametrize('views', [scales(.8,1,1.25), scales(1,.8), scales(1,2), [identity, *five_crop()]], ids=range(4))
+@pytest.mark.parametrize('views', [scales(.8,1,1.25), scales(1,.8), scales(1,2), [identity, *five_crop()]],
+    ids=range(4))
 def test_targets_when_views_come_in_other_pieces(views, toy, monkeypatch):
     learn = toy()
     monkeypatch.setitem(learn.tta_views.__func__.__globals__, '_cpu_pixels', 3*16*16)
@@ -498,15 +538,18 @@ def test_networks_that_return_more_than_logits(kind, max_bs, toy):
         close(learn.tta_views(models=other, max_bs=max_bs)[0], both)
 
 def test_outputs_without_logits(toy):
-    for out,text in ((lambda z: z[:,:,None], r'\[n,3\].* returns \[8, 3, 1\]'), (lambda z: (z[:,:2],z[:,1:]), r'tuple of 0 \[8, 2\], 1 \[8, 2\]')):
-        with pytest.raises(ValueError, match=text): toy(model=Returns(out), loss_func=lambda p,y: torch.zeros(())).tta_views()
+    for out,text in ((lambda z: z[:,:,None], r'\[n,3\].* returns \[8, 3, 1\]'),
+                     (lambda z: (z[:,:2],z[:,1:]), r'tuple of 0 \[8, 2\], 1 \[8, 2\]')):
+        with pytest.raises(ValueError, match=text):
+            toy(model=Returns(out), loss_func=lambda p,y: torch.zeros(())).tta_views()
         with pytest.raises(ValueError, match=text): toy().tta_views(models=Returns(out))
 
 def test_an_activation_that_takes_the_whole_output(toy):
     class Loss(CrossEntropyLossFlat):
         def __call__(self, p, y): return super().__call__(p[1], y)
         def activation(self, p): return p[1].softmax(-1)
-    with pytest.raises(ValueError, match=r'activation made \[3\] of scores \[64, 3\]'): toy(model=Returns(lambda z: (z.new_zeros(len(z), 7), z)), loss_func=Loss()).tta_views()
+    with pytest.raises(ValueError, match=r'activation made \[3\] of scores \[64, 3\]'):
+        toy(model=Returns(lambda z: (z.new_zeros(len(z), 7), z)), loss_func=Loss()).tta_views()
 
 def test_one_logit_for_two_classes_stays_one(toy):
     class OneLogit(BCEWithLogitsLossFlat):
@@ -516,7 +559,8 @@ def test_one_logit_for_two_classes_stays_one(toy):
     assert want.shape==(32,1)
     close(learn.tta_views()[0], want)
 
-@pytest.mark.parametrize('loss,act', [(nn.CrossEntropyLoss(), partial(torch.softmax, dim=1)), (partial(F.cross_entropy, label_smoothing=.1), partial(torch.softmax, dim=1)),
+@pytest.mark.parametrize('loss,act', [(nn.CrossEntropyLoss(), partial(torch.softmax, dim=1)),
+    (partial(F.cross_entropy, label_smoothing=.1), partial(torch.softmax, dim=1)),
     (nn.BCEWithLogitsLoss(), torch.sigmoid), (nn.MSELoss(), noop),
     (lambda p,y: F.cross_entropy(p, y), noop)], ids=['cross','function','sigmoid','regression','unknown'])
 def test_a_loss_without_activation(loss, act, toy):
@@ -567,7 +611,8 @@ def test_pictures_in_tuples(kind, max_bs, toy):
     inputs = pack(a, b)
     learn.dls.n_inp = len(inputs)
     learn.model.eval()
-    with torch.no_grad(): want = torch.stack([learn.model(*pack(v(a),v(b))).softmax(1) for v in d4]).as_subclass(torch.Tensor)
+    with torch.no_grad():
+        want = torch.stack([learn.model(*pack(v(a),v(b))).softmax(1) for v in d4]).as_subclass(torch.Tensor)
     assert want.std(0).max()>.001
     learn.model.model.register_forward_pre_hook(lambda m,x: seen.append(len(x[0])))
     preds,targs,std = learn.tta_views(dl=[(*inputs,y)], max_bs=max_bs, with_std=True)
@@ -585,11 +630,15 @@ def test_pieces_of_tuples_are_small_on_a_cpu(toy, monkeypatch):
 def test_tuples_from_a_loader_of_fastai(leaves):
     files = get_image_files(leaves/'images')[:10]
     class Pair(Transform):
-        def encodes(self, i:int): return ImageTuple(*(TensorImage(PILImage.create(files[(i+k)%10])).permute(2,0,1) for k in (0,1))),TensorCategory(i%3)
-    dls = DataLoaders.from_dsets(*[TfmdLists(range(10), Pair())]*2, bs=4, device='cpu', num_workers=0, after_batch=[IntToFloatTensor(), *norm])
+        def encodes(self, i:int):
+            pictures = (TensorImage(PILImage.create(files[(i+k)%10])).permute(2,0,1) for k in (0,1))
+            return ImageTuple(*pictures),TensorCategory(i%3)
+    dls = DataLoaders.from_dsets(*[TfmdLists(range(10), Pair())]*2, bs=4, device='cpu', num_workers=0,
+        after_batch=[IntToFloatTensor(), *norm])
     learn = Learner(dls, Nested(nested['ImageTuple'][1]), loss_func=CrossEntropyLossFlat())
     with learn.no_bar(), torch.no_grad():
         preds,targs,std = learn.tta_views(with_std=True, max_bs=3)
-        want = torch.stack([torch.cat([learn.model.eval()((v(a),v(b))).softmax(1) for (a,b),_ in dls.valid]) for v in d4]).as_subclass(torch.Tensor)
+        def probs(v): return torch.cat([learn.model.eval()((v(a),v(b))).softmax(1) for (a,b),_ in dls.valid])
+        want = torch.stack([probs(v) for v in d4]).as_subclass(torch.Tensor)
     close(preds, want.mean(0))
     assert std.min()>0 and targs.tolist()==[i%3 for i in range(10)]
