@@ -82,7 +82,9 @@ def did_you_mean(
     name:str, # An unknown name
     names:Collection, # The known names
     otherwise:str='', # Text for when no known name is similar
+    n:int=3, # Number of names to show at most
+    cutoff:float=.6, # Least similarity of a name that is shown, 0 (any) to 1 (equal), see `difflib.get_close_matches`
 )->str: # The end of a message
     "A question that names the known names similar to `name`"
-    near = get_close_matches(name, names)
+    near = get_close_matches(name, names, n, cutoff)
     return f": did you mean {' or '.join(near)}?" if near else otherwise

@@ -16,34 +16,9 @@ from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 
 from ..args import check_share
+from ..vision.forward import clean_logits
 
 # %% ../../nbs/20_callback.base.ipynb #18cfde9d
-def class_count(dls):
-    "Number of classes of the first target of `dls`; None if it is not known"
-    vocab = getattr(dls, 'vocab', None)
-    if not getattr(dls, 'c', None):
-        if vocab is None: return
-        if len(vocab) and is_iter(vocab[0]) and not isinstance(vocab[0], str): return len(vocab[0]) # `get_c`: the last
-    c = get_c(dls)
-    return (c[0] if is_listy(c) else c) or None
-
-# %% ../../nbs/20_callback.base.ipynb #97aa7741
-def autocast(
-    learn:Learner, # Any
-): # A context manager
-    "The autocast that a batch will run under; none if it is active already: `MixedPrecision` enters it only after a mix"
-    # MixedPrecision has no autocast before a fit
-    cast = next((vars(cb).get('autocast') for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
-    return nullcontext() if cast is None or torch.is_autocast_enabled(cast.device) else cast # entered twice, it would stay on
-
-# %% ../../nbs/20_callback.base.ipynb #284916d0
-def in_lr_find(
-    learn:Learner, # Any
-)->bool: # Is it?
-    "Is `lr_find` running? It trains to find a learning rate, then puts the model back"
-    return hasattr(learn, 'lr_finder')
-
-# %% ../../nbs/20_callback.base.ipynb #79d1b354
 def _keep_arguments(init):
     "An `__init__` that keeps its arguments in `made_with`; a base class adds only arguments that are not there yet"
     @wraps(init)
@@ -54,7 +29,7 @@ def _keep_arguments(init):
         _,*named = bound.arguments.items()
         kwargs_names = {k for k,o in bound.signature.parameters.items() if o.kind is o.VAR_KEYWORD}
         named = {k:v for k,v in named if k not in kwargs_names}
-        for o in kwargs_names: named.update(bound.arguments[o])
+        for k in kwargs_names: named.update(bound.arguments[k])
         made_with = vars(self).setdefault('made_with', {})
         # an iterator is used up later, and cannot be copied
         for k,v in named.items(): made_with.setdefault(k, type(v) if hasattr(v, '__next__') else v)
@@ -62,35 +37,95 @@ def _keep_arguments(init):
     return wrapped_init
 
 class FitCallback(Callback):
-    "A callback that keeps its arguments in `made_with`, and whose fit goes on when another callback validates or predicts during it"
+    "A callback that keeps its arguments in `made_with`, and whose fit goes on when another one validates during it"
+    renamed = {} # attributes that older versions saved under another name, `{old: new}`
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if '__init__' in vars(cls): cls.__init__ = _keep_arguments(cls.__init__)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        for old,new in self.renamed.items():
+            if old in state: vars(self).setdefault(new, state[old])
 
     def __call__(self, event_name):
         inner_validation = self.learn.lock.locked()
         if event_name in ('before_fit','after_fit') and inner_validation: return
         return super().__call__(event_name)
 
+    def relabel(self,
+        changer:Callback, # The `BatchCallback` that is about to change the batch; its `clean_logits` gives predictions
+    ): "Called before the pictures of a training batch are changed; label correction puts its labels into `learn.yb`"
+
+# %% ../../nbs/20_callback.base.ipynb #79d1b354
+def autocast(
+    learn:Learner, # Any
+): # A context manager
+    "The autocast of the step that follows; one that does nothing if it is active already or there is none"
+    # MixedPrecision has no autocast before a fit
+    cast = next((vars(cb).get('autocast') for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
+    if cast is None or torch.is_autocast_enabled(cast.device): return nullcontext() # entered twice, it would stay on
+    return cast
+
+# %% ../../nbs/20_callback.base.ipynb #284916d0
+def in_lr_find(
+    learn:Learner, # Any
+)->bool: # Is it?
+    "Is `lr_find` running? It trains to find a learning rate, then puts the model back"
+    return hasattr(learn, 'lr_finder')
+
 # %% ../../nbs/20_callback.base.ipynb #520f0eb1
-def _refuse_no_batch(cb, dl):
+def class_count(
+    dls, # `DataLoaders`
+)->int: # None if it is not known
+    "Number of classes of the first target of `dls`"
+    vocab = getattr(dls, 'vocab', None)
+    if not getattr(dls, 'c', None):
+        if vocab is None: return
+        # of several vocabularies `get_c` takes the last
+        if len(vocab) and is_iter(vocab[0]) and not isinstance(vocab[0], str): return len(vocab[0])
+    c = get_c(dls)
+    return (c[0] if is_listy(c) else c) or None
+
+# %% ../../nbs/20_callback.base.ipynb #9d081f31
+def refuse_no_batch(
+    cb:Callback, # Whose name the message gives
+    dl, # Training loader
+):
     "ValueError if `dl` has a length of 0: an epoch would train nothing, without a message"
-    try: n_batches,rows = len(dl),len(dl.dataset)
+    try: n_batches,n_rows = len(dl),len(dl.dataset)
     except (AttributeError,TypeError,NotImplementedError): return
     if n_batches: return
     dl = vars(dl).get('dl', dl) # DistributedDL has another inside
     bs = getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
-    fix = (f", of which drop_last=True leaves none: make the DataLoaders with bs={rows} or less, or with drop_last=False"
-        if rows else ": give the training set some rows")
+    fix = ": give the training set some rows"
+    if n_rows:
+        fix = (f", of which drop_last=True leaves none: make the DataLoaders with bs={n_rows} or less, "
+            "or with drop_last=False")
     raise ValueError(
         f"{type(cb).__name__}: the training loader gives no batch, so nothing would be trained: "
-        f"it has {rows} rows for batches of {bs}{fix}")
+        f"it has {n_rows} rows for batches of {bs}{fix}")
 
+def refuse_no_pictures(
+    cb:Callback, # Whose name the message gives
+    x, # First input of the model
+):
+    "ValueError unless `x` is one tensor of pictures `[n,c,H,W]`"
+    if isinstance(x, Tensor) and x.ndim==4: return
+    kind = type(x).__name__
+    if isinstance(x, Tensor): given = f"of shape {list(x.shape)}"
+    else: given = f"{len(x)} of them in a {kind}" if is_listy(x) else f"a {kind}"
+    raise ValueError(
+        f"{type(cb).__name__} changes pictures, one tensor [n,c,H,W], but the first input of the model is {given}: "
+        "give it one picture for each sample, before its other inputs, as in `forward(self, picture, table)`")
+
+# %% ../../nbs/20_callback.base.ipynb #a14f04c1
 class BatchCallback(FitCallback):
     "Change the pictures of a training batch with chance `p`; a subclass says how in `change`"
     order,run_valid = MixedPrecision.order-5,False
     w = w2 = y2 = partner = box = src_box = cam = None # a Callback would look for them in the model
     batch_checked = False
+    reuses_forward = False # does `change` use the forward of `clean_logits` once more?
     def __init__(self,
         p:float|Callable=1., # Chance that a batch is changed, 0 to 1, or a function of the fraction of training done
     ):
@@ -100,7 +135,7 @@ class BatchCallback(FitCallback):
 
     def clear(self): "Forget the running batch"
     def before_fit(self): self.clear(); self.batch_checked = False
-    def before_train(self): _refuse_no_batch(self, self.dl)
+    def before_train(self): refuse_no_batch(self, self.dl)
     def after_fit(self): self.clear()
 
     def draw(self)->bool:
@@ -109,29 +144,19 @@ class BatchCallback(FitCallback):
         check_share('p', p)
         return p==1 or p>0 and random.random()<p
 
-    def labels_first(self):
-        "Have a label correction put its labels into the batch while its pictures are clean"
-        for cb in self.learn.cbs:
-            if hasattr(cb, 'relabel') and cb.run: cb.relabel()
+    def change(self,
+        x:Tensor, # Pictures `[n,c,H,W]`, never written to
+        y:Tensor, # Their targets
+    )->Tensor: # Pictures of the same shape
+        "Change one batch, whatever `p` is"
+        raise TypeError(f"{type(self).__name__} must define `change`")
 
     def check_batch(self,
         x:Tensor, # Pictures `[n,c,H,W]`
         y:Tensor, # Their targets
     ):
         "Refuse what cannot be changed; called with the first training batch of a fit, whatever `p` is"
-        if isinstance(x, Tensor) and x.ndim==4: return
-        kind = type(x).__name__
-        what = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else f"{len(x)} of them in a {kind}" if is_listy(x) else f"a {kind}"
-        raise ValueError(
-            f"{type(self).__name__} changes pictures, one tensor [n,c,H,W], but the first input of the model is {what}: "
-            "give it one picture for each sample, before its other inputs, as in `forward(self, picture, table)`")
-
-    def begin_batch(self):
-        "Forget the batch before, look at the first one of a fit, and have labels corrected"
-        self.clear()
-        if not self.batch_checked and self.p!=0: self.check_batch(self.xb[0], self.yb[0])
-        self.batch_checked = True
-        self.labels_first()
+        refuse_no_pictures(self, x)
 
     def before_batch(self):
         "Draw; if so put changed pictures into `learn.xb`"
@@ -139,9 +164,27 @@ class BatchCallback(FitCallback):
         self.changed = self.draw()
         if self.changed: self.learn.xb = (self.change(self.xb[0], self.yb[0]), *self.xb[1:])
 
-    def change(self,
-        x:Tensor, # Pictures `[n,c,H,W]`, never written to
-        y:Tensor, # Their targets
-    )->Tensor: # Pictures of the same shape
-        "Change one batch, whatever `p` is"
-        raise TypeError(f"{type(self).__name__} must define `change`")
+    def begin_batch(self):
+        "Forget the previous batch, check the first one of a fit, and have labels corrected"
+        self.clear()
+        if not self.batch_checked and self.p!=0: self.check_batch(self.xb[0], self.yb[0])
+        self.batch_checked = True
+        self.labels_first()
+
+    def labels_first(self):
+        "Have a label correction put its labels into the batch while its pictures are clean"
+        for cb in self.learn.cbs:
+            if isinstance(cb, FitCallback) and cb.run: cb.relabel(self)
+
+    def more_inputs(self,
+        x:Tensor, # Pictures `[n,c,H,W]`
+    )->list: # Tensors `[n,...]`; empty if the model takes pictures alone
+        "The other inputs of the running batch that the model is given with `x`"
+        return [o[:len(x)] for o in (vars(self.learn).get('xb') or ())[1:]]
+
+    def clean_logits(self,
+        x:Tensor, # Pictures of the running batch, not changed yet `[n,c,H,W]`
+    )->Tensor: # `[n,c]`, without gradients
+        "Logits of a clean forward; a subclass that makes one for `change` gives the logits of that one"
+        with autocast(self.learn):
+            return clean_logits(self.learn.model, x, *self.more_inputs(x), n_classes=class_count(self.dls))
