@@ -167,7 +167,7 @@ class Passes(Callback):
     order = ProgressiveLabelCorrection.order+5
     def __init__(self): self.all = []
     def after_train(self):
-        self.all.append(self.learn.progressive_label_correction._pass())
+        self.all.append(self.learn.progressive_label_correction._clean_pass())
         self.model.train()
 
 def look(cell, data, weights):

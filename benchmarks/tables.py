@@ -84,14 +84,12 @@ def sampled(n):
 
 def corrected(n, wrong=False):
     import torch
-    from fastai_mix.callback.plc import ProgressiveLabelCorrection
+    from fastai_mix.data.ledger import LabelLedger
     _,y,df = table(n)
-    plc = ProgressiveLabelCorrection()
-    plc.keys,plc.vocab,y = list(range(n)),[f'class {i}' for i in range(10)],torch.tensor(y)
-    for k in plc._per_row: setattr(plc, k, y.clone() if k in ('given','current') else torch.zeros(n))
+    ledger = LabelLedger(list(range(n)), torch.tensor(y), [f'class {i}' for i in range(10)])
     if wrong: df.index = df.index+1
     def run():
-        try: plc.corrected(df, 'label')
+        try: ledger.corrected(df, 'label')
         except ValueError:
             if not wrong: raise
     return run

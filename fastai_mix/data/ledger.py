@@ -7,7 +7,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/data.ledger.html.md"""
 # %% auto #0
 __all__ = ['label_gap', 'correct_labels', 'LabelLedger']
 
-# %% ../../nbs/09_data.ledger.ipynb #fac8e3a8
+# %% ../../nbs/09_data.ledger.ipynb #e23e25a8
 import csv,json,math
 from copy import copy
 
@@ -18,7 +18,7 @@ from ..args import check_choice, check_share
 from .rows import name_from_json, name_to_json, row_name, row_names
 from ..files import printable, read_tensors, write_tensors
 
-# %% ../../nbs/09_data.ledger.ipynb #42db4ece
+# %% ../../nbs/09_data.ledger.ipynb #18007b8e
 def _label_gap(probs, y):
     "`label_gap` of what has been checked: the host waits for nothing"
     probs,y = probs.as_subclass(Tensor).float(),y.as_subclass(Tensor)
@@ -64,14 +64,14 @@ def correct_labels(
     check_share('theta', theta, above_zero=True)
     return _correct(*label_gap(probs, y), y.as_subclass(Tensor), theta, rule)
 
-# %% ../../nbs/09_data.ledger.ipynb #8168bfbc
-_per_row = dict(given='given', current='current', times='times', moment='when', gap='gap', p_given='p_given',
-    p_current='p_current', free='correctable') # names in files and of attributes
-
+# %% ../../nbs/09_data.ledger.ipynb #26e68d4e
 def _any_label(t): return t.any(1) if t.ndim>1 else t
 
 class LabelLedger:
     "Given and current label of every row, when it was changed, how often, and how likely a model found both"
+    per_row = dict(given='given', current='current', times='times', moment='when', gap='gap', p_given='p_given',
+        p_current='p_current', free='correctable') # of the entries: names in files, and names of attributes
+    log_columns = ['epoch','theta','candidates','corrected','share']
     def __init__(self,
         keys:list, # Names of the rows, each once
         given:Tensor, # Class indices `[rows]`; or 0 and 1 for each of several labels per row `[rows,c]`
@@ -96,18 +96,18 @@ class LabelLedger:
     def clone(self):
         "A ledger whose entries are copies"
         res = copy(self)
-        for k in _per_row.values(): setattr(res, k, getattr(self, k).clone())
+        for k in self.per_row.values(): setattr(res, k, getattr(self, k).clone())
         return res
 
     def to(self,
         device, # Where the entries are to be
     ):
         "Move the entries"
-        for k in _per_row.values(): setattr(self, k, getattr(self, k).to(device))
+        for k in self.per_row.values(): setattr(self, k, getattr(self, k).to(device))
         self.predictions = [o.to(device) for o in self.predictions]
         return self
 
-# %% ../../nbs/09_data.ledger.ipynb #e765c518
+# %% ../../nbs/09_data.ledger.ipynb #95614d0a
 def mean_of_copies(
     rows:Tensor, # Number of each sample's row `[n]`
     probs:Tensor, # Probabilities of the samples `[n,c]`
@@ -117,7 +117,7 @@ def mean_of_copies(
     with torch.autocast(probs.device.type, enabled=False): mean = same.float()@probs/same.sum(1, keepdim=True)
     return mean,same.float().argmax(1)
 
-# %% ../../nbs/09_data.ledger.ipynb #acb3db74
+# %% ../../nbs/09_data.ledger.ipynb #90efb38d
 @patch
 def _n_left(self:LabelLedger, limit, previous, n_back):
     "How many more rows may differ from their given label"
@@ -178,12 +178,10 @@ def change(self:LabelLedger,
     self.p_given[rows],self.p_current[rows] = (_label_gap(probs, o[rows])[2] for o in (self.given,self.current))
     return n_candidates,n_changed
 
-# %% ../../nbs/09_data.ledger.ipynb #fc539347
+# %% ../../nbs/09_data.ledger.ipynb #56ea7983
 @patch
-def class_names(self:LabelLedger,
-    y:Tensor, # Labels, as `given`
-)->list:
-    "Names of the classes; tuples of them with several labels per picture"
+def _names(self:LabelLedger, y):
+    "Names of the classes `y`; tuples of them with several labels per picture"
     if y.ndim==1: return [self.vocab[int(o)] if self.vocab else int(o) for o in y]
     return [tuple(self.vocab[j] if self.vocab else j for j,v in enumerate(o) if v>.5) for o in y.tolist()]
 
@@ -191,7 +189,7 @@ def class_names(self:LabelLedger,
 def table(self:LabelLedger)->pd.DataFrame: # A row for each training row, by its name; see above for the columns
     "Given and current label of each row, how likely a model found them, when the label was changed and how often"
     def least(p): return p.cpu().reshape(len(self), -1).amin(1).numpy()
-    given,current = (self.class_names(o.cpu()) for o in (self.given,self.current))
+    given,current = (self._names(o.cpu()) for o in (self.given,self.current))
     gap,when,times = (o.cpu().numpy() for o in (self.gap,self.when,self.times))
     # pandas would make NaN of None
     index = pd.Index(self.keys, dtype=object if None in self.keys else None, name='row', tupleize_cols=False)
@@ -205,6 +203,23 @@ def changed(self:LabelLedger)->pd.DataFrame: # The rows of `table` whose label i
     return df[df.given!=df.current].sort_values('gap', ascending=False, kind='stable')
 
 @patch
+def plot_changes(self:LabelLedger,
+    ax, # Axes to draw on
+): # The same axes
+    "Counts of changes, the given label down, the current one across"
+    def as_text(label): return ', '.join(map(str, label)) if isinstance(label, tuple) else label
+    df = self.changed
+    counts = pd.crosstab(df.given.map(as_text), df.current.map(as_text))
+    n = counts.values
+    ax.imshow(n, cmap='Blues', vmin=0)
+    ax.set(xlabel='current', ylabel='given', title=f'{len(df)} of {len(self)} labels changed')
+    ax.set_xticks(range(n.shape[1]), counts.columns, rotation=30, ha='right')
+    ax.set_yticks(range(n.shape[0]), counts.index)
+    for i,j in np.argwhere(n>0):
+        ax.text(j, i, n[i,j], ha='center', va='center', color='white' if n[i,j]>n.max()/2 else 'black')
+    return ax
+
+@patch
 def to_csv(self:LabelLedger,
     path:str|Path, # File to write
 ):
@@ -214,7 +229,7 @@ def to_csv(self:LabelLedger,
     quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL
     self.table.to_csv(path, quoting=quoting, errors='surrogateescape')
 
-# %% ../../nbs/09_data.ledger.ipynb #de846bb7
+# %% ../../nbs/09_data.ledger.ipynb #0d8b3adc
 @patch
 def places(self:LabelLedger,
     rows, # Names: one, or several in a list, index or array; None: none
@@ -263,7 +278,7 @@ def undo(self:LabelLedger,
     self.current[i],self.p_current[i] = self.given[i],self.p_given[i]
     self.times[i],self.correctable[i],self.gap[i],self.when[i] = 0,False,0.,torch.nan
 
-# %% ../../nbs/09_data.ledger.ipynb #a86d5b42
+# %% ../../nbs/09_data.ledger.ipynb #797e0efb
 @patch
 def _numbers_of(self:LabelLedger, names):
     "The number of each row of a table, -1 for one that was not trained on; ValueError if one is missing"
@@ -311,7 +326,7 @@ def corrected(self:LabelLedger,
     new[differs] = [as_in_table.get(o, o) for o in current[differs]]
     return df.assign(**{col: new.infer_objects()})
 
-# %% ../../nbs/09_data.ledger.ipynb #abb4600a
+# %% ../../nbs/09_data.ledger.ipynb #6fd22494
 @patch
 def is_like(self:LabelLedger,
     other:'LabelLedger', # Any
@@ -337,8 +352,17 @@ def take_over(self:LabelLedger,
         raise ValueError(
             f"row {self.keys[here[differs.nonzero()[0].item()]]!r} has another label here than where these corrections "
             "were made: they belong to another table; make a new ProgressiveLabelCorrection")
-    for k in _per_row.values(): getattr(self, k)[here] = getattr(previous, k).to(device)[there]
+    for k in self.per_row.values(): getattr(self, k)[here] = getattr(previous, k).to(device)[there]
 
+# %% ../../nbs/09_data.ledger.ipynb #129328c1
+def mean_over_processes(probs):
+    "Mean of what each process predicts `[rows,c]`, NaN where it did not see a row"
+    if num_distrib()<2: return probs
+    total,n = probs.nan_to_num(),(~probs.isnan()).float()
+    for t in (total,n): torch.distributed.all_reduce(t)
+    return total/n
+
+# %% ../../nbs/09_data.ledger.ipynb #e339fcf4
 def _from_all_processes(t):
     "`t` of each process `[processes,...]`"
     t = t.to(torch.uint8) if t.dtype==torch.bool else t
@@ -356,14 +380,14 @@ def merge(self:LabelLedger,
     seen = _any_label(self.p_given!=previous.p_given)
     rank = (2*_from_all_processes(changed)+_from_all_processes(seen)).argmax(0) # of equals the first
     row = torch.arange(len(self), device=rank.device)
-    for k in _per_row.values(): # in one order in all processes
+    for k in self.per_row.values(): # in one order in all processes
         if k!='correctable': setattr(self, k, _from_all_processes(getattr(self, k))[rank,row])
 
-# %% ../../nbs/09_data.ledger.ipynb #da05c9b2
+# %% ../../nbs/09_data.ledger.ipynb #35ef28fd
 @patch
 def state_dict(self:LabelLedger)->dict: # Tensors, and `meta`, which JSON can hold
     "All that is needed to go on: labels, when they changed, the window of predictions, history"
-    entries = {k: getattr(self, attr).clone() for k,attr in _per_row.items()}
+    entries = {k: getattr(self, attr).clone() for k,attr in self.per_row.items()}
     past = {'past': torch.stack(self.predictions)} if self.predictions else {}
     meta = dict(keys=[name_to_json(o) for o in self.keys], vocab=self.vocab, log=self.log, epochs=self.n_epochs,
         moved=self.n_theta_steps)
@@ -379,13 +403,11 @@ def save(self:LabelLedger,
     tensors = {k: v.contiguous().cpu() for k,v in state.items()}
     write_tensors(path, partial(save_file, tensors), labels=json.dumps(meta))
 
-# %% ../../nbs/09_data.ledger.ipynb #a0274594
-_log_columns = ['epoch','theta','candidates','corrected','share']
-
+# %% ../../nbs/09_data.ledger.ipynb #9de086c0
 def _is_count(v): return type(v) is int and 0<=v<2**63
 
 def _is_log_row(row):
-    if not isinstance(row, dict) or {*row}!={*_log_columns}: return False
+    if not isinstance(row, dict) or {*row}!={*LabelLedger.log_columns}: return False
     if not all(type(v) in (int,float) for v in row.values()): return False
     counts = all(0<=row[k]<math.inf for k in ('epoch','candidates','corrected'))
     return counts and 0<=row['share']<=1 and (0<row['theta']<=1 or math.isnan(row['theta']))
@@ -399,7 +421,7 @@ def _check_meta(meta):
     named = isinstance(vocab, list) and all(isinstance(o, str) for o in vocab) and len({*vocab})==len(vocab)
     if vocab is not None and not named: raise ValueError("vocab holds no names of classes, each once")
     if not isinstance(meta['log'], list) or not all(map(_is_log_row, meta['log'])):
-        raise ValueError(f"log has no rows of {', '.join(sorted(_log_columns))}")
+        raise ValueError(f"log has no rows of {', '.join(sorted(LabelLedger.log_columns))}")
     if not isinstance(meta['keys'], list): raise ValueError("keys is no list")
     try: keys = [name_from_json(o) for o in meta['keys']]
     except Exception: raise ValueError("keys holds what names no row") from None
@@ -408,11 +430,12 @@ def _check_meta(meta):
 
 def _check_shapes(state, n, c):
     "ValueError unless the tensors have an entry for each of `n` rows; `c` is the number of classes, or None"
-    if {*state}-{'meta','past'}!={*_per_row}: raise ValueError(f"expected the tensors {', '.join(_per_row)}")
+    names = LabelLedger.per_row
+    if {*state}-{'meta','past'}!={*names}: raise ValueError(f"expected the tensors {', '.join(names)}")
     given,past = state['given'],state.get('past')
     several = given.ndim==2
     dtypes = dict(given=given.dtype, current=given.dtype, times=torch.long, free=torch.bool)
-    for k in _per_row:
+    for k in names:
         t,columns = state[k],several and k in ('given','current','p_given','p_current')
         right = t.dtype==dtypes[k] if k in dtypes else t.is_floating_point()
         if not right or tuple(t.shape)!=(n,*given.shape[1:]*columns):
@@ -432,7 +455,7 @@ def _check_ranges(state, c):
         if t is not None and ((t<low) | (t>high)).any():
             raise ValueError(f"{k} holds what is not in {round(low)} to {round(high)}")
 
-# %% ../../nbs/09_data.ledger.ipynb #21acb785
+# %% ../../nbs/09_data.ledger.ipynb #1fb64eae
 @patch(cls_method=True)
 def from_state(cls:LabelLedger,
     state:dict, # From `state_dict`
@@ -446,7 +469,7 @@ def from_state(cls:LabelLedger,
         _check_ranges(state, n_classes)
     except ValueError as e: raise ValueError(f"the labels cannot be taken up: {e}") from None
     res = cls(keys, state['given'], meta['vocab'])
-    for k,attr in _per_row.items(): setattr(res, attr, state[k].to(device).clone())
+    for k,attr in cls.per_row.items(): setattr(res, attr, state[k].to(device).clone())
     res.predictions = list(state['past'].to(device).clone()) if 'past' in state else []
     res.log,res.n_epochs,res.n_theta_steps = (meta[k] for k in ('log','epochs','moved'))
     return res

@@ -7,15 +7,17 @@ Docs: https://fastai-mix.github.io/fastai_mix/data.rows.html.md"""
 # %% auto #0
 __all__ = ['ItemRows', 'SkippedItem', 'EpochRows']
 
-# %% ../../nbs/08_data.rows.ipynb #4df2c461
-import math
+# %% ../../nbs/08_data.rows.ipynb #97150b6b
+import inspect,math
 from datetime import date, datetime
+from numbers import Integral
 
 from fastai.basics import *
 
 from ..args import bad_arg
+from ..losses import loss_function
 
-# %% ../../nbs/08_data.rows.ipynb #71ccb372
+# %% ../../nbs/08_data.rows.ipynb #f6d3f25f
 def row_name(value):
     "`value` as plain Python or pandas holds it, a path as text; the same value has the same name in every process"
     if isinstance(value, tuple): return tuple(map(row_name, value))
@@ -34,7 +36,7 @@ def row_names(df, id_col=None):
     "The name of each row of a table"
     return [row_name(o) for o in row_ids(df, id_col).tolist()]
 
-# %% ../../nbs/08_data.rows.ipynb #979d431d
+# %% ../../nbs/08_data.rows.ipynb #e9cd2bc7
 _json_kinds = { # to JSON, and back
     'Timestamp': (
         lambda o: [o.isoformat(), o.tz and str(o.tz), o.unit],
@@ -70,7 +72,7 @@ def check_row_name(name):
         f"the row named {name!r} could not be saved: expected text, numbers, dates or tuples of them as its name, "
         f"not {type(name).__name__}; use df.reset_index(drop=True) before the DataBlock, or pass id_col=")
 
-# %% ../../nbs/08_data.rows.ipynb #92584f73
+# %% ../../nbs/08_data.rows.ipynb #41a35206
 def item_table(ds):
     "The table whose rows are the items of a data set; None if they are something else"
     items = getattr(ds, 'items', None)
@@ -103,7 +105,7 @@ def item_names(ds, id_col=None):
     if id_col is None: _check_copies(table, names)
     return names
 
-# %% ../../nbs/08_data.rows.ipynb #6f0722eb
+# %% ../../nbs/08_data.rows.ipynb #391f70b5
 class ItemRows:
     "The rows behind the items of a data set; items of one name are copies of one row"
     def __init__(self,
@@ -132,18 +134,19 @@ class ItemRows:
             f"row {name!r} comes with two different labels: rows that share a name must be copies; pass id_col=, "
             "or use df.reset_index(drop=True) before the DataBlock")
 
-# %% ../../nbs/08_data.rows.ipynb #383e733a
+# %% ../../nbs/08_data.rows.ipynb #fd861525
 def target_lists(ds):
     "The lists of targets of one of fastai's data sets; None for any other"
     return ds.tls[ds.n_inp:] if hasattr(ds, 'tls') else None
 
-# %% ../../nbs/08_data.rows.ipynb #d0483e15
-class SkippedItem(ValueError): "An item was left out of a batch, so it is not known which rows the batches hold"
+# %% ../../nbs/08_data.rows.ipynb #d6d7e6ed
+class SkippedItem(ValueError):
+    "An item was left out of a batch, so it is not known which rows the batches hold"
+    def __init__(self):
+        super().__init__("an item was left out of a batch (SkipItemException), so it is not certain which rows the "
+            "batches hold: drop unreadable rows from the table first")
 
-_skipped = ("an item was left out of a batch (SkipItemException), so it is not certain which rows the batches hold: "
-    "drop unreadable rows from the table first")
-
-# %% ../../nbs/08_data.rows.ipynb #fe298ba5
+# %% ../../nbs/08_data.rows.ipynb #cb3ff075
 def item_targets(ds):
     "The one target of each item `[items]` or `[items,c]`"
     lists = target_lists(ds)
@@ -151,9 +154,56 @@ def item_targets(ds):
         raise ValueError(f"expected one target per picture, but the data set has {len(lists)}")
     targets = lists[0] if lists else (ds[i][-1] for i in range(len(ds)))
     try: return torch.stack([torch.as_tensor(y).as_subclass(Tensor) for y in targets])
-    except SkipItemException: raise SkippedItem(_skipped) from None
+    except SkipItemException: raise SkippedItem from None
 
-# %% ../../nbs/08_data.rows.ipynb #6696386c
+# %% ../../nbs/08_data.rows.ipynb #22f316c5
+def n_classes(dls):
+    "Number of classes, None where it is not known or there are several numbers"
+    c = get_c(dls)
+    return int(c) if isinstance(c, Integral) and c>0 else None
+
+def class_names(dls):
+    "Names of the classes as text, None if there are none"
+    vocab = getattr(dls, 'vocab', None)
+    # the input may have classes as well
+    if vocab is not None and len(vocab)==2 and not isinstance(vocab[0], str) and is_listy(vocab[0]): vocab = vocab[-1]
+    return None if vocab is None else [str(o) for o in vocab]
+
+# %% ../../nbs/08_data.rows.ipynb #7509925a
+def ignored_labels(loss_func):
+    "Labels that a loss leaves out, as far as it tells"
+    losses = loss_func,getattr(loss_func, 'func', None)
+    parts = [o for f in losses for o in (f.modules() if isinstance(f, nn.Module) else [f])]
+    def default(f):
+        try: return inspect.signature(f).parameters['ignore_index'].default # of a partial, what it was given
+        except (TypeError,ValueError,KeyError): return None
+    labels = [o for f in parts for o in (getattr(f, 'ignore_index', None), default(f))]
+    return {o for o in labels if isinstance(o, Integral)}
+
+def check_class_targets(y, loss_func):
+    "ValueError unless targets are classes: indices, or 0 and 1 for a binary loss"
+    if not y.is_floating_point(): return
+    f = loss_function(loss_func)
+    is_binary = isinstance(f, nn.BCEWithLogitsLoss) or f is nn.BCEWithLogitsLoss
+    if y.ndim==2 and is_binary and ((y==0) | (y==1)).all(): return
+    kind = 'soft: rows of shares that already say how sure a label is' if y.ndim==2 else 'numbers to regress'
+    raise ValueError(
+        f"label correction changes classes, but the targets are {kind}: "
+        "use class indices, or 0 and 1 with BCEWithLogitsLossFlat() for several labels per picture")
+
+def check_classes(names, labels, n_classes, ignored):
+    "ValueError for a label that the loss leaves out, or that is no class"
+    for name,y in zip(names, labels):
+        if y<0 or y in ignored:
+            raise ValueError(
+                f"row {name!r} has the label {y}: rows whose label the loss ignores have none to correct; "
+                "take them out of the training set")
+        if n_classes and y>=max(n_classes, 2):
+            raise ValueError(
+                f"row {name!r} has the label {y}, but there are {n_classes} classes, numbered from 0: "
+                "give each row one of them")
+
+# %% ../../nbs/08_data.rows.ipynb #0bee5720
 def inner_dl(dl):
     "The loader inside a `DistributedDL`, which several processes share; any other loader itself"
     return vars(dl).get('dl', dl)
@@ -167,7 +217,7 @@ def check_rows_known(dl):
         "ready-made batches, or torch's own loader): "
         "use a fastai DataLoader over a dataset with `__getitem__` and `__len__`")
 
-# %% ../../nbs/08_data.rows.ipynb #8094fedc
+# %% ../../nbs/08_data.rows.ipynb #09e5531f
 class EpochRows:
     "The rows that each batch of a loader's running epoch holds"
     def __init__(self,
@@ -192,15 +242,27 @@ class EpochRows:
     )->Tensor: # Number of each sample's row `[n]`
         "Rows of a batch; SkippedItem if it has another length than it should have"
         rows = self.rows[i*self.bs:(i+1)*self.bs]
-        if len(rows)!=n: raise SkippedItem(_skipped)
+        if len(rows)!=n: raise SkippedItem
         self.count(n)
         return rows
 
     def check_complete(self):
         "SkippedItem unless the batches of a whole epoch have as many samples as they should have"
-        if self.n_counted!=self.n_expected: raise SkippedItem(_skipped)
+        if self.n_counted!=self.n_expected: raise SkippedItem
 
-# %% ../../nbs/08_data.rows.ipynb #2c6bd89c
+# %% ../../nbs/08_data.rows.ipynb #bef12c71
+def given_labels(dls, loss_func, id_col=None):
+    "The rows of the training set, and the class of each `[rows]` or `[rows,c]`; ValueError if one has none"
+    dl = inner_dl(dls.train)
+    check_rows_known(dl)
+    y = item_targets(dl.dataset)
+    check_class_targets(y, loss_func)
+    rows = ItemRows(dl.dataset, id_col)
+    labels = rows.targets(y)
+    if labels.ndim==1: check_classes(rows.names, labels.tolist(), n_classes(dls), ignored_labels(loss_func))
+    return rows,labels
+
+# %% ../../nbs/08_data.rows.ipynb #8bc2b3ea
 def items_dl(dl, items, **kwargs):
     "A loader like `dl` of `items` alone, in this order; `kwargs` as for `DataLoader.new`"
     # workers may be given a copy, so no lambda
