@@ -12,12 +12,14 @@ import torch
 from fastai.callback.core import FetchPredsCallback
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.callback.mixup import MixUp as FastaiMixUp
-from fastai.vision.all import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException, CategoryBlock, ColReader,
-    CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, F, Learner, MSELossFlat, MultiCategoryBlock, Path, RandTransform, SaveModelCallback,
-    ShortEpochCallback, TensorImage, TransformBlock, accuracy, load_learner, nn, set_seed, tensor)
+from fastai.vision.all import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+    CancelTrainException, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, F,
+    Learner, MSELossFlat, MultiCategoryBlock, Path, RandTransform, SaveModelCallback, ShortEpochCallback, TensorImage,
+    TransformBlock, accuracy, load_learner, nn, set_seed, tensor)
 from safetensors import safe_open
 
-from fastai_mix.all import (CutMix, GridMask, MixCallback, MixChoice, MixUp, ProgressiveLabelCorrection, ProgressiveResize, SnapMix, class_logits, load_state, resumable, save_state)
+from fastai_mix.all import (CutMix, GridMask, MixCallback, MixChoice, MixUp, ProgressiveLabelCorrection,
+    ProgressiveResize, SnapMix, class_logits, load_state, resumable, save_state)
 import fastai_mix.callback.plc as plc_module
 from fastai_mix.data.ledger import correct_labels, label_gap
 from helpers import Oracle, Rows, state, Syncs
@@ -50,7 +52,8 @@ def rows_learner(plc, ds=None, dl=None, cbs=(), bs=8, **kwargs):
     return learn
 
 @pytest.mark.parametrize('when', ['batch','epoch','pass'])
-@pytest.mark.parametrize('kwargs', [{}, dict(drop_last=True, bs=7), dict(num_workers=4, bs=7), dict(num_workers=4, bs=6, drop_last=True), dict(shuffle=False)], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(drop_last=True, bs=7), dict(num_workers=4, bs=7),
+    dict(num_workers=4, bs=6, drop_last=True), dict(shuffle=False)], ids=str)
 def test_corrects_the_right_rows(when, kwargs):
     ds = Rows(wrong=(3,10,11,30))
     learn = rows_learner(ProgressiveLabelCorrection(.5, warmup=1, when=when), ds, cbs=[Watch()], **kwargs)
@@ -58,7 +61,8 @@ def test_corrects_the_right_rows(when, kwargs):
     df = learn.progressive_label_correction.labels
     assert (df.given==ds.y.numpy()).all() and torch.equal(ds.y, Rows(wrong=(3,10,11,30)).y)
     right = df.current==ds.true.numpy()
-    if when=='epoch' and kwargs.get('drop_last'): right = right[df.p_given.notna()] # a row may be among those dropped, each time
+    # a row may be among those dropped, each time
+    if when=='epoch' and kwargs.get('drop_last'): right = right[df.p_given.notna()]
     if when!='batch' or not kwargs.get('drop_last'): assert right.all() and len(right)>30
     assert set(df.index[df.times>0])<={3,10,11,30} and df.times.max()==1 and learn.watch.n>0
 
@@ -78,9 +82,11 @@ def table_learner(df, plc, idxs=None, vocab='abc', cbs=(), model=None, bs=8, mul
     "A Learner on a table whose column `x` is the picture"
     y = MultiCategoryBlock(vocab=list(vocab)) if multi else CategoryBlock(vocab=list(vocab))
     n = len(df)
-    block = DataBlock((TransformBlock, y), get_x=RowPicture(), get_y=ColReader('label', label_delim=' ' if multi else None),
-        splitter=partial(split, idxs, n))
-    learn = Learner(block.dataloaders(df, bs=bs, num_workers=0, device='cpu', **kwargs), model or Oracle(), cbs=[plc,*cbs], lr=0., loss_func=None if multi else CrossEntropyLossFlat())
+    get_y = ColReader('label', label_delim=' ' if multi else None)
+    block = DataBlock((TransformBlock, y), get_x=RowPicture(), get_y=get_y, splitter=partial(split, idxs, n))
+    dls = block.dataloaders(df, bs=bs, num_workers=0, device='cpu', **kwargs)
+    loss_func = None if multi else CrossEntropyLossFlat()
+    learn = Learner(dls, model or Oracle(), cbs=[plc,*cbs], lr=0., loss_func=loss_func)
     learn.remove_cb(learn.progress)
     learn.logger = lambda *_: None
     return learn
@@ -125,19 +131,23 @@ def test_index_that_names_rows_alike():
     with pytest.raises(ValueError, match='reset_index'): table_learner(df, Batchwise(.5)).fit(1)
     plc = Batchwise(.5, warmup=0, id_col='row')
     table_learner(df, plc).fit(1)
-    assert set(plc.changed.index)=={5,17,18} and plc.corrected(df, 'label').corrected.tolist()[:40]==['abc'[t] for t in df.true[:40]]
+    assert set(plc.changed.index)=={5,17,18}
+    assert plc.corrected(df, 'label').corrected.tolist()[:40]==['abc'[t] for t in df.true[:40]]
     with pytest.raises(ValueError, match='id_col'): table_learner(table(), Batchwise(.5, id_col='id')).fit(1)
 
-def plain_net(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-                                      nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+def plain_net(): return nn.Sequential(
+    nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
 @pytest.mark.parametrize('when', ['batch','epoch'])
 def test_same_logits_with_and_without_a_mix(toy, when):
     "On a network that is the same in training and eval mode, standing still"
     seen = {}
-    for name,cbs in dict(plain=[], snapmix=[SnapMix()], half=[SnapMix(p=.5)], cutmix=[CutMix()], mixup=[MixUp()], gridmask=[GridMask(p=1.)],
-                         both=[SnapMix(), GridMask(p=1.)], choice=[MixChoice([SnapMix(), GridMask(p=1.), None])], echo=[SnapMix(echo=True)],
-                         small=[SnapMix(map_scale=.5)], grown=[CutMix(), ProgressiveResize(sizes=[16])]).items():
+    ways = dict(plain=[], snapmix=[SnapMix()], half=[SnapMix(p=.5)], cutmix=[CutMix()], mixup=[MixUp()],
+        gridmask=[GridMask(p=1.)], both=[SnapMix(), GridMask(p=1.)], echo=[SnapMix(echo=True)],
+        choice=[MixChoice([SnapMix(), GridMask(p=1.), None])], small=[SnapMix(map_scale=.5)],
+        grown=[CutMix(), ProgressiveResize(sizes=[16])])
+    for name,cbs in ways.items():
         plc = ProgressiveLabelCorrection(.99, warmup=0, when=when)
         set_seed(1)
         learn = toy(model=plain_net(), cbs=[plc,*cbs], lr=0., seed=1)
@@ -145,8 +155,11 @@ def test_same_logits_with_and_without_a_mix(toy, when):
         for m in learn.model.modules():
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
         got = torch.zeros(32, 3)
-        read = plc._use_predictions
-        plc._use_predictions = lambda logits: (got.index_copy_(0, plc.rows, logits.as_subclass(torch.Tensor).float()), read(logits))
+        use = plc._use_predictions
+        def watch(logits):
+            got.index_copy_(0, plc.rows, logits.as_subclass(torch.Tensor).float())
+            use(logits)
+        plc._use_predictions = watch
         learn.fit(1)
         seen[name] = got
     for name,got in seen.items(): torch.testing.assert_close(got, seen['plain'], atol=1e-5, rtol=1e-5, msg=name)
@@ -248,7 +261,8 @@ def test_batches_that_others_leave_out(when, k, toy):
     toy(cbs=[Skip(), plc], metrics=accuracy).fit(3, 1e-2)
     assert len(plc.history)==3
 
-@pytest.mark.parametrize('kwargs', [dict(shuffle=True), dict(shuffle=False), dict(shuffle=True, drop_last=True), dict(shuffle=False, drop_last=True, num_workers=2)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(shuffle=True), dict(shuffle=False), dict(shuffle=True, drop_last=True),
+    dict(shuffle=False, drop_last=True, num_workers=2)], ids=str)
 def test_skipped_items(kwargs):
     ds = Rows(wrong=(3,), skip=(4,13))
     ds.reading = False
@@ -261,7 +275,8 @@ def test_skipped_items(kwargs):
     plc.theta = lambda t: 1. if t<.5 else .5
     with pytest.raises(ValueError, match='left out of a batch'): learn.fit(2)
     assert not len(plc.changed)
-    with pytest.raises(ValueError, match='left out of a batch'): rows_learner(ProgressiveLabelCorrection(.5), ds, **kwargs).fit(1)
+    learn = rows_learner(ProgressiveLabelCorrection(.5), ds, **kwargs)
+    with pytest.raises(ValueError, match='left out of a batch'): learn.fit(1)
 
 def test_short_epochs_are_no_skipped_items(toy):
     learn = toy(cbs=[Batchwise(.2, warmup=0), ShortEpochCallback(.5)])
@@ -284,7 +299,8 @@ def test_a_trusted_set_may_have_rows_to_validate_on():
     plc = ProgressiveLabelCorrection(.1, warmup=0, protect=['p5','p47']) # p40 on are validated
     table_learner(df, plc).fit(1)
     assert sorted(plc.changed.index)==['p17','p18']
-    with pytest.raises(ValueError, match="no training row 'p99'"): table_learner(df, ProgressiveLabelCorrection(.1, protect=['p47','p99'])).fit(1)
+    learn = table_learner(df, ProgressiveLabelCorrection(.1, protect=['p47','p99']))
+    with pytest.raises(ValueError, match="no training row 'p99'"): learn.fit(1)
 
 def test_protection_and_limits(toy):
     def run(**kwargs):
@@ -354,15 +370,18 @@ def test_resumable_trainings_keep_corrections(toy, tmp_path, when):
     want,got = whole.progressive_label_correction,learn.progressive_label_correction
     pd.testing.assert_frame_equal(got.labels, want.labels)
     pd.testing.assert_frame_equal(got.history, want.history)
-    assert want.labels.times.sum() and all(torch.equal(a, b) for a,b in zip(learn.model.state_dict().values(), whole.model.state_dict().values()))
+    same = map(torch.equal, learn.model.state_dict().values(), whole.model.state_dict().values())
+    assert want.labels.times.sum() and all(same)
 
-@pytest.mark.parametrize('kwargs,names', [(dict(), {'model'}), (dict(at_end=True), {'model'}), (dict(every_epoch=2), {'model_0','model_2'})], ids=['best','end','every'])
+@pytest.mark.parametrize('kwargs,names', [(dict(), {'model'}), (dict(at_end=True), {'model'}),
+    (dict(every_epoch=2), {'model_0','model_2'})], ids=['best','end','every'])
 def test_saved_beside_checkpoints(toy, tmp_path, kwargs, names):
     learn = toy(cbs=[ProgressiveLabelCorrection(.3), SaveModelCallback(**kwargs)], path=tmp_path)
     learn.fit(3)
     files = {o.name for o in (tmp_path/'models').iterdir()}
     assert files=={f'{n}.pth' for n in names}|{f'{n}.labels.safetensors' for n in names}
-    with safe_open(tmp_path/'models'/f'{min(names)}.labels.safetensors', 'pt') as f: assert json.loads(f.metadata()['labels'])['keys']==list(range(32))
+    with safe_open(tmp_path/'models'/f'{min(names)}.labels.safetensors', 'pt') as f: meta = f.metadata()
+    assert json.loads(meta['labels'])['keys']==list(range(32))
 
 def test_other_tables_are_refused(tmp_path):
     df,plc = table(),Batchwise(.5, warmup=0)
@@ -430,7 +449,8 @@ def test_history_by_iterations(toy):
     plc = Batchwise(.2, warmup=0, every=2)
     toy(cbs=plc).fit(2)
     h = plc.history
-    assert h.epoch.tolist()==[.5,1,1.5,2] and h.share.iloc[-1]==len(plc.changed)/32 and h.corrected.sum()==len(plc.changed)
+    n = len(plc.changed)
+    assert h.epoch.tolist()==[.5,1,1.5,2] and h.share.iloc[-1]==n/32 and h.corrected.sum()==n
 
 @pytest.mark.parametrize('when', ['epoch','pass'])
 def test_a_first_epoch_alone_corrects_nothing(when, toy):
@@ -445,9 +465,12 @@ def test_a_first_epoch_alone_corrects_nothing(when, toy):
 def test_window_averages_epochs(toy):
     plc = ProgressiveLabelCorrection(.99, warmup=0, when='epoch', window=2)
     learn,ps = toy(cbs=plc),[]
-    read = plc._use_predictions
+    use = plc._use_predictions
     got = torch.zeros(3, 32, 3)
-    plc._use_predictions = lambda logits: (got[learn.epoch].index_copy_(0, plc.rows, logits.as_subclass(torch.Tensor).softmax(1)), read(logits))
+    def watch(logits):
+        got[learn.epoch].index_copy_(0, plc.rows, logits.as_subclass(torch.Tensor).softmax(1))
+        use(logits)
+    plc._use_predictions = watch
     learn.fit(3)
     p = got[1:].mean(0)
     assert np.allclose(plc.labels.p_given, p.gather(1, plc.given[:,None])[:,0], atol=1e-6) and len(plc.past)==2
@@ -478,13 +501,15 @@ def test_passes_are_averaged(toy):
 @pytest.mark.parametrize('mix', [None, SnapMix], ids=str)
 def test_host_waits_once_an_epoch_not_a_step(toy, when, mix):
     def count(n, plc):
-        cbs = ([ProgressiveLabelCorrection(.5, when=when, warmup=0, max_change=.5)] if plc else []) + ([mix()] if mix else [])
+        cbs = [mix()] if mix else []
+        if plc: cbs.insert(0, ProgressiveLabelCorrection(.5, when=when, warmup=0, max_change=.5))
         learn = toy(cbs=cbs, n=n)
         with Syncs() as s: learn.fit(1)
         return sum(s.n.values())
     assert count(32, True)-count(32, False)==count(64, True)-count(64, False)
 
-@pytest.mark.parametrize('ex', [RuntimeError, KeyboardInterrupt, CancelTrainException, CancelBatchException, CancelEpochException, CancelFitException])
+@pytest.mark.parametrize('ex', [RuntimeError, KeyboardInterrupt, CancelTrainException, CancelBatchException,
+    CancelEpochException, CancelFitException])
 def test_nothing_leaks(toy, ex):
     class Boom(Callback):
         order,run_valid = 90,False
@@ -505,7 +530,8 @@ def test_nothing_leaks(toy, ex):
     assert len(learn.progressive_label_correction.history)
 
 class RowPicture:
-    def __call__(self, r): return TensorImage(torch.stack([torch.full((8,8), float(v)) for v in (r.row/1024, r.true, 0)]))
+    def __call__(self, r):
+        return TensorImage(torch.stack([torch.full((8,8), float(v)) for v in (r.row/1024, r.true, 0)]))
 
 def test_pictures_export_and_state(tmp_path):
     df,plc = table(),Batchwise(.5, warmup=0)
@@ -513,7 +539,8 @@ def test_pictures_export_and_state(tmp_path):
     learn.path = tmp_path
     learn.fit(1)
     axs = plc.show(2)
-    assert [ax.get_title().split(chr(10))[0] for ax in axs]==[f'{o.given} → {o.current}' for o in plc.changed.head(2).itertuples()]
+    titles = [f'{o.given} → {o.current}' for o in plc.changed.head(2).itertuples()]
+    assert [ax.get_title().split(chr(10))[0] for ax in axs]==titles
     learn.export('learn.pkl')
     again = load_learner(tmp_path/'learn.pkl')
     for other in (again.progressive_label_correction, deepcopy(plc)):
@@ -528,9 +555,10 @@ def test_pictures_export_and_state(tmp_path):
 
 @pytest.mark.parametrize('when', ['epoch','batch','pass'])
 def test_epochs_without_a_batch(toy, when):
-    learn = toy(cbs=ProgressiveLabelCorrection(.3, warmup=0, when=when), n=16, bs=32) # the only batch is a short one, and left out
+    plc = ProgressiveLabelCorrection(.3, warmup=0, when=when)
+    learn = toy(cbs=plc, n=16, bs=32) # the only batch is a short one, and left out
     learn.fit(2)
-    assert learn.recorder.metric_names[-2]=='corrected' and learn.recorder.values and len(learn.progressive_label_correction.labels)==16
+    assert learn.recorder.metric_names[-2]=='corrected' and learn.recorder.values and len(plc.labels)==16
     class Stop(Callback):
         order,run_valid = 70,False
         def before_batch(self): raise CancelTrainException()
@@ -538,11 +566,13 @@ def test_epochs_without_a_batch(toy, when):
     learn.fit(2)
     assert not len(learn.progressive_label_correction.changed)
 
-bad = [(dict(theta=0.), 'theta=0.0'), (dict(theta=1.5), 'theta=1.5'), (dict(theta=(.9,0)), 'theta=0'), (dict(theta=(.9,.8,.7)), 'first, last'), (dict(theta='high'), 'theta'),
-       (dict(warmup=1.), 'warmup=1.0'), (dict(warmup=-1), 'warmup'), (dict(when='step'), "'batch', 'epoch' or 'pass'"), (dict(rule='diff'), "'gap' or 'ratio'"),
-       (dict(theta=.5, theta_rule='paper'), 'needs .first, last.'), (dict(window=0), 'window=0'), (dict(most=0), 'most=0'), (dict(max_change=0), 'max_change=0')]
+wrong_arguments = [(dict(theta=0.), 'theta=0.0'), (dict(theta=1.5), 'theta=1.5'), (dict(theta=(.9,0)), 'theta=0'),
+    (dict(theta=(.9,.8,.7)), 'first, last'), (dict(theta='high'), 'theta'), (dict(warmup=1.), 'warmup=1.0'),
+    (dict(warmup=-1), 'warmup'), (dict(when='step'), "'batch', 'epoch' or 'pass'"),
+    (dict(rule='diff'), "'gap' or 'ratio'"), (dict(theta=.5, theta_rule='paper'), 'needs .first, last.'), (dict(window=0), 'window=0'), (dict(most=0), 'most=0'),
+    (dict(max_change=0), 'max_change=0')]
 
-@pytest.mark.parametrize('kwargs,says', bad, ids=str)
+@pytest.mark.parametrize('kwargs,says', wrong_arguments, ids=str)
 def test_wrong_arguments(kwargs, says):
     with pytest.raises(ValueError, match=says) as e: ProgressiveLabelCorrection(**kwargs)
     assert '\n' not in str(e.value)
@@ -552,7 +582,8 @@ def test_a_model_of_half_precision(toy):
         order = 10
         def before_batch(self): self.learn.xb = tuple(o.bfloat16() for o in self.xb)
         def after_pred(self): self.learn.pred = self.pred.float()
-    for cbs in ([ProgressiveLabelCorrection(warmup=0.), CutMix()], [ProgressiveLabelCorrection(warmup=0., when='pass')]):
+    by_pass = ProgressiveLabelCorrection(warmup=0., when='pass')
+    for cbs in ([ProgressiveLabelCorrection(warmup=0.), CutMix()], [by_pass]):
         learn = toy(cbs=[Late(), *cbs])
         learn.model.bfloat16()
         learn.fit(1, 1e-3)
@@ -593,20 +624,24 @@ def test_wrong_use(toy):
         with pytest.raises(ValueError, match='no labels yet'): f()
 
 def test_one_and_two_processes(in_processes):
-    "Two hold the same labels; by epochs and passes both correct what one does, as each corrects all rows, and the cap is not divided"
+    "Two hold the same labels; by epochs and passes each corrects all rows, as one does, and the limit is not divided"
     code = '''
 import fastai_mix.callback.plc as plc_module
 from fastai_mix.data.ledger import correct_labels, label_gap
 from helpers import Oracle, Rows
 def correct(ds, n, **kwargs):
-    dls = DataLoaders(DataLoader(ds, bs=8//world, shuffle=True, num_workers=0), DataLoader(Rows(), bs=8, num_workers=0), device='cpu')
+    train = DataLoader(ds, bs=8//world, shuffle=True, num_workers=0)
+    dls = DataLoaders(train, DataLoader(Rows(), bs=8, num_workers=0), device='cpu')
     plc = ProgressiveLabelCorrection(.5, warmup=0, **kwargs)
     fit(Learner(dls, Oracle(), loss_func=CrossEntropyLossFlat(), cbs=plc, lr=0.), n)
     now = ''.join(map(str, plc.labels.current))
-    out = 'OUT', rank_distrib(), now, now==''.join(map(str, ds.true.tolist())), plc.history.corrected.astype(int).tolist(), list(plc.changed.index)
+    right,n_corrected = now==''.join(map(str, ds.true.tolist())),plc.history.corrected.astype(int).tolist()
+    out = 'OUT', rank_distrib(), now, right, n_corrected, list(plc.changed.index)
     os.write(1, (' '.join(str(o).replace(' ', '') for o in out)+chr(10)).encode()) # at once, since two processes write
-for when,most in (('batch',1.), ('epoch',1.), ('pass',1.), ('batch',.05)): correct(Rows(n=41, wrong=(3,10,11,30,40)), 2, when=when, max_change=most)
-for when,most in (('epoch',.3), ('pass',.3), ('epoch',.05)): correct(Rows(n=41, wrong=range(0,40,2)), 4, when=when, max_change=most)
+for when,most in (('batch',1.), ('epoch',1.), ('pass',1.), ('batch',.05)):
+    correct(Rows(n=41, wrong=(3,10,11,30,40)), 2, when=when, max_change=most)
+for when,most in (('epoch',.3), ('pass',.3), ('epoch',.05)):
+    correct(Rows(n=41, wrong=range(0,40,2)), 4, when=when, max_change=most)
 '''
     one,two = in_processes(code, 1, 2)
     assert len(one)==7 and len(two)==14
@@ -621,7 +656,8 @@ class Told(nn.Module):
     "Predicts what `learn.tells` says of each row"
     def __init__(self, tells): super().__init__(); self.tells,self.bias = tells,nn.Parameter(torch.zeros(3))
     def forward(self, x):
-        y,sure = (torch.tensor([t[k] for t in (self.tells.get(int(i), (0,9.)) for i in (x[:,0,0,0]*1024).round())]) for k in (0,1))
+        told = [self.tells.get(int(i), (0,9.)) for i in (x[:,0,0,0]*1024).round()]
+        y,sure = map(torch.tensor, zip(*told))
         return F.one_hot(y, 3)*sure[:,None]+self.bias
 
 @pytest.mark.parametrize('when', ['epoch','batch','pass'])
@@ -642,8 +678,8 @@ def test_the_cap_counts_rows_that_differ(when):
     assert full==({i: up(i) for i in (1,2,3,4)},4)
     still = {f'r{i}': (up(i),9.) for i in (1,2,3,4)}
     assert epoch(**still, r0=(up(0),9.))==({i: up(i) for i in (1,2,3,4)},0) # none left
-    assert epoch(**{**still, 'r1':(up(1,2),9.)}, r0=(up(0),9.))==({1: up(1,2), **{i: up(i) for i in (2,3,4)}},1) # one wrong label to another
-    still['r1'] = up(1,2),9.
+    still['r1'] = up(1,2),9. # one wrong label to another
+    assert epoch(**still, r0=(up(0),9.))==({1: up(1,2), **{i: up(i) for i in (2,3,4)}},1)
     back = {k:v for k,v in still.items() if k!='r2'}
     assert epoch(**back)==({1: up(1,2), 3: up(3), 4: up(4)},1) # back, when the cap is full
     del back['r3'], still['r2'], still['r3']
@@ -673,8 +709,9 @@ class TwoLosses(nn.Module):
     def forward(self, p, y): return self.ce(p, y)
 
 ignoring = {
-    'flat': lambda k: CrossEntropyLossFlat(ignore_index=k), 'torch': lambda k: nn.CrossEntropyLoss(ignore_index=k), 'nll': lambda k: nn.NLLLoss(ignore_index=k),
-    'partial': lambda k: partial(F.cross_entropy, ignore_index=k), 'partial of a partial': lambda k: partial(partial(F.nll_loss, ignore_index=k), reduction='mean'),
+    'flat': lambda k: CrossEntropyLossFlat(ignore_index=k), 'torch': lambda k: nn.CrossEntropyLoss(ignore_index=k),
+    'nll': lambda k: nn.NLLLoss(ignore_index=k), 'partial': lambda k: partial(F.cross_entropy, ignore_index=k),
+    'partial of a partial': lambda k: partial(partial(F.nll_loss, ignore_index=k), reduction='mean'),
     'inside': TwoLosses, 'default': lambda k: {255: loss_255, 3: loss_3, 2: loss_2, -1: loss_m1}[k]}
 def loss_255(p, y, ignore_index=255): return F.cross_entropy(p, y, ignore_index=ignore_index)
 def loss_3(p, y, ignore_index=3): return F.cross_entropy(p, y, ignore_index=ignore_index)
@@ -689,7 +726,8 @@ def test_labels_that_the_loss_ignores_are_refused(loss, k, toy):
     learn.dls.train.dataset.t[5] = k
     seen = []
     learn.model.register_forward_hook(lambda *_: seen.append(1))
-    with pytest.raises(ValueError, match=f'row 5 has the label {k}: rows whose label the loss ignores have none to correct; take them out') as e: learn.fit(1)
+    message = f'row 5 has the label {k}: rows whose label the loss ignores have none to correct; take them out'
+    with pytest.raises(ValueError, match=message) as e: learn.fit(1)
     assert not seen and str(e.value).count('\n')<3
 
 @pytest.mark.parametrize('known', [True,False])
@@ -699,8 +737,11 @@ def test_labels_that_are_no_class_are_refused(known, toy):
     learn.dls.train.dataset.t[7] = 3
     if not known: del learn.dls.vocab
     before = deepcopy(learn.model.state_dict())
-    with pytest.raises(ValueError, match='row 7 has the label 3, but there are 3 classes' if known else 'labels up to 3, but the model tells 3 classes apart'): learn.fit(1)
-    assert all(torch.equal(a, b) for (k,a),b in zip(before.items(), learn.model.state_dict().values()) if 'running' not in k and 'num' not in k)
+    message = 'row 7 has the label 3, but there are 3 classes'
+    if not known: message = 'labels up to 3, but the model tells 3 classes apart'
+    with pytest.raises(ValueError, match=message): learn.fit(1)
+    after = learn.model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before if 'running' not in k and 'num' not in k)
 
 def test_what_the_loss_ignores_may_be_missing(toy):
     learn = toy(cbs=ProgressiveLabelCorrection(.05, warmup=0), loss_func=CrossEntropyLossFlat(ignore_index=255))
@@ -708,15 +749,23 @@ def test_what_the_loss_ignores_may_be_missing(toy):
     assert len(learn.progressive_label_correction.labels)==32
 
 days = pd.date_range('2024-03-30', periods=48, freq='h')
+texts = [f'p{i}' for i in range(48)]
+def objects(names): return pd.Index(names, dtype=object)
 indexes = {
-    'text': [f'p{i}' for i in range(48)], 'odd text': [f'{i} ü,"\t\n\u2028\x00\r' for i in range(48)], 'bytes of a file name': [f'{i}\udcff.jpg' for i in range(48)],
-    'numbers': range(48), 'floats': np.arange(48)/7, 'NaN': [np.nan, *np.arange(47)/7], 'numpy': pd.Index([np.int64(i) for i in range(48)], dtype=object),
-    'None': pd.Index([None, *(f'p{i}' for i in range(47))], dtype=object), 'None and numbers': pd.Index([None, *range(47)], dtype=object), 'bool and text': pd.Index([True, *(f'p{i}' for i in range(47))], dtype=object),
-    'dates': days, 'nanoseconds': pd.DatetimeIndex(np.arange(48)*1001), 'seconds': days.as_unit('s'), 'zone': days.tz_localize('UTC').tz_convert('Europe/Berlin'), 'NaT': pd.DatetimeIndex([pd.NaT, *days[1:]]),
-    'durations': pd.to_timedelta(np.arange(48)*1001), 'days': pd.Index([o.date()+pd.Timedelta(days=i).to_pytimedelta() for i,o in enumerate(days)]),
-    'datetimes': pd.Index([o.to_pydatetime() for o in days], dtype=object), 'periods': pd.period_range('2019Q1', periods=48, freq='Q'), 'weeks': pd.period_range('2019-01-01', periods=48, freq='W'),
-    'intervals': pd.interval_range(0, 48), 'intervals of dates': pd.interval_range(days[0], freq='h', periods=48), 'categories': pd.CategoricalIndex([f'p{i}' for i in range(48)]),
-    'paths': pd.Index([Path(f'a/p{i}') for i in range(48)], dtype=object), 'levels': pd.MultiIndex.from_product([['a','b'], range(24)]),
+    'text': texts, 'odd text': [f'{i} ü,"\t\n\u2028\x00\r' for i in range(48)],
+    'bytes of a file name': [f'{i}\udcff.jpg' for i in range(48)], 'numbers': range(48), 'floats': np.arange(48)/7,
+    'NaN': [np.nan, *np.arange(47)/7], 'numpy': objects([np.int64(i) for i in range(48)]),
+    'None': objects([None, *texts[:47]]), 'None and numbers': objects([None, *range(47)]),
+    'bool and text': objects([True, *texts[:47]]), 'dates': days, 'nanoseconds': pd.DatetimeIndex(np.arange(48)*1001),
+    'seconds': days.as_unit('s'), 'zone': days.tz_localize('UTC').tz_convert('Europe/Berlin'),
+    'NaT': pd.DatetimeIndex([pd.NaT, *days[1:]]), 'durations': pd.to_timedelta(np.arange(48)*1001),
+    'days': pd.Index([o.date()+pd.Timedelta(days=i).to_pytimedelta() for i,o in enumerate(days)]),
+    'datetimes': objects([o.to_pydatetime() for o in days]),
+    'periods': pd.period_range('2019Q1', periods=48, freq='Q'),
+    'weeks': pd.period_range('2019-01-01', periods=48, freq='W'), 'intervals': pd.interval_range(0, 48),
+    'intervals of dates': pd.interval_range(days[0], freq='h', periods=48), 'categories': pd.CategoricalIndex(texts),
+    'paths': objects([Path(f'a/p{i}') for i in range(48)]),
+    'levels': pd.MultiIndex.from_product([['a','b'], range(24)]),
     'levels of dates': pd.MultiIndex.from_arrays([days, [Path(f'{i}') for i in range(48)], np.arange(48)/7])}
 
 @pytest.mark.parametrize('way', ['index','column'])
@@ -725,7 +774,9 @@ def test_rows_of_any_name_come_back(kind, way, tmp_path):
     df,id_col = table(),None
     names = pd.Index(indexes[kind], tupleize_cols=True)
     if way=='index': df.index = names
-    else: df,id_col = df.assign(name=names.tolist() if kind in ('levels','levels of dates') else names).reset_index(drop=True),'name'
+    else:
+        column = names.tolist() if kind in ('levels','levels of dates') else names
+        df,id_col = df.assign(name=column).reset_index(drop=True),'name'
     if kind=='None and numbers' and way=='column': df['name'] = df.name.astype(object).where(np.arange(48)>0, None)
     plc = ProgressiveLabelCorrection(.5, warmup=0, id_col=id_col)
     table_learner(df, plc).fit(1)
@@ -738,19 +789,22 @@ def test_rows_of_any_name_come_back(kind, way, tmp_path):
         assert [type(o) for o in back.keys]==[type(o) for o in plc.keys] and len(back.changed)==3
         assert back.corrected(df, 'label').corrected.tolist()[:40]==['abc'[t] for t in df.true[:40]]
         table_learner(df, back).fit(1) # the same rows
-        assert len(back.changed)==3 and len(back.history)==2 and (back.labels.times.to_numpy()==plc.labels.times.to_numpy()).all()
+        assert len(back.changed)==3 and len(back.history)==2
+        assert (back.labels.times.to_numpy()==plc.labels.times.to_numpy()).all()
         some = back.changed.index
         back.undo(some[0]), back.undo(some[1:])
         assert not len(back.changed)
     own = (df.index if way=='index' else df.name)
     trusted = [own[i] for i in (5,17)]
-    for rows in (trusted, back.labels.index[[5,17]], *([] if kind=='zone' else [back.labels.index[[5,17]].values])): # NumPy has no time zones
+    of_numpy = [] if kind=='zone' else [back.labels.index[[5,17]].values] # NumPy has no time zones
+    for rows in (trusted, back.labels.index[[5,17]], *of_numpy):
         guarded = ProgressiveLabelCorrection(.5, warmup=0, id_col=id_col, protect=rows)
         table_learner(df, guarded).fit(1)
         assert len(guarded.changed)==1
     plc.to_csv(tmp_path/'labels.csv')
     if kind in ('text','odd text','bytes of a file name','paths'):
-        read = pd.read_csv(tmp_path/'labels.csv', dtype=str, keep_default_na=False, encoding_errors='surrogateescape', quotechar='"')
+        read = pd.read_csv(tmp_path/'labels.csv', dtype=str, keep_default_na=False, quotechar='"',
+            encoding_errors='surrogateescape')
         assert read.row.tolist()==plc.keys and read.current.tolist()==plc.labels.current.tolist()
 
 def test_labels_with_a_carriage_return(tmp_path):
@@ -759,13 +813,16 @@ def test_labels_with_a_carriage_return(tmp_path):
     plc = ProgressiveLabelCorrection(.5, warmup=0)
     table_learner(df, plc, vocab=vocab).fit(1)
     plc.to_csv(tmp_path/'labels.csv')
-    assert pd.read_csv(tmp_path/'labels.csv', index_col=0).current.tolist()==plc.labels.current.tolist()==[vocab[t] for t in df.true[:40]]
+    read = pd.read_csv(tmp_path/'labels.csv', index_col=0)
+    assert read.current.tolist()==plc.labels.current.tolist()==[vocab[t] for t in df.true[:40]]
 
 def test_names_that_cannot_be_saved_are_refused_at_the_start():
     df = table()
-    for names,what in (([complex(i) for i in range(48)], 'complex'), ([frozenset([i]) for i in range(48)], 'frozenset'), ([pd.NA, *range(47)], 'NAType')):
+    expected = 'could not be saved: expected text, numbers, dates or tuples of them as its name, not'
+    for names,what in (([complex(i) for i in range(48)], 'complex'),
+        ([frozenset([i]) for i in range(48)], 'frozenset'), ([pd.NA, *range(47)], 'NAType')):
         df.index = pd.Index(names, dtype=object)
-        with pytest.raises(ValueError, match=f'could not be saved: expected text, numbers, dates or tuples of them as its name, not {what}') as e:
+        with pytest.raises(ValueError, match=f'{expected} {what}') as e:
             table_learner(df, ProgressiveLabelCorrection(.5, warmup=0)).fit(1)
         assert len(str(e.value).strip().splitlines())<4
 
@@ -776,7 +833,8 @@ def test_repeated_rows_of_several_levels():
     table_learner(df, plc, [*range(40),5,5,17]).fit(1)
     assert len(plc.labels)==40 and set(plc.changed.index)=={('a',5),('a',17),('a',18)}
     df.index = pd.MultiIndex.from_arrays([[0]*48, [i//2 for i in range(48)]])
-    with pytest.raises(ValueError, match='names different rows alike'): table_learner(df, ProgressiveLabelCorrection(.5)).fit(1)
+    learn = table_learner(df, ProgressiveLabelCorrection(.5))
+    with pytest.raises(ValueError, match='names different rows alike'): learn.fit(1)
 
 def test_thetas_of_numpy_can_be_saved(tmp_path):
     plc = ProgressiveLabelCorrection(lambda t: np.float32(.5), warmup=0)
@@ -790,23 +848,28 @@ class Answers(nn.Module):
     def forward(self, x):
         f = self.net(x)
         more,f = f.mean(1),f[:,1:]-f[:,:1] if self.one else f
-        return {'tuple': lambda: (more, x.flatten(1), f), 'dict': lambda: {'features': x.flatten(1), 'scores': f},
-                'object': lambda: SimpleNamespace(loss=None, features=x.flatten(1), logits=f), 'nested': lambda: (x, {'aux': (more, f)})}[self.form]()
+        return {
+            'tuple': lambda: (more, x.flatten(1), f), 'dict': lambda: {'features': x.flatten(1), 'scores': f},
+            'object': lambda: SimpleNamespace(loss=None, features=x.flatten(1), logits=f),
+            'nested': lambda: (x, {'aux': (more, f)})}[self.form]()
 
 def loss_of(c, one):
     def loss(pred, y, reduction='mean'):
         f = class_logits(pred, c)
-        return F.binary_cross_entropy_with_logits(f[:,0], y.float(), reduction=reduction) if one else F.cross_entropy(f, y, reduction=reduction)
+        if one: return F.binary_cross_entropy_with_logits(f[:,0], y.float(), reduction=reduction)
+        return F.cross_entropy(f, y, reduction=reduction)
     return loss
 
 @pytest.mark.parametrize('when', ['epoch','batch','pass'])
 @pytest.mark.parametrize('form', ['tuple','dict','object','nested'])
-@pytest.mark.parametrize('mix', [None, CutMix, partial(MixUp, echo=True), lambda: MixChoice([CutMix(), None]), lambda: GridMask(p=1.)],
+@pytest.mark.parametrize('mix',
+    [None, CutMix, partial(MixUp, echo=True), lambda: MixChoice([CutMix(), None]), lambda: GridMask(p=1.)],
     ids=['none','cutmix','echo','choice','gridmask'])
 @pytest.mark.parametrize('c,one', [(3,False), (2,True)], ids=['three','one logit'])
 def test_outputs_of_many_forms(when, form, mix, c, one):
     ds = Rows(n=40, c=c, wrong=(3,10,11,30))
-    dls = DataLoaders(DataLoader(ds, bs=8, shuffle=True, num_workers=0), DataLoader(Rows(c=c), bs=8, num_workers=0), device='cpu')
+    train = DataLoader(ds, bs=8, shuffle=True, num_workers=0)
+    dls = DataLoaders(train, DataLoader(Rows(c=c), bs=8, num_workers=0), device='cpu')
     dls.vocab = [f'class{i}' for i in range(c)]
     plc = ProgressiveLabelCorrection(.5, warmup=0, when=when)
     learn = Learner(dls, Answers(form, c, one), loss_func=loss_of(c, one), cbs=[plc, *([mix()] if mix else [])], lr=0.)
