@@ -569,7 +569,8 @@ def test_epochs_without_a_batch(toy, when):
 wrong_arguments = [(dict(theta=0.), 'theta=0.0'), (dict(theta=1.5), 'theta=1.5'), (dict(theta=(.9,0)), 'theta=0'),
     (dict(theta=(.9,.8,.7)), 'first, last'), (dict(theta='high'), 'theta'), (dict(warmup=1.), 'warmup=1.0'),
     (dict(warmup=-1), 'warmup'), (dict(when='step'), "'batch', 'epoch' or 'pass'"),
-    (dict(rule='diff'), "'gap' or 'ratio'"), (dict(theta=.5, theta_rule='paper'), 'needs .first, last.'), (dict(window=0), 'window=0'), (dict(most=0), 'most=0'),
+    (dict(rule='diff'), "'gap' or 'ratio'"), (dict(theta=.5, theta_rule='paper'), 'needs .first, last.'),
+    (dict(window=0), 'window=0'), (dict(most=0), 'most=0'),
     (dict(max_change=0), 'max_change=0')]
 
 @pytest.mark.parametrize('kwargs,says', wrong_arguments, ids=str)

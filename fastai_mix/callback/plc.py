@@ -7,7 +7,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/callback.plc.html.md"""
 # %% auto #0
 __all__ = ['ProgressiveLabelCorrection', 'label_gap', 'correct_labels']
 
-# %% ../../nbs/24_callback.plc.ipynb #b2b82946
+# %% ../../nbs/24_callback.plc.ipynb #be8a76b0
 from contextlib import contextmanager, nullcontext
 
 from fastai.vision.all import *
@@ -25,7 +25,7 @@ from ..vision.forward import *
 
 _all_ = ['label_gap', 'correct_labels']
 
-# %% ../../nbs/24_callback.plc.ipynb #9209a337
+# %% ../../nbs/24_callback.plc.ipynb #1a1ea854
 def _check_theta(theta):
     if isinstance(theta, (tuple,list)):
         if len(theta)!=2: raise bad_arg('theta', theta, '(first, last), such as (.7,.3)')
@@ -45,13 +45,13 @@ class ProgressiveLabelCorrection(FitCallback):
     order,run_valid = Recorder.order+5,False # after the Recorder has its columns, before they are printed
     remove_on_fetch = True # FetchPredsCallback removes the Recorder as well
     def __init__(self,
-        theta:float|tuple|Callable=(.7,.3), # Threshold, above 0 to 1: one, (first, last), or a function of the fraction done
+        theta:float|tuple|Callable=(.7,.3), # Threshold, above 0 to 1: one, (first, last), or a function of what is done
         warmup:float|int=.5, # No correction before: a fraction of each fit, 0 to below 1, or whole epochs over all fits
         when:str='epoch', # 'epoch' or 'pass': after an epoch, by a mean of predictions; 'batch': at once; see above
         rule:str='gap', # 'gap': p_max − p_y > θ; 'ratio': p_y / p_max < θ, as in the authors' code
-        theta_rule:str='line', # How θ goes from first to last: 'line' over time, or as in the 'paper', by `step` and `least`
-        step:float=.1, # theta_rule='paper': how far θ goes at once, above 0 to 1; .1 in the authors' code
-        least:float=.001, # theta_rule='paper': share of corrected labels below which θ goes on; .001 in the authors' code
+        theta_rule:str='line', # How θ goes from first to last: 'line' over time; 'paper': by `step` and `least`
+        step:float=.1, # theta_rule='paper': how far θ goes at once, above 0 to 1; .1 in their code
+        least:float=.001, # theta_rule='paper': share of labels corrected below which θ goes on; .001 in their code
         window:int=5, # Epochs, or passes, averaged; 5 in the authors' code
         most:int=1, # Changes of one row's label at most
         max_change:float=.5, # Share of the rows whose labels may differ from the given ones at a time, above 0 to 1
@@ -80,7 +80,7 @@ class ProgressiveLabelCorrection(FitCallback):
 
     def __setstate__(self, data):
         super().__setstate__(data)
-        if 'ledger' in data: return
+        if 'ledger' in data: return # else an earlier version pickled it
         self.ledger = _old_ledger(data)
         self.clear()
 
@@ -123,7 +123,7 @@ def _old_ledger(attrs):
     meta['keys'] = [name_to_json(o) for o in attrs['keys']]
     return LabelLedger.from_state({**entries, **past, 'meta': meta})
 
-# %% ../../nbs/24_callback.plc.ipynb #9145ac69
+# %% ../../nbs/24_callback.plc.ipynb #b5e8e77e
 @patch
 def _find_labels(self:ProgressiveLabelCorrection):
     "Begin a ledger, or go on with the one there is"
@@ -139,7 +139,7 @@ def _find_labels(self:ProgressiveLabelCorrection):
     self.ledger.protect(self.protect, item_names(self.dls.valid.dataset, self.id_col) if has_valid else ())
     self.ledger.protect_classes(self.protect_classes)
 
-# %% ../../nbs/24_callback.plc.ipynb #8f4a362a
+# %% ../../nbs/24_callback.plc.ipynb #877c2e9f
 class _Epoch:
     "What a label correction keeps of the running epoch"
     def __init__(self, ledger):
@@ -195,7 +195,7 @@ def _undone_if_skipped(cb):
         cb.ledger = cb.this_epoch.previous
         raise ValueError(f"{e}; the labels are as they were before this epoch") from None
 
-# %% ../../nbs/24_callback.plc.ipynb #5b1dcd02
+# %% ../../nbs/24_callback.plc.ipynb #3b21cb7a
 @patch
 def _batch_rows(self:ProgressiveLabelCorrection):
     "The rows of the running epoch's batches"
@@ -205,7 +205,9 @@ def _batch_rows(self:ProgressiveLabelCorrection):
     return epoch.batch_rows
 
 @patch
-def relabel(self:ProgressiveLabelCorrection, changer:BatchCallback=None):
+def relabel(self:ProgressiveLabelCorrection,
+    changer:BatchCallback=None, # Changes the batch next, and makes the clean forward; None: the first of them
+):
     "Put current labels into the running batch, once; with a mix correct them first, from a clean forward"
     epoch,batch = self.this_epoch,(self.learn.epoch,self.learn.iter)
     if not self.training or epoch is None or epoch.batch==batch: return
@@ -224,7 +226,6 @@ def _put_labels(self:ProgressiveLabelCorrection):
     current = self.current[self.rows].to(y.dtype)
     y_new = torch.cat([current, y.as_subclass(Tensor)[len(current):]]).as_subclass(type(y))
     self.learn.yb = (y_new, *self.yb[1:])
-
 
 @patch
 def after_pred(self:ProgressiveLabelCorrection):
@@ -260,7 +261,7 @@ def _use_predictions(self:ProgressiveLabelCorrection, logits):
     if epoch.probs is None: epoch.probs = p.new_full((len(self.ledger), p.shape[1]), torch.nan)
     epoch.probs[self.rows] = p
 
-# %% ../../nbs/24_callback.plc.ipynb #053dbad6
+# %% ../../nbs/24_callback.plc.ipynb #74a9d659
 @patch
 def _fraction_done(self:ProgressiveLabelCorrection, t):
     "The fraction of training after the warm-up that is done at the fraction `t` of the fit, below 0 during the warm-up"
@@ -282,7 +283,7 @@ def theta_at(self:ProgressiveLabelCorrection,
     if isinstance(theta, (tuple,list)): theta = theta[0]+(theta[1]-theta[0])*done
     return check_share('theta', theta, above_zero=True)
 
-# %% ../../nbs/24_callback.plc.ipynb #4acb5384
+# %% ../../nbs/24_callback.plc.ipynb #d644afb5
 @patch
 def _correct(self:ProgressiveLabelCorrection, rows, p, done, first_copy=None):
     "Correct the labels of `rows` by probabilities `[rows,c]`, `done` of the training after the warm-up"
@@ -294,7 +295,7 @@ def _correct(self:ProgressiveLabelCorrection, rows, p, done, first_copy=None):
     n_differing = self.ledger.is_changed.sum() if self.every else n_candidates
     epoch.counts.append((torch.nan if theta is None else theta, n_candidates, n_changed, n_differing))
 
-# %% ../../nbs/24_callback.plc.ipynb #53d286ad
+# %% ../../nbs/24_callback.plc.ipynb #69527c1e
 @patch
 def after_cancel_train(self:ProgressiveLabelCorrection):
     if self.this_epoch: self.this_epoch.is_cancelled = True
@@ -383,7 +384,7 @@ def after_fit(self:ProgressiveLabelCorrection):
     self._save_beside(at_end=True)
     self.clear()
 
-# %% ../../nbs/24_callback.plc.ipynb #14a343bb
+# %% ../../nbs/24_callback.plc.ipynb #21886127
 @patch(as_prop=True)
 def history(self:ProgressiveLabelCorrection)->pd.DataFrame: # Columns epoch, theta, candidates, corrected, share
     "θ, rows predicted otherwise than labelled, corrections, share of rows that differ: by epoch or `every` iterations"
@@ -449,7 +450,7 @@ def corrected(self:ProgressiveLabelCorrection,
     "The table with corrected labels; ValueError if it is not the one that was trained on"
     return self._known_labels().corrected(df, label_col, col, label_delim, self.id_col)
 
-# %% ../../nbs/24_callback.plc.ipynb #e2cd747d
+# %% ../../nbs/24_callback.plc.ipynb #edb4b1cf
 @patch
 def state_dict(self:ProgressiveLabelCorrection)->dict: # Tensors, and `meta`, which JSON can hold
     "All that is needed to go on: labels, when they changed, the window of predictions, history"
