@@ -173,8 +173,8 @@ def test_undo():
 
 def test_names_of_several_levels():
     o = LabelLedger([('a',0),('a',1)], tensor([0,1]))
-    assert o.places(('a',1))==[1] and o.places([('a',1),('a',0)])==[1,0] and o.places(None)==[]
-    assert o.places(o.table.index[[0]])==[0] and isinstance(o.table.index, pd.Index) and o.table.index.nlevels==1
+    assert o.row_numbers(('a',1))==[1] and o.row_numbers([('a',1),('a',0)])==[1,0] and o.row_numbers(None)==[]
+    assert o.row_numbers(o.table.index[[0]])==[0] and isinstance(o.table.index, pd.Index) and o.table.index.nlevels==1
 
 def test_clones_are_apart():
     o = make()

@@ -7,7 +7,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/data.ledger.html.md"""
 # %% auto #0
 __all__ = ['label_gap', 'correct_labels', 'LabelLedger']
 
-# %% ../../nbs/09_data.ledger.ipynb #e23e25a8
+# %% ../../nbs/09_data.ledger.ipynb #203796ef
 import csv,json,math
 from copy import copy
 
@@ -18,7 +18,7 @@ from ..args import check_choice, check_share
 from .rows import name_from_json, name_to_json, row_name, row_names
 from ..files import printable, read_tensors, write_tensors
 
-# %% ../../nbs/09_data.ledger.ipynb #18007b8e
+# %% ../../nbs/09_data.ledger.ipynb #8e66e421
 def _label_gap(probs, y):
     "`label_gap` of what has been checked: the host waits for nothing"
     probs,y = probs.as_subclass(Tensor).float(),y.as_subclass(Tensor)
@@ -64,7 +64,7 @@ def correct_labels(
     check_share('theta', theta, above_zero=True)
     return _correct(*label_gap(probs, y), y.as_subclass(Tensor), theta, rule)
 
-# %% ../../nbs/09_data.ledger.ipynb #26e68d4e
+# %% ../../nbs/09_data.ledger.ipynb #301ba103
 def _any_label(t): return t.any(1) if t.ndim>1 else t
 
 class LabelLedger:
@@ -107,7 +107,7 @@ class LabelLedger:
         self.predictions = [o.to(device) for o in self.predictions]
         return self
 
-# %% ../../nbs/09_data.ledger.ipynb #95614d0a
+# %% ../../nbs/09_data.ledger.ipynb #2276f879
 def mean_of_copies(
     rows:Tensor, # Number of each sample's row `[n]`
     probs:Tensor, # Probabilities of the samples `[n,c]`
@@ -117,7 +117,7 @@ def mean_of_copies(
     with torch.autocast(probs.device.type, enabled=False): mean = same.float()@probs/same.sum(1, keepdim=True)
     return mean,same.float().argmax(1)
 
-# %% ../../nbs/09_data.ledger.ipynb #90efb38d
+# %% ../../nbs/09_data.ledger.ipynb #29d94109
 @patch
 def _n_left(self:LabelLedger, limit, previous, n_back):
     "How many more rows may differ from their given label"
@@ -178,7 +178,7 @@ def change(self:LabelLedger,
     self.p_given[rows],self.p_current[rows] = (_label_gap(probs, o[rows])[2] for o in (self.given,self.current))
     return n_candidates,n_changed
 
-# %% ../../nbs/09_data.ledger.ipynb #56ea7983
+# %% ../../nbs/09_data.ledger.ipynb #ffb6dd86
 @patch
 def _names(self:LabelLedger, y):
     "Names of the classes `y`; tuples of them with several labels per picture"
@@ -229,14 +229,14 @@ def to_csv(self:LabelLedger,
     quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL
     self.table.to_csv(path, quoting=quoting, errors='surrogateescape')
 
-# %% ../../nbs/09_data.ledger.ipynb #0d8b3adc
+# %% ../../nbs/09_data.ledger.ipynb #951faa8d
 @patch
-def places(self:LabelLedger,
+def row_numbers(self:LabelLedger,
     rows, # Names: one, or several in a list, index or array; None: none
     argument:str='rows', # How an error calls them
     ignore:list=(), # Names that need not be rows of this ledger
 )->list: # Numbers of the rows
-    "Where rows are in the ledger; ValueError for a name it does not have"
+    "Numbers of rows in the ledger; ValueError for a name it does not have"
     if rows is None: return []
     number = {k:i for i,k in enumerate(self.keys)}
     # a tuple may be the name of one row, of a MultiIndex
@@ -250,11 +250,11 @@ def places(self:LabelLedger,
 
 @patch
 def protect(self:LabelLedger,
-    rows, # Names of rows, see `places`
+    rows, # Names of rows, see `row_numbers`
     ignore:list=(), # Names that need not be rows of this ledger
 ):
     "Never change these rows"
-    self.correctable[self.places(rows, 'protect', ignore)] = False
+    self.correctable[self.row_numbers(rows, 'protect', ignore)] = False
 
 @patch
 def protect_classes(self:LabelLedger,
@@ -271,16 +271,16 @@ def protect_classes(self:LabelLedger,
 
 @patch
 def undo(self:LabelLedger,
-    rows, # Names of rows, see `places`
+    rows, # Names of rows, see `row_numbers`
 ):
     "Give rows their label back; they are not touched again"
-    i = torch.tensor(self.places(rows, 'undo'), dtype=torch.long, device=self.given.device)
+    i = torch.tensor(self.row_numbers(rows, 'undo'), dtype=torch.long, device=self.given.device)
     self.current[i],self.p_current[i] = self.given[i],self.p_given[i]
     self.times[i],self.correctable[i],self.gap[i],self.when[i] = 0,False,0.,torch.nan
 
-# %% ../../nbs/09_data.ledger.ipynb #797e0efb
+# %% ../../nbs/09_data.ledger.ipynb #601f29de
 @patch
-def _numbers_of(self:LabelLedger, names):
+def _numbers_in_table(self:LabelLedger, names):
     "The number of each row of a table, -1 for one that was not trained on; ValueError if one is missing"
     if all(isinstance(o, str) for o in self.keys): names = [str(o) for o in names]
     lacking = set(self.keys)-set(names)
@@ -316,7 +316,7 @@ def corrected(self:LabelLedger,
         if self.given.ndim==1: return str(label)
         return label_delim.join(sorted(label if isinstance(label, tuple) else str(label).split(label_delim)))
     names = row_names(df, id_col)
-    numbers = self._numbers_of(names)
+    numbers = self._numbers_in_table(names)
     labels,trained = self.table.iloc[numbers],numbers>=0
     given,current,written = (o.map(as_text) for o in (labels.given,labels.current,df[label_col]))
     _check_same_labels(trained, given, written, df[label_col], names)
@@ -326,7 +326,7 @@ def corrected(self:LabelLedger,
     new[differs] = [as_in_table.get(o, o) for o in current[differs]]
     return df.assign(**{col: new.infer_objects()})
 
-# %% ../../nbs/09_data.ledger.ipynb #6fd22494
+# %% ../../nbs/09_data.ledger.ipynb #a04dfd92
 @patch
 def is_like(self:LabelLedger,
     other:'LabelLedger', # Any
@@ -354,7 +354,7 @@ def take_over(self:LabelLedger,
             "were made: they belong to another table; make a new ProgressiveLabelCorrection")
     for k in self.per_row.values(): getattr(self, k)[here] = getattr(previous, k).to(device)[there]
 
-# %% ../../nbs/09_data.ledger.ipynb #129328c1
+# %% ../../nbs/09_data.ledger.ipynb #c776f98a
 def mean_over_processes(probs):
     "Mean of what each process predicts `[rows,c]`, NaN where it did not see a row"
     if num_distrib()<2: return probs
@@ -362,7 +362,7 @@ def mean_over_processes(probs):
     for t in (total,n): torch.distributed.all_reduce(t)
     return total/n
 
-# %% ../../nbs/09_data.ledger.ipynb #e339fcf4
+# %% ../../nbs/09_data.ledger.ipynb #e0dfc547
 def _from_all_processes(t):
     "`t` of each process `[processes,...]`"
     t = t.to(torch.uint8) if t.dtype==torch.bool else t
@@ -383,7 +383,7 @@ def merge(self:LabelLedger,
     for k in self.per_row.values(): # in one order in all processes
         if k!='correctable': setattr(self, k, _from_all_processes(getattr(self, k))[rank,row])
 
-# %% ../../nbs/09_data.ledger.ipynb #35ef28fd
+# %% ../../nbs/09_data.ledger.ipynb #b0a6c4df
 @patch
 def state_dict(self:LabelLedger)->dict: # Tensors, and `meta`, which JSON can hold
     "All that is needed to go on: labels, when they changed, the window of predictions, history"
@@ -403,7 +403,7 @@ def save(self:LabelLedger,
     tensors = {k: v.contiguous().cpu() for k,v in state.items()}
     write_tensors(path, partial(save_file, tensors), labels=json.dumps(meta))
 
-# %% ../../nbs/09_data.ledger.ipynb #9de086c0
+# %% ../../nbs/09_data.ledger.ipynb #441108db
 def _is_count(v): return type(v) is int and 0<=v<2**63
 
 def _is_log_row(row):
@@ -455,7 +455,7 @@ def _check_ranges(state, c):
         if t is not None and ((t<low) | (t>high)).any():
             raise ValueError(f"{k} holds what is not in {round(low)} to {round(high)}")
 
-# %% ../../nbs/09_data.ledger.ipynb #1fb64eae
+# %% ../../nbs/09_data.ledger.ipynb #3f8c0802
 @patch(cls_method=True)
 def from_state(cls:LabelLedger,
     state:dict, # From `state_dict`

@@ -7,7 +7,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/data.rows.html.md"""
 # %% auto #0
 __all__ = ['ItemRows', 'SkippedItem', 'EpochRows']
 
-# %% ../../nbs/08_data.rows.ipynb #97150b6b
+# %% ../../nbs/08_data.rows.ipynb #be4a3342
 import inspect,math
 from datetime import date, datetime
 from numbers import Integral
@@ -17,7 +17,7 @@ from fastai.basics import *
 from ..args import bad_arg
 from ..losses import loss_function
 
-# %% ../../nbs/08_data.rows.ipynb #f6d3f25f
+# %% ../../nbs/08_data.rows.ipynb #a6f7212c
 def row_name(value):
     "`value` as plain Python or pandas holds it, a path as text; the same value has the same name in every process"
     if isinstance(value, tuple): return tuple(map(row_name, value))
@@ -36,7 +36,7 @@ def row_names(df, id_col=None):
     "The name of each row of a table"
     return [row_name(o) for o in row_ids(df, id_col).tolist()]
 
-# %% ../../nbs/08_data.rows.ipynb #e9cd2bc7
+# %% ../../nbs/08_data.rows.ipynb #7fea9e96
 _json_kinds = { # to JSON, and back
     'Timestamp': (
         lambda o: [o.isoformat(), o.tz and str(o.tz), o.unit],
@@ -72,7 +72,7 @@ def check_row_name(name):
         f"the row named {name!r} could not be saved: expected text, numbers, dates or tuples of them as its name, "
         f"not {type(name).__name__}; use df.reset_index(drop=True) before the DataBlock, or pass id_col=")
 
-# %% ../../nbs/08_data.rows.ipynb #41a35206
+# %% ../../nbs/08_data.rows.ipynb #b3774ebe
 def item_table(ds):
     "The table whose rows are the items of a data set; None if they are something else"
     items = getattr(ds, 'items', None)
@@ -105,7 +105,7 @@ def item_names(ds, id_col=None):
     if id_col is None: _check_copies(table, names)
     return names
 
-# %% ../../nbs/08_data.rows.ipynb #391f70b5
+# %% ../../nbs/08_data.rows.ipynb #ff9eb962
 class ItemRows:
     "The rows behind the items of a data set; items of one name are copies of one row"
     def __init__(self,
@@ -134,19 +134,19 @@ class ItemRows:
             f"row {name!r} comes with two different labels: rows that share a name must be copies; pass id_col=, "
             "or use df.reset_index(drop=True) before the DataBlock")
 
-# %% ../../nbs/08_data.rows.ipynb #fd861525
+# %% ../../nbs/08_data.rows.ipynb #b9c1aa49
 def target_lists(ds):
     "The lists of targets of one of fastai's data sets; None for any other"
     return ds.tls[ds.n_inp:] if hasattr(ds, 'tls') else None
 
-# %% ../../nbs/08_data.rows.ipynb #d6d7e6ed
+# %% ../../nbs/08_data.rows.ipynb #b03349c2
 class SkippedItem(ValueError):
     "An item was left out of a batch, so it is not known which rows the batches hold"
     def __init__(self):
         super().__init__("an item was left out of a batch (SkipItemException), so it is not certain which rows the "
             "batches hold: drop unreadable rows from the table first")
 
-# %% ../../nbs/08_data.rows.ipynb #cb3ff075
+# %% ../../nbs/08_data.rows.ipynb #577842ee
 def item_targets(ds):
     "The one target of each item `[items]` or `[items,c]`"
     lists = target_lists(ds)
@@ -156,7 +156,7 @@ def item_targets(ds):
     try: return torch.stack([torch.as_tensor(y).as_subclass(Tensor) for y in targets])
     except SkipItemException: raise SkippedItem from None
 
-# %% ../../nbs/08_data.rows.ipynb #22f316c5
+# %% ../../nbs/08_data.rows.ipynb #03bb960d
 def n_classes(dls):
     "Number of classes, None where it is not known or there are several numbers"
     c = get_c(dls)
@@ -169,7 +169,7 @@ def class_names(dls):
     if vocab is not None and len(vocab)==2 and not isinstance(vocab[0], str) and is_listy(vocab[0]): vocab = vocab[-1]
     return None if vocab is None else [str(o) for o in vocab]
 
-# %% ../../nbs/08_data.rows.ipynb #7509925a
+# %% ../../nbs/08_data.rows.ipynb #679a0a23
 def ignored_labels(loss_func):
     "Labels that a loss leaves out, as far as it tells"
     losses = loss_func,getattr(loss_func, 'func', None)
@@ -203,7 +203,7 @@ def check_classes(names, labels, n_classes, ignored):
                 f"row {name!r} has the label {y}, but there are {n_classes} classes, numbered from 0: "
                 "give each row one of them")
 
-# %% ../../nbs/08_data.rows.ipynb #0bee5720
+# %% ../../nbs/08_data.rows.ipynb #1e89b431
 def inner_dl(dl):
     "The loader inside a `DistributedDL`, which several processes share; any other loader itself"
     return vars(dl).get('dl', dl)
@@ -217,7 +217,7 @@ def check_rows_known(dl):
         "ready-made batches, or torch's own loader): "
         "use a fastai DataLoader over a dataset with `__getitem__` and `__len__`")
 
-# %% ../../nbs/08_data.rows.ipynb #09e5531f
+# %% ../../nbs/08_data.rows.ipynb #7d519960
 class EpochRows:
     "The rows that each batch of a loader's running epoch holds"
     def __init__(self,
@@ -250,7 +250,7 @@ class EpochRows:
         "SkippedItem unless the batches of a whole epoch have as many samples as they should have"
         if self.n_counted!=self.n_expected: raise SkippedItem
 
-# %% ../../nbs/08_data.rows.ipynb #bef12c71
+# %% ../../nbs/08_data.rows.ipynb #dcba2d75
 def given_labels(dls, loss_func, id_col=None):
     "The rows of the training set, and the class of each `[rows]` or `[rows,c]`; ValueError if one has none"
     dl = inner_dl(dls.train)
@@ -262,7 +262,7 @@ def given_labels(dls, loss_func, id_col=None):
     if labels.ndim==1: check_classes(rows.names, labels.tolist(), n_classes(dls), ignored_labels(loss_func))
     return rows,labels
 
-# %% ../../nbs/08_data.rows.ipynb #8bc2b3ea
+# %% ../../nbs/08_data.rows.ipynb #f4d31841
 def items_dl(dl, items, **kwargs):
     "A loader like `dl` of `items` alone, in this order; `kwargs` as for `DataLoader.new`"
     # workers may be given a copy, so no lambda
