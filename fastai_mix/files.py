@@ -1,4 +1,4 @@
-"""Whole or not there, checked when they are read, and none that runs code
+"""Written whole or not at all, checked when they are read, and none that runs code
 
 Docs: https://fastai-mix.github.io/fastai_mix/files.html.md"""
 
@@ -9,12 +9,15 @@ __all__ = ['printable', 'write_atomic', 'write_json', 'read_json', 'write_tensor
            'write_network', 'read_network', 'is_plain', 'save_state', 'load_state', 'load_weights']
 
 # %% ../nbs/06_files.ipynb #f3367530
-import hashlib,json,os
+import hashlib,json,os,socket,time
 from argparse import Namespace
-from contextlib import nullcontext
+from contextlib import contextmanager,nullcontext,suppress
+from importlib.metadata import version
+from io import BytesIO
 from secrets import token_hex
 
 from fastai.basics import *
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from timm.models import clean_state_dict
@@ -23,12 +26,12 @@ from timm.models import clean_state_dict
 def printable(
     text, # Text, or anything else with a form as text
 )->str:
-    "`text` in one line; what a terminal obeys, or nobody can see, is written as Python escapes it"
+    "`text` in one line; control characters and invisible ones are escaped as in Python"
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
 
 # %% ../nbs/06_files.ipynb #924ff0b1
 def _new_part(path):
-    "An empty file beside `path` of a name that no other process has, on whatever computer"
+    "An empty file beside `path` whose name no other process has, on any computer"
     while True:
         part = path.with_name(f'.{path.name}.{token_hex(4)}.part')
         try: part.touch(exist_ok=False)
@@ -39,7 +42,7 @@ def write_atomic(
     path:str|Path, # File to write
     write:Callable, # Called with a temporary name in the same folder
 ):
-    "Have `write` fill a temporary file, sync it to the disk, and only then give it its name"
+    "Let `write` fill a temporary file, sync it to the disk, and only then rename it"
     path = Path(path)
     part = _new_part(path)
     try:
@@ -49,7 +52,7 @@ def write_atomic(
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
-    if os.name=='posix': # the new name is the folder's data
+    if os.name=='posix': # the new name is in the folder's data
         folder = os.open(path.parent, os.O_RDONLY)
         try: os.fsync(folder)
         finally: os.close(folder)
@@ -57,51 +60,54 @@ def write_atomic(
 # %% ../nbs/06_files.ipynb #b4f0ca83
 _blank = '0'*64
 
-def _in_a_line(e): return ' '.join(printable(o) for o in str(e).splitlines()[:1])[:200]
+def _first_line(error): return ' '.join(printable(o) for o in str(error).splitlines()[:1])[:200]
 
-def _broken(path, e): return f"{printable(path)} is broken ({type(e).__name__}: {_in_a_line(e)})"
+def _broken(path, error): return f"{printable(path)} is broken ({type(error).__name__}: {_first_line(error)})"
 
-def _digest(o): return hashlib.sha256(json.dumps(o, sort_keys=True).encode()).hexdigest()
+def _dict_digest(content): return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-def _file_digest(file, told):
-    "SHA-256 of a safetensors file in which zeros are where `told` is, and the place of that"
+def _file_digest(file, checksum):
+    "SHA-256 of a safetensors file with zeros in place of its `checksum`, and the position of that in the file"
     with open(file, 'rb') as f:
         head = f.read(8)
         head += f.read(int.from_bytes(head, 'little'))
-        at = head.find(f'"sha256":"{told}"'.encode())+10
-        hash = hashlib.sha256(head[:at]+_blank.encode()+head[at+len(told):])
-        while part := f.read(2**20): hash.update(part)
-    return hash.hexdigest(),at
+        start = head.find(f'"sha256":"{checksum}"'.encode())+10
+        sha = hashlib.sha256(head[:start]+_blank.encode()+head[start+len(checksum):])
+        while part := f.read(2**20): sha.update(part)
+    return sha.hexdigest(),start
 
 def write_json(
     path:str|Path, # File to write
     o:dict, # What JSON can hold
 ):
     "Write a dictionary and its checksum, atomically"
-    o = json.loads(json.dumps(o))
-    write_atomic(path, lambda f: f.write_text(json.dumps({**o, 'sha256':_digest(o)}, indent=1), encoding='utf-8'))
+    content = json.loads(json.dumps(o))
+    text = json.dumps({**content, 'sha256':_dict_digest(content)}, indent=1)
+    write_atomic(path, lambda f: f.write_text(text, encoding='utf-8'))
 
-def _no_twins(pairs):
-    o = dict(pairs)
-    if len(o)<len(pairs): raise ValueError("a name is there twice")
-    return o
+def _dict_of_unique_names(pairs):
+    content = dict(pairs)
+    if len(content)<len(pairs): raise ValueError("a name is there twice")
+    return content
 
-def _no_number(text): raise ValueError(f"{text} is no number")
+def _refuse_constant(text): raise ValueError(f"{text} is no number")
 
 def read_json(
     path:str|Path, # File of `write_json`, or another one with a dictionary
 )->dict: # Without the checksum
-    "The dictionary in a file; ValueError if there is none, or if it is not as it was written"
+    "The dictionary in a file; ValueError if there is none, or if its checksum does not fit"
     path = Path(path)
     try:
         text = path.read_text(encoding='utf-8')
-        o = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_number)
+        content = json.loads(text, object_pairs_hook=_dict_of_unique_names, parse_constant=_refuse_constant)
     except (OSError,ValueError,RecursionError) as e: raise ValueError(_broken(path, e)) from None
-    if not isinstance(o, dict): raise ValueError(f"{printable(path)} holds a {type(o).__name__}: expected a dictionary")
-    if 'sha256' in o and o.pop('sha256')!=_digest(o):
-        raise ValueError(f"{printable(path)} is not as it was written: take it from where it is whole; "
+    if not isinstance(content, dict):
+        raise ValueError(f"{printable(path)} holds a {type(content).__name__}: expected a dictionary")
+    if 'sha256' in content and content.pop('sha256')!=_dict_digest(content):
+        raise ValueError(
+            f"{printable(path)} is not as it was written: copy it again from the original; "
             "if you changed it yourself, remove its 'sha256'")
-    return o
+    return content
 
 def write_tensors(
     path:str|Path, # File to write, .safetensors
@@ -111,20 +117,20 @@ def write_tensors(
     "Write a safetensors file with its checksum, atomically"
     def write(part):
         save(str(part), metadata={**metadata, 'sha256':_blank})
-        digest,at = _file_digest(part, _blank)
+        digest,start = _file_digest(part, _blank)
         with open(part, 'rb+') as f:
-            f.seek(at)
+            f.seek(start)
             f.write(digest.encode())
     write_atomic(path, write)
 
 def check_tensors(
     path:str|Path, # File, .safetensors
 )->dict: # Its metadata
-    "Texts in the header of a safetensors file; ValueError if the file is broken, or is not what its checksum says"
+    "Texts in the header of a safetensors file; ValueError if the file is broken, or its checksum does not fit"
     try:
         with safe_open(path, 'pt') as f: meta = f.metadata() or {}
-        told = meta.get('sha256')
-        same = told is None or _file_digest(path, told)[0]==told # none in a file of an older version
+        checksum = meta.get('sha256')
+        same = checksum is None or _file_digest(path, checksum)[0]==checksum # files of older versions have none
     except FileNotFoundError: raise
     except Exception as e: raise ValueError(_broken(path, e)) from None
     if not same: raise ValueError(f"{printable(path)} is broken (its checksum is not that of its content)")
@@ -132,20 +138,20 @@ def check_tensors(
 
 def read_tensors(
     path:str|Path, # File of `write_tensors`
-    name:str, # Of the text that is in it
+    name:str, # Name of its text
 )->tuple: # Tensors by name, on the CPU; the text
-    "What is in a safetensors file with one text; ValueError if it is broken, or holds other texts"
+    "The tensors and the text of a safetensors file with one text; ValueError if it is broken, or holds other texts"
     meta = check_tensors(path)
     if meta.keys()-{'sha256'}!={name}:
         raise ValueError(f"{printable(path)} is broken (its texts are {printable(sorted(meta))}: expected {name!r})")
     try:
-        with safe_open(path, 'pt') as f: tensors = {k: f.get_tensor(k).clone() for k in f.keys()} # no windows on the file
-        return tensors,meta[name]
+        with safe_open(path, 'pt') as f: # copies, not views of the file
+            return {k: f.get_tensor(k).clone() for k in f.keys()},meta[name]
     except Exception as e: raise ValueError(_broken(path, e)) from None
 
 def write_network(
     path:str|Path, # File to write, .safetensors
-    model:nn.Module, # Whose weights
+    model:nn.Module, # The network
 ):
     "Write the weights of a network with their checksum, atomically"
     write_tensors(path, partial(save_model, model))
@@ -154,15 +160,15 @@ def read_network(
     path:str|Path, # File of `write_network`, or of safetensors' `save_model`
     model:nn.Module, # A network like the one written
 )->str: # The checksum; None in a file of an older version
-    "Load weights into `model`; ValueError if they do not fit, or are not as they were written"
+    "Load weights into `model`; ValueError if they do not fit it, or their checksum does not fit them"
     if not Path(path).is_file(): raise ValueError(f"no such file: {printable(path)}")
-    told = check_tensors(path).get('sha256')
+    checksum = check_tensors(path).get('sha256')
     device = next((str(p.device) for p in model.parameters()), 'cpu')
     try: load_model(model, path, device=device)
     except Exception as e:
         why = printable(' '.join(str(e).split()))[:200]
         raise ValueError(f"{printable(path)} does not fit {type(model).__name__}: {why}") from None
-    return told
+    return checksum
 
 # %% ../nbs/06_files.ipynb #a47bffbe
 _seqs = {'list': list, 'tuple': tuple, 'L': L}
@@ -176,44 +182,51 @@ def is_plain(
     if isinstance(o, np.ndarray): return o.dtype.kind in 'biuf'
     return o is None or isinstance(o, (bool,int,float,str,np.number,np.bool_,Tensor))
 
-def _keep(t, tensors):
-    "Put `t` among `tensors`, once; returns its key"
-    t = t.detach().as_subclass(Tensor)
-    same = (t.data_ptr(),tuple(t.shape),t.stride(),t.dtype,t.device) if t.numel() else None
-    for k,(s,*_) in tensors.items():
-        if same and s==same: return k
-    k = f't{len(tensors)}'
-    # safetensors takes no two tensors of one storage; `t` stays, so that no later tensor has its address
-    tensors[k] = same,t.cpu().contiguous().clone(),t
-    return k
+def _keep(tensor, tensors):
+    "Put `tensor` among `tensors`, once; returns its key"
+    tensor = tensor.detach().as_subclass(Tensor)
+    place = tensor.data_ptr(),tuple(tensor.shape),tensor.stride(),tensor.dtype,tensor.device
+    for key,(known_place,*_) in tensors.items():
+        if tensor.numel() and place==known_place: return key
+    key = f't{len(tensors)}'
+    # safetensors takes no two tensors of one storage; the original stays, so that no later tensor has its address
+    tensors[key] = place,tensor.cpu().contiguous().clone(),tensor
+    return key
 
-def _one_kind(o):
+def _one_kind(items):
     "Do all of a list's items fit into one tensor?"
-    a = o[0] if len(o)>1 else None
-    if isinstance(a, Tensor): return all(isinstance(b, Tensor) and (b.shape,b.dtype,b.device)==(a.shape,a.dtype,a.device) for b in o)
-    return isinstance(a, np.generic) and not isinstance(a, str) and all(isinstance(b, np.generic) and b.dtype==a.dtype for b in o)
+    first = items[0] if len(items)>1 else None
+    def kind(t): return t.shape,t.dtype,t.device
+    if isinstance(first, Tensor): return all(isinstance(o, Tensor) and kind(o)==kind(first) for o in items)
+    if not isinstance(first, np.generic) or isinstance(first, str): return False
+    return all(isinstance(o, np.generic) and o.dtype==first.dtype for o in items)
 
 def _pack(o, tensors):
+    "`o` as JSON, its tensors and arrays among `tensors`"
     if isinstance(o, str): return str(o) # NumPy has strings of its own
     if isinstance(o, np.generic): return {'_':'scalar', 'v':_keep(torch.from_numpy(np.array([o])), tensors)}
     if o is None or isinstance(o, (bool,int,float)): return o
     if isinstance(o, Tensor): return {'_':'tensor', 'v':_keep(o, tensors), 'cpu':o.device.type=='cpu'}
     if isinstance(o, np.ndarray): return {'_':'array', 'v':_keep(torch.from_numpy(o), tensors)}
     if isinstance(o, dict): return {'_':'dict', 'v':[[_pack(k, tensors),_pack(v, tensors)] for k,v in o.items()]}
-    if not is_plain(o): raise TypeError(f"cannot save a {type(o).__name__}: expected numbers, strings, tensors, and lists or dictionaries of them")
+    if not is_plain(o):
+        raise TypeError(
+            f"cannot save a {type(o).__name__}: expected numbers, strings, tensors, and lists or dictionaries of them")
     if not _one_kind(o): return {'_':type(o).__name__, 'v':[_pack(v, tensors) for v in o]}
     whole = torch.stack([v.as_subclass(Tensor) for v in o]) if isinstance(o[0], Tensor) else np.array([*o])
     return {'_':type(o).__name__, 'v':_pack(whole, tensors)}
 
 def _unpack(o, tensors, device):
+    "What `_pack` made `o` and `tensors` of"
     if not isinstance(o, dict): return o
-    kind,v = o['_'],o['v']
-    if kind=='dict': return {_unpack(k, tensors, device):_unpack(w, tensors, device) for k,w in v}
+    kind,value = o['_'],o['v']
+    if kind=='dict': return {_unpack(k, tensors, device):_unpack(v, tensors, device) for k,v in value}
     if kind in _seqs:
-        items = list(_unpack(v, tensors, device)) if isinstance(v, dict) else [_unpack(w, tensors, device) for w in v]
+        whole = isinstance(value, dict)
+        items = list(_unpack(value, tensors, device)) if whole else [_unpack(v, tensors, device) for v in value]
         return _seqs[kind](items)
-    if kind=='tensor': return tensors[v] if o['cpu'] else tensors[v].to(device)
-    return {'array': lambda o: o, 'scalar': lambda o: o[0]}[kind](tensors[v].numpy())
+    if kind=='tensor': return tensors[value] if o['cpu'] else tensors[value].to(device)
+    return {'array': lambda a: a, 'scalar': lambda a: a[0]}[kind](tensors[value].numpy())
 
 def save_state(
     path:str|Path, # File to write, .safetensors
@@ -222,49 +235,160 @@ def save_state(
     "Write numbers, strings, tensors, and lists and dictionaries of them, atomically"
     tensors = {}
     tree = json.dumps(_pack(state, tensors))
-    write_tensors(path, partial(save_file, {k:t for k,(_,t,_) in tensors.items()}), state=tree)
+    write_tensors(path, partial(save_file, {k:copy for k,(_,copy,_) in tensors.items()}), state=tree)
 
 def load_state(
     path:str|Path, # File of `save_state`
     device='cpu', # Where to put the tensors that were not on the CPU
 ):
-    "What `save_state` was given; ValueError if the file is not as it was written"
+    "The state in a file of `save_state`; ValueError if the file has changed since"
     tensors,tree = read_tensors(path, 'state')
     try: return _unpack(json.loads(tree), tensors, device)
-    except (ValueError,TypeError,LookupError,AttributeError,RecursionError) as e: raise ValueError(_broken(path, e)) from None
+    except (ValueError,TypeError,LookupError,AttributeError,RecursionError) as e:
+        raise ValueError(_broken(path, e)) from None
 
 # %% ../nbs/06_files.ipynb #8699c374
+def package_versions():
+    "The versions of the packages that results depend on, by name"
+    return {k:version(k) for k in ('fastai','torch','torchvision','timm','numpy','scikit-learn')}
+
+def first_few(items):
+    "The first three of `items` in a sentence"
+    return ', '.join(map(str, list(items)[:3])) + (', …' if len(items)>3 else '')
+
+def write_dict(file, content):
+    "Write a dictionary as JSON without a checksum, atomically"
+    write_atomic(file, lambda f: f.write_text(json.dumps(content, indent=1)))
+
+def read_dict(file, fix, **kinds):
+    "The dictionary in `file`, whose values of `kinds` are of these types; ValueError with `fix` if it is broken"
+    try: content = json.loads(Path(file).read_text(encoding='utf-8'))
+    except OSError as e: why = e.strerror
+    except (ValueError, RecursionError) as e: why = str(e)
+    else:
+        if isinstance(content, dict):
+            wrong = [k for k,t in kinds.items() if k not in content or not isinstance(content[k], t)]
+            if not wrong: return content
+            k = wrong[0]
+            why = f'{k!r} is a {type(content[k]).__name__}' if k in content else f'without {k!r}'
+        else: why = f'a {type(content).__name__}, not a dictionary'
+    raise ValueError(f"{file} is broken ({why}): {fix}")
+
+_compressions = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'xz'}
+
+def write_csv(file, df):
+    "Write a table without its index, atomically, compressed as the end of the name says"
+    file = Path(file) # the temporary name has another end
+    zipped = dict(method='zip', archive_name=file.stem)
+    compression = zipped if file.suffix=='.zip' else _compressions.get(file.suffix)
+    write_atomic(file, lambda f: df.to_csv(f, index=False, compression=compression))
+
+def read_csv(file, **kwargs):
+    "The table in a CSV file, in which an empty cell is an empty text"
+    try: return pd.read_csv(file, keep_default_na=False, **kwargs)
+    except UnicodeDecodeError: raise ValueError(f"{file} is not in UTF-8: save it as UTF-8") from None
+
+def _survives_csv(texts):
+    try:
+        csv = pd.DataFrame({'text':texts, 'n':0}).to_csv(index=False).encode()
+        return pd.read_csv(BytesIO(csv), dtype=str, keep_default_na=False)['text'].tolist()==texts
+    except (UnicodeError, pd.errors.ParserError): return False
+
+def check_csv_text(texts, what):
+    "ValueError if one of `texts` is not the same when it is read back from a CSV file"
+    texts = [str(o) for o in texts]
+    if _survives_csv(texts): return
+    while len(texts)>1:
+        half = texts[:len(texts)//2]
+        texts = texts[len(half):] if _survives_csv(half) else half
+    raise ValueError(
+        f"the {what} {texts[0]!r} does not come back from a CSV file as it is: "
+        "expected text in UTF-8 without carriage returns, give it another name")
+
+# %% ../nbs/06_files.ipynb #88c1dbb9
+def remove_parts(folder):
+    "Remove temporary files of a process that was killed while it wrote to `folder`"
+    for pattern in ('.*.part','.tmp??????'): # of `write_atomic`, and of safetensors
+        for f in Path(folder).glob(pattern):
+            with suppress(OSError): f.unlink()
+
+def take_lock(lock, timeout=-1):
+    "`lock.acquire`; ValueError where there can be no lock"
+    try: lock.acquire(timeout=timeout)
+    except (Timeout, FileNotFoundError): raise
+    except (OSError, NotImplementedError) as e:
+        raise ValueError(
+            f"{lock.lock_file} cannot be locked ({getattr(e, 'strerror', None) or e}): "
+            "expected a folder of your own, on a disk with locks") from None
+
+def write_holder(file):
+    "Write which process this is"
+    text = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    write_atomic(file, lambda f: f.write_text(text, encoding='utf-8'))
+
+def read_holder(file):
+    "The process that wrote `file`"
+    try: return Path(file).read_text(encoding='utf-8', errors='replace')
+    except OSError: return 'another process'
+
+@contextmanager
+def folder_lock(folder):
+    "Keep other processes out of `folder`; while another one has it, say which, and wait"
+    lock,holder = FileLock(folder/'.lock'),folder/'.holder'
+    try: take_lock(lock, 1)
+    except Timeout:
+        waiting = f'{read_holder(holder)} has {folder}: waiting for it (if it was stopped, continue it or end it)'
+        print(waiting, flush=True)
+        take_lock(lock)
+    try:
+        remove_parts(folder)
+        write_holder(holder)
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+# %% ../nbs/06_files.ipynb #9e344112
 def _is_weight(o): return isinstance(o, Tensor) and o.layout==torch.strided and not (o.is_meta or o.is_quantized)
+
+def _read_weights(file):
+    "What is in a file of weights, read without running code of it; ValueError if it cannot be read"
+    # checkpoints of timm's training hold a Namespace; torch 2.4 has no `safe_globals`
+    plain = getattr(torch.serialization, 'safe_globals', lambda o: nullcontext())
+    try:
+        if file.suffix=='.safetensors': return load_file(file)
+        with plain([Namespace]): return torch.load(file, map_location='cpu', weights_only=True)
+    except OSError as e: raise ValueError(f"{file} cannot be read: {e.strerror or e}") from None
+    except Exception: # torch's own message says how to run the code
+        raise ValueError(
+            f"{file} is neither safetensors nor weights that torch loads with weights_only=True: it is broken, or holds "
+            "more, such as an optimizer; save with torch.save(model.state_dict(), file), or learn.save(name, with_opt=False)"
+        ) from None
+
+def _not_weights(content):
+    "What in `content` is not a name or a weight, for an error; None if all is well"
+    if isinstance(content, dict) and content:
+        other = ((k,v) for k,v in content.items() if not isinstance(k, str) or not _is_weight(v))
+        return next((f'{k!r}: {type(v).__name__}' for k,v in other), None)
+    return type(content).__name__ + (f' of length {len(content)}' if hasattr(content, '__len__') else '')
 
 def load_weights(
     file:str|Path, # .safetensors, or what `torch.load(weights_only=True)` reads
 )->dict: # Tensors by name, on the CPU
-    "The weights in a file, without running code of it; ValueError if it holds anything else in their place"
+    "The weights in a file, read without running code of it; ValueError if it holds anything else in their place"
     file = Path(file)
     if not file.is_file(): raise ValueError(f"no such file: {file}")
-    # in checkpoints of timm's training; torch 2.4 has no such context
-    plain = getattr(torch.serialization, 'safe_globals', lambda o: nullcontext())
-    try:
-        if file.suffix=='.safetensors': o = load_file(file)
-        else:
-            with plain([Namespace]): o = torch.load(file, map_location='cpu', weights_only=True)
-    except OSError as e: raise ValueError(f"{file} cannot be read: {e.strerror or e}") from None
-    except Exception: # torch's own message says how to run the code
+    content = _read_weights(file)
+    if isinstance(content, dict):
+        averaged = [k for k in ('state_dict_ema','model_ema') if content.get(k) is not None]
+        inside = averaged + [k for k in ('state_dict','model') if k in content]
+        content = content[inside[0]] if inside else content
+    if other := _not_weights(content):
         raise ValueError(
-            f"{file} is neither safetensors nor weights that torch loads with weights_only=True: it is broken, or holds more, "
-            "an optimizer perhaps; save with torch.save(model.state_dict(), file), or learn.save(name, with_opt=False)") from None
-    if isinstance(o, dict):
-        averaged = [k for k in ('state_dict_ema','model_ema') if o.get(k) is not None]
-        inside = averaged + [k for k in ('state_dict','model') if k in o]
-        o = o[inside[0]] if inside else o
-    if isinstance(o, dict) and o:
-        odd = ((k,v) for k,v in o.items() if not isinstance(k, str) or not _is_weight(v))
-        other = next((f'{k!r}: {type(v).__name__}' for k,v in odd), None)
-    else: other = type(o).__name__ + (f' of length {len(o)}' if hasattr(o, '__len__') else '')
-    if other:
+            f"{file} holds {other}: expected nothing but names and dense tensors, "
+            "as of torch.save(model.state_dict(), file)")
+    clean = clean_state_dict(content)
+    if len(clean)<len(content):
         raise ValueError(
-            f"{file} holds {other}: expected nothing but names and dense tensors, as of torch.save(model.state_dict(), file)")
-    clean = clean_state_dict(o)
-    if len(clean)<len(o):
-        raise ValueError(f"{file} holds weights twice, with and without 'module.' or '_orig_mod.' before their names: save them once")
+            f"{file} holds weights twice, with and without 'module.' or '_orig_mod.' before their names: save them once")
     return clean
