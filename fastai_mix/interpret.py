@@ -1,4 +1,4 @@
-"""The mixed batch, the history of a training, and the report per class
+"""The mixed batch, and the history of all epochs
 
 Docs: https://fastai-mix.github.io/fastai_mix/interpret.html.md"""
 
@@ -9,90 +9,98 @@ __all__ = ['TensorBoardMix', 'History', 'Scores']
 
 # %% ../nbs/32_interpret.ipynb #348f64b7
 from fastai.vision.all import *
-from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, classification_report, confusion_matrix, f1_score
 
+from .callback.base import FitCallback
 from .callback.mix import *
-from .callback.base import FitCallback, class_count
-from .losses import loss_activation
 from .checkpoint import _epoch_row
+from .scores import Scores, target_vocabs
 from .vision.cam import *
-from .vision.forward import *
+
+_all_ = ['Scores']
 
 # %% ../nbs/32_interpret.ipynb #414518c4
 def _label(vocab, y, w):
-    "Names in `y` with the weight `w`, or with their shares of it; numbers if there are no names"
+    "Names of the classes in target `y`, each with its part of the weight `w`; numbers if there are no names"
     if vocab is None: return ' '.join(f'{v:.3g}' for v in y.reshape(-1).tolist())+f' × {w:.2f}'
     if y.numel()==1 and len(vocab)>1 and y==y.round(): # an index, or one number for two classes
         k = int(y)
         return f"{vocab[k] if 0<=k<len(vocab) else 'ignored'} {w:.2f}"
-    return ' · '.join(f'{vocab[j]} {w*v:.2f}' for j,v in enumerate(y.reshape(-1).tolist()) if v>0) or f'none {w:.2f}'
-
-def _vocabs(dls, n):
-    "Names of the classes of each of `n` targets; None for one without names"
-    vocab,tls = getattr(dls, 'vocab', None),getattr(getattr(dls, 'train_ds', None), 'tls', ())
-    if n==1: return [vocab]
-    if len(tls)>=n: return [getattr(o, 'vocab', None) for o in tls[-n:]]
-    if vocab is not None and len(vocab)==n and not any(isinstance(o, str) for o in vocab): return list(vocab)
-    return [vocab]+[None]*(n-1)
+    shares = enumerate(y.reshape(-1).tolist())
+    return ' · '.join(f'{vocab[k]} {w*v:.2f}' for k,v in shares if v>0) or f'none {w:.2f}'
 
 def _title(dls, yb, mix, i):
     "Labels of picture `i` with their weights; those of several targets side by side"
-    labels = [(i,1.)] if mix is None or mix.w is None else [(i,mix.w[i].item()),(mix.partner[i],mix.w2[i].item())]
-    vocabs = _vocabs(dls, len(yb))
+    labels = [(i,1.)]
+    if mix is not None and mix.w is not None: labels = [(i,mix.w[i].item()),(mix.partner[i],mix.w2[i].item())]
+    vocabs = target_vocabs(dls, len(yb))
     return ' · '.join(', '.join(_label(v, y[j], w) for v,y in zip(vocabs, yb)) for j,w in labels)
 
 def _pictures(dl, x):
-    "`x` as it is shown: float, 0 to 1, on the CPU"
+    "Pictures `x` as they are shown: float, 0 to 1, on the CPU"
     ims = vars(dl).get('dl', dl).decode((x,))[0].cpu().as_subclass(Tensor)
     return (ims.float() if ims.is_floating_point() else ims/255).clamp(0,1) # decoding may go back to bytes
+
+@contextmanager
+def _replaced_mixes(learn, own, mixes):
+    "Run the body of the `with` with `mixes` ready to change a batch in place of `own`; then restore all of them"
+    with torch.inference_mode(False), learn.removed_cbs(own), learn.added_cbs(mixes):
+        parts = [o for m in mixes for o in (m, *getattr(m, 'mixes', ())) if o is not None]
+        states,xb = [dict(vars(o)) for o in parts],vars(learn).get('xb') # a fit may be running
+        for m in mixes: m.before_fit()
+        try: yield
+        finally:
+            for m in mixes: m.after_fit()
+            for o,state in zip(parts, states):
+                vars(o).clear()
+                vars(o).update(state)
+            if xb is None: vars(learn).pop('xb', None)
+            else: learn.xb = xb
+
+def _mix_batch(learn, mixes, dl):
+    "One batch of `dl` changed by `mixes`: pictures and targets"
+    batch = to_device(dl.one_batch(), next(learn.model.parameters()).device)
+    n_inp = getattr(learn.dls, 'n_inp', len(batch)-1)
+    x,yb,learn.xb = batch[0],batch[n_inp:],batch[:n_inp]
+    for m in mixes:
+        m.check_batch(x, yb[0])
+        x = m.change(x, yb[0])
+    return x,yb
+
+def _draw(im, title, ax, semantic=None, box=None):
+    "Draw a picture with its title, the semantic map over it, and the outline of the box"
+    show_image(im, ctx=ax)
+    ax.set_title(title, fontsize=8)
+    if semantic is not None: ax.imshow(semantic, cmap='magma', alpha=.5)
+    if box is not None:
+        t,l,b,r = box.tolist()
+        ax.add_patch(plt.Rectangle((l-.5,t-.5), r-l, b-t, fill=False, color='w', lw=1.5))
 
 @patch
 def show_mix(self:Learner,
     n:int=9, # Number of pictures
     mix:BatchCallback=None, # The mix to show; None: all among `learn.cbs`, one after the other as in a fit
-    maps:bool=False, # Lay the semantic map of the receiving picture over it (mixes that have one)
+    maps:bool=False, # Draw the semantic map of the receiving picture over it (mixes that have one)
     boxes:bool=True, # Draw the pasted box (mixes that have one)
-    dl=None, # `DataLoader` to take the batch from; None: the training set's
+    dl=None, # `DataLoader` to take the batch from; None: that of the training set
     nrows:int=None, # Rows of the grid; None: as many as make it square
     ncols:int=None, # Columns of the grid
     figsize:tuple=None, # Size of the figure in inches
 )->list: # The axes
     "Mix one batch, whatever `p` is, and show `n` pictures of it with the labels' weights"
-    mine = [cb for cb in self.cbs.sorted('order') if isinstance(cb, BatchCallback)]
-    shown = [mix] if mix else mine
-    if not shown: raise ValueError("no mix to show: pass `mix=SnapMix()`, or add one to the Learner with `cbs=SnapMix()`")
-    dl = dl or self.dls.train
-    with torch.inference_mode(False), self.removed_cbs(mine), self.added_cbs(shown):
-        b = to_device(dl.one_batch(), next(self.model.parameters()).device)
-        n_inp,own = getattr(self.dls, 'n_inp', len(b)-1),vars(self).get('xb')
-        mixed,yb = b[0],b[n_inp:]
-        parts = [o for m in shown for o in (m, *getattr(m, 'mixes', ())) if o is not None]
-        was = [dict(vars(o)) for o in parts] # of a fit that is going on
-        for m in shown: m.before_fit()
-        try:
-            self.xb = b[:n_inp]
-            for m in shown:
-                m.check_batch(mixed, yb[0])
-                mixed = m.change(mixed, yb[0])
-            mix = next((m for m in shown if m.w is not None), shown[0]) # it has labels to tell
-            ims = _pictures(dl, mixed)
-            over = None if not maps or mix.cam is None else semantic_map(mix.cam, mixed.shape[-2:]).cpu()
-            n = min(n, len(ims))
-            axs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize)
-            for i,ax in zip(range(n), axs):
-                show_image(ims[i], ctx=ax)
-                ax.set_title(_title(self.dls, yb, mix, i), fontsize=8)
-                if over is not None: ax.imshow(over[i], cmap='magma', alpha=.5)
-                if boxes and mix.box is not None:
-                    t,l,b,r = mix.box[i].tolist()
-                    ax.add_patch(plt.Rectangle((l-.5,t-.5), r-l, b-t, fill=False, color='w', lw=1.5))
-        finally:
-            for m in shown: m.after_fit()
-            for o,d in zip(parts, was):
-                vars(o).clear()
-                vars(o).update(d)
-            if own is None: del self.xb
-            else: self.xb = own
+    own,dl = [cb for cb in self.cbs.sorted('order') if isinstance(cb, BatchCallback)],dl or self.dls.train
+    mixes = [mix] if mix else own
+    if not mixes:
+        raise ValueError("no mix to show: pass `mix=SnapMix()`, or add one to the Learner with `cbs=SnapMix()`")
+    with _replaced_mixes(self, own, mixes):
+        x,yb = _mix_batch(self, mixes, dl)
+        mix = next((m for m in mixes if m.w is not None), mixes[0]) # the one whose labels have weights
+        ims = _pictures(dl, x)
+        semantic = semantic_map(mix.cam, x.shape[-2:]).cpu() if maps and mix.cam is not None else None
+        n = min(n, len(ims))
+        axs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize)
+        for i,ax in zip(range(n), axs):
+            _draw(ims[i], _title(self.dls, yb, mix, i), ax, None if semantic is None else semantic[i],
+                mix.box[i] if boxes and mix.box is not None else None)
     return axs[:n]
 
 # %% ../nbs/32_interpret.ipynb #a3f7ca7a
@@ -106,8 +114,10 @@ class TensorBoardMix(FitCallback):
     def before_fit(self):
         from fastai.callback.tensorboard import TensorBoardCallback # slow to import, and needs tensorboard
         self.board = next((cb for cb in self.learn.cbs if isinstance(cb, TensorBoardCallback)), None)
-        if self.board is None: raise ValueError("TensorBoardMix writes through fastai's TensorBoardCallback, and this Learner has none: "
-            "`learn.add_cb(TensorBoardCallback(log_dir))`")
+        if self.board is None:
+            raise ValueError(
+                "TensorBoardMix writes through fastai's TensorBoardCallback, and this Learner has none: "
+                "`learn.add_cb(TensorBoardCallback(log_dir))`")
 
     def before_train(self): self.done = False
 
@@ -128,12 +138,15 @@ class History(Callback):
     order = Recorder.order+1
     def __init__(self): self.rows,self.nth = [],-1
     def __call__(self, event_name):
-        if not self.learn.lock.locked(): return super().__call__(event_name) # else another callback validates or predicts
-    def before_fit(self): self.on,self.begun,self.trained = not hasattr(self.learn, 'lr_finder'),False,False
+        # another callback may validate or predict during a batch
+        if not self.learn.lock.locked(): return super().__call__(event_name)
+
+    def before_fit(self): self.recording,self.begun,self.trained = not hasattr(self.learn, 'lr_finder'),False,False
     def before_train(self): self.trained = True
     def after_epoch(self):
         rec = self.recorder
-        if not (self.on and self.trained and len(rec.log)==len(rec.metric_names)): return # a validation, or one in between had the Recorder begin anew
+        if not (self.recording and self.trained): return
+        if len(rec.log)!=len(rec.metric_names): return # a validation in between has started the Recorder again
         if not self.begun: self.begun,self.nth = True,self.nth+1
         self.trained = False
         self.rows.append(_epoch_row(self.nth, rec))
@@ -151,76 +164,3 @@ class History(Callback):
         ax.set(xlabel='epoch', ylabel='loss')
         ax.xaxis.get_major_locator().set_params(integer=True)
         return ax
-
-# %% ../nbs/32_interpret.ipynb #792067be
-class Scores:
-    "Accuracy, macro-F1, report and confusion matrix of a set of predictions"
-    def __init__(self,
-        probs:Tensor, # Probabilities `[n,c]`; of two classes that of the second, `[n,1]` or `[n]`, will do
-        targs:Tensor, # Class indices `[n]`, or shares of the classes `[n,c]`, of which the largest counts
-        vocab, # Names of the classes
-    ):
-        self.vocab = [str(o) for o in vocab]
-        self.probs,self.targs = np.asarray(probs),np.asarray(targs)
-        if self.probs.ndim==1 or self.probs.shape[1]==1:
-            p,self.targs = self.probs.reshape(-1, 1),self.targs.reshape(-1).astype(int)
-            self.probs = np.hstack([1-p, p])
-        if self.probs.shape[1]!=len(self.vocab): raise ValueError(f"{self.probs.shape[1]} columns of predictions for {len(self.vocab)} classes: expected one for each")
-        if self.targs.ndim>1:
-            if not np.allclose(self.targs.sum(1), 1, atol=.01): raise ValueError("targets are rows that do not add to 1: expected class "
-                "indices or shares of the classes (several labels per picture have no confusion matrix)")
-            self.targs = self.targs.argmax(1)
-        bad = self.targs[~np.isin(self.targs, range(len(self.vocab)))]
-        if len(self.targs)!=len(self.probs) or len(bad): raise ValueError(
-            (f"a target is {bad[0]}" if len(bad) else f"{len(self.targs)} targets for {len(self.probs)} predictions")
-            + f": expected a class index from 0 to {len(self.vocab)-1} for each row; leave out rows whose label is ignored")
-        self.preds = self.probs.argmax(1)
-
-    @property
-    def accuracy(self)->float:
-        "Share of the rows that are right"
-        return float(accuracy_score(self.targs, self.preds))
-    @property
-    def macro_f1(self)->float:
-        "Mean of the F1 of the classes that are there or predicted"
-        return float(f1_score(self.targs, self.preds, average='macro', zero_division=0))
-    def report(self)->str:
-        "Precision, recall and F1 of each class that is there or predicted"
-        seen = np.union1d(self.targs, self.preds)
-        return classification_report(self.targs, self.preds, labels=seen, target_names=[self.vocab[i] for i in seen], zero_division=0)
-    def plot_confusion(self,
-        ax:plt.Axes=None, # Where to draw; None: a new figure
-    )->plt.Axes: # The same
-        "Counts of true against predicted class, shaded by the share of the true class"
-        c = len(self.vocab)
-        if ax is None: ax = plt.subplots(figsize=(max(6.4, 2.6+.32*min(c, 40)), max(4.8, 1.6+.32*min(c, 40))))[1]
-        norm = ConfusionMatrixDisplay.from_predictions(self.targs, self.preds, labels=range(c), normalize='true', ax=ax,
-            display_labels=self.vocab, cmap='Blues', xticks_rotation='vertical', include_values=False, im_kw=dict(vmin=0, vmax=1))
-        if c>40: ax.set(xticks=[], yticks=[], xlabel=f'Predicted label, of {c}') # nobody could read them
-        else:
-            for (i,j),k in np.ndenumerate(confusion_matrix(self.targs, self.preds, labels=range(c))):
-                ax.text(j, i, k, ha='center', va='center', color='w' if norm.confusion_matrix[i,j]>.5 else 'k')
-        return ax
-
-class _KeepLogits(Callback):
-    "Have only the logits gathered of a model that returns more, once the loss has seen all of it"
-    order = MixedPrecision.order+1
-    def after_loss(self):
-        if not isinstance(self.pred, Tensor): self.learn.pred = class_logits(self.pred, class_count(self.dls))
-
-@patch
-def scores(self:Learner,
-    ds_idx:int=1, # Which of the DataLoaders
-    dl=None, # `DataLoader`; None: that of `ds_idx`
-)->Scores:
-    "Predict and compare"
-    recorders = [cb for cb in self.cbs if isinstance(cb, Recorder) and cb.run] # metrics take all that the model returns
-    for cb in recorders: cb.run = False
-    try:
-        with self.no_bar():
-            probs,targs = self.get_preds(ds_idx=ds_idx, dl=dl, act=loss_activation(self.loss_func), cbs=_KeepLogits())
-    finally:
-        for cb in recorders: cb.run = True
-    if targs is None: raise ValueError("the loader has no labels: use test_dl(..., with_labels=True)")
-    several = L(targs) if is_listy(targs) else [targs]
-    return Scores(probs, several[0], _vocabs(self.dls, len(several))[0])
