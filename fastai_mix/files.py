@@ -288,6 +288,14 @@ def read_csv(file, **kwargs):
     try: return pd.read_csv(file, keep_default_na=False, **kwargs)
     except UnicodeDecodeError: raise ValueError(f"{file} is not in UTF-8: save it as UTF-8") from None
 
+def ids_as_text(ids):
+    "Identities of rows, an index or a column, as text"
+    if isinstance(ids, pd.MultiIndex):
+        raise ValueError(
+            f"the index has {ids.nlevels} levels, but a row needs one name: "
+            "give id_col, a column of unique names, or use df.reset_index(drop=True)")
+    return pd.Index(ids.astype(str))
+
 def _survives_csv(texts):
     try:
         csv = pd.DataFrame({'text':texts, 'n':0}).to_csv(index=False).encode()

@@ -298,7 +298,7 @@ def test_what_cannot_be_scored(probs, y, message):
     with pytest.raises(ValueError, match=message): score_probs(probs, y)
 
 three = np.full((3,2,2), .5)
-@pytest.mark.parametrize('kwargs,message', [(dict(how='median'), "how='median': expected 'mean', 'gmean', 'rank', 'weights'"), (dict(how=None), 'how=None: expected'),
+@pytest.mark.parametrize('kwargs,message', [(dict(how='median'), "how='median': expected 'mean', 'gmean', 'rank' or 'weights'"), (dict(how=None), 'how=None: expected'),
     *[(dict(weights=w), 'expected a share for each of 3 models, numbers from 0 up that add to 1') for w in ([3,4], [3,4,5], [.5,.5], [1.5,-.5,0], [np.nan,.5,.5], [np.inf,0,0], [.2]*3, [[.5,.25,.25]], 1., [])],
     (dict(probs=three[0]), r'probs are of shape \[2, 2\]: expected \[k, n, c\]'), (dict(probs=three[:0]), r'shape \[0, 2, 2\]: expected')])
 def test_what_cannot_be_blended(kwargs, message):
@@ -365,9 +365,9 @@ for _ in range(2): cv = CrossVal(df, min, min, sys.argv[1], label_col='label', i
 
 def test_processes_of_one_model_do_not_part(df, get_dls, tmp_path, monkeypatch):
     run = CrossVal(df, get_dls, tiny, tmp_path/'run')
-    run._dir(0).mkdir()
+    (run.path/'fold_0').mkdir()
     monkeypatch.setattr(crossval, 'num_distrib', lambda: 2)
-    with FileLock(run._dir(0)/'.lock'), pytest.raises(ValueError, match='need the folder to themselves'): run.fit(one, folds=[0])
+    with FileLock((run.path/'fold_0')/'.lock'), pytest.raises(ValueError, match='need the folder to themselves'): run.fit(one, folds=[0])
 
 def test_a_network_that_diverged_is_not_done(df, get_dls, tmp_path):
     class Boom(Callback):
@@ -403,7 +403,7 @@ def test_submission(cv, df, tmp_path):
     one_col = sample[['image_id']].assign(label='')
     assert cv.submission(one_col, test, file=None).label.tolist()==preds.idxmax(axis=1).tolist()[::-1]
     assert np.allclose(cv.submission(one_col, test, file=None, prob_of='rust').label, preds.rust[::-1])
-    for kwargs,match in ((dict(sample=sample.rename(columns={'rust':'rost'})), "columns rost are no classes"), (dict(sample=sample, test_df=test.iloc[1:]), '1 rows of the sample not'),
+    for kwargs,match in ((dict(sample=sample.rename(columns={'rust':'rost'})), "columns rost are no classes"), (dict(sample=sample, test_df=test.iloc[1:]), 'lacks 1 rows of the sample'),
         (dict(sample=sample, test_df=pd.concat([test, test.iloc[:1]])), '1 twice'), (dict(sample=sample, test_df=test.rename(columns={'image_id':'id'})), "no column 'image_id'"),
         (dict(sample=sample[['image_id']]), 'only the column'), (dict(sample=one_col, prob_of='none'), "prob_of='none'"), (dict(sample=one_col, how='rank'), 'ranks make no labels'),
         (dict(sample=sample, file=tmp_path/'none'/'x.csv'), 'no folder .*none')):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fastai.vision.all import (BaseLoss, BCELossFlat, BCEWithLogitsLossFlat, Callback, CancelBatchException, CategoryBlock, ColReader, ConvLayer, CrossEntropyLossFlat, DataBlock,
                                DataLoaders, Flatten, ImageBlock, Learner, MultiCategoryBlock, Resize, TfmdDL, default_split, nn, vision_learner)
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
+from fastai_mix import crossval
 from fastai_mix.crossval import CrossVal, fill_sample, load_ensemble
 from helpers import block, one, tiny
 
@@ -216,7 +217,7 @@ def test_checks_draw_no_random_number(df, get_dls, tmp_path, monkeypatch):
     class Draws(Callback):
         drawn = []
         def before_fit(self): self.drawn.append(torch.rand(1).item()+np.random.rand())
-    monkeypatch.setattr(CrossVal, '_check_output', lambda *_: None)
+    monkeypatch.setattr(crossval, 'check_output', lambda *_: None)
     plain = CrossVal(df, get_dls, partial(tiny, cbs=Draws), tmp_path/'plain').fit(fit())
     monkeypatch.undo()
     checked = CrossVal(df, get_dls, partial(tiny, cbs=Draws), tmp_path/'checked').fit(fit())
