@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from .args import check_callable
 from .checkpoint import *
 from .data.folds import *
+from .data.rows import row_ids
 from .ensemble import *
 from .files import *
 from .files import first_few, package_versions, write_csv, write_dict
@@ -377,8 +378,7 @@ def labels(self:CrossVal)->pd.DataFrame: # Tables of a label-correcting callback
     table = pd.concat(tables, ignore_index=True).fillna(dict.fromkeys(keys, ''))
     # text becomes what it is in `df`
     label,index = {str(o):o for o in self.vocab},self.df.index.to_flat_index()
-    ids = self.df[self.id_col] if self.id_col else self.df.index
-    row = dict(zip(index.astype(str), index)) | dict(zip(self.ids, ids))
+    row = dict(zip(index.astype(str), index)) | dict(zip(self.ids, row_ids(self.df, self.id_col)))
     originals = {**dict.fromkeys(keys, row), 'given':label, 'current':label}
     return table.assign(**{k: [v.get(o, o) for o in table[k]] for k,v in originals.items() if k in table})
 

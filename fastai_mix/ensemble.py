@@ -93,7 +93,7 @@ def fit_weights(
 class Ensemble:
     """Networks that predict together
 
-    Networks of a group read pictures alike. That of its Learner is the first; callbacks and loss of the Learner serve all."""
+    Networks of a group read pictures alike. That of its Learner is the first, and its callbacks and loss serve all."""
     def __init__(self,
         groups:list, # A triple for each group: a Learner, a list of other networks, a function from items to a `DataLoader`
         vocab:list, # The classes

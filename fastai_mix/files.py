@@ -369,9 +369,9 @@ def _read_weights(file):
     except OSError as e: raise ValueError(f"{file} cannot be read: {e.strerror or e}") from None
     except Exception: # torch's own message says how to run the code
         raise ValueError(
-            f"{file} is neither safetensors nor weights that torch loads with weights_only=True: it is broken, or holds "
-            "more, such as an optimizer; save with torch.save(model.state_dict(), file), or learn.save(name, with_opt=False)"
-        ) from None
+            f"{file} is neither safetensors nor weights that torch loads with weights_only=True: it is broken, or "
+            "holds more, such as an optimizer; save with torch.save(model.state_dict(), file), "
+            "or learn.save(name, with_opt=False)") from None
 
 def _not_weights(content):
     "What in `content` is not a name or a weight, for an error; None if all is well"
@@ -398,5 +398,6 @@ def load_weights(
     clean = clean_state_dict(content)
     if len(clean)<len(content):
         raise ValueError(
-            f"{file} holds weights twice, with and without 'module.' or '_orig_mod.' before their names: save them once")
+            f"{file} holds weights twice, with and without 'module.' or '_orig_mod.' before their names: "
+            "save them once")
     return clean

@@ -17,6 +17,7 @@ from fastai.vision.all import *
 from torch.nn.parameter import is_lazy
 
 from .data.check import check_columns, check_filled, check_labels
+from .data.rows import in_order, inner_dl, item_table, items_dl, row_ids, target_lists
 from .files import check_csv_text, first_few, ids_as_text
 from .scores import class_probs
 from .vision.forward import *
@@ -52,7 +53,7 @@ def check_one_label(df, label_col):
 def unique_ids(df, id_col):
     "Identities of all rows as text; ValueError if one stands for several rows"
     if id_col: check_columns(df, id_col)
-    ids = df[id_col] if id_col else df.index
+    ids = row_ids(df, id_col)
     check_csv_text(ids, 'identity')
     ids = ids_as_text(ids)
     twice = ids[ids.duplicated()]
@@ -76,23 +77,17 @@ def fold_numbers(df, fold_col):
     return folds
 
 # %% ../nbs/31b_fold_checks.ipynb #72990a6b
-def _row_ids(dl, id_col, what):
+def _item_ids(dl, id_col, what):
     "Identity of each item of `dl`, as text"
-    items = getattr(getattr(dl, 'dataset', None), 'items', None)
-    if not isinstance(items, pd.DataFrame):
+    ds = getattr(dl, 'dataset', None)
+    table = item_table(ds)
+    if table is None:
+        kind = type(getattr(ds, 'items', None)).__name__
         raise ValueError(
-            f"the items to {what} are {type(items).__name__}, so which rows they are cannot be told: "
+            f"the items to {what} are {kind}, so which rows they are cannot be told: "
             "make the DataLoaders of the table, DataBlock(...).dataloaders(df)")
-    if id_col: check_columns(items, id_col, table=f'the table to {what}')
-    return ids_as_text(items[id_col] if id_col else items.index)
-
-def _loader(dl): return vars(dl).get('dl', dl) # of a DistributedDL the one inside
-
-def _whole_dl(dl):
-    "All of `dl` in a fixed order, and the position of each item"
-    dl = _loader(dl).new(shuffle=False, drop_last=False)
-    positions = list(dl.get_idxs())
-    return dl.new(get_idxs=partial(list, positions)),positions
+    if id_col: check_columns(table, id_col, table=f'the table to {what}')
+    return ids_as_text(row_ids(table, id_col))
 
 @contextmanager
 def _same_random():
@@ -115,9 +110,9 @@ def _check_trains(dls, source, n):
         f"{source} gives no batch to train on: {n} rows do not fill one of bs={dls.train.bs}, "
         f"and drop_last=True leaves it out; give bs={n} or less")
 
-def _first_target(tl, positions):
-    for i in positions:
-        with suppress(KeyError): return tl[i] # a label may lack in the vocab
+def _first_target(targets, items):
+    for i in items:
+        with suppress(KeyError): return targets[i] # the vocab may lack a label
 
 def _is_class(y):
     "Is `y` a class index or shares of classes?"
@@ -157,8 +152,8 @@ class FoldRows:
         "ValueError unless `dls` are those of the fold"
         source = source or f'get_dls(df, {self.fold})'
         with _same_random(): # a new loader draws a seed
-            dl,positions,ids = self._check_rows(dls, source, fix)
-            return dl,ids,self._check_targets(dls, positions, ids, source)
+            dl,items,ids = self._check_rows(dls, source, fix)
+            return dl,ids,self._check_targets(dls, items, ids, source)
 
     def check_learner(self,
         learn:Learner, # Of the fold
@@ -174,9 +169,9 @@ class FoldRows:
 
     def _check_rows(self, dls, source, fix):
         _check_loaders(dls, source)
-        dl,positions = _whole_dl(dls.valid)
-        ids = _row_ids(dl, self.id_col, 'validate on')[positions]
-        trained = _row_ids(_loader(dls.train), self.id_col, 'train on')
+        dl,items = in_order(dls.valid)
+        ids = _item_ids(dl, self.id_col, 'validate on')[items]
+        trained = _item_ids(inner_dl(dls.train), self.id_col, 'train on')
         both = ids.intersection(trained)
         if len(both):
             raise ValueError(
@@ -189,16 +184,15 @@ class FoldRows:
                 f"but {len(lack)} are missing ({first_few(lack)}) and {len(ids)-len(self.ids)+len(lack)} too many "
                 f"({first_few(more)}): {fix}")
         _check_trains(dls, source, len(trained))
-        return dl,positions,ids
+        return dl,items,ids
 
-    def _check_targets(self, dls, positions, ids, source):
-        vocab,ds = list(getattr(dls, 'vocab', None) or []),dls.valid.dataset
-        targets = getattr(ds, 'tls', L())[getattr(ds, 'n_inp', 1):]
-        y = _first_target(targets[0], positions) if len(targets)==1 else None
+    def _check_targets(self, dls, items, ids, source):
+        vocab,targets = list(getattr(dls, 'vocab', None) or []),target_lists(dls.valid.dataset) or []
+        y = _first_target(targets[0], items) if len(targets)==1 else None
         if several := _several_targets(targets, vocab, y): raise ValueError(one_label.format(source, several))
         check_class_names(vocab)
         self._check_vocab(vocab)
-        self._check_labels(vocab, (targets[0][i] for i in positions), ids)
+        self._check_labels(vocab, (targets[0][i] for i in items), ids)
         return list(map(str, vocab))
 
     def _check_vocab(self, vocab):
@@ -227,10 +221,10 @@ def check_output(learn, c):
     n = 2 if c!=2 else 3 # unlike the number of classes, so that rows are not taken for columns
     with _same_random():
         try:
-            dl,positions = _whole_dl(learn.dls.valid)
-            few = positions[:n]
-            dl = dl.new(bs=n, num_workers=0, get_idxs=partial(list, few))
-            *xs,_ = learn._set_device(tuple(dl.one_batch()))
+            dl,items = in_order(learn.dls.valid)
+            few = items[:n]
+            batch = items_dl(dl, few, bs=n, num_workers=0).one_batch()
+            *xs,_ = learn._set_device(tuple(batch))
             with eval_mode(model), torch.no_grad(): out = call_eager(model, cast_to(xs[0], model), *xs[1:])
         except Exception: return # a callback may prepare the batches; if not, the training raises the error
     try: class_probs(out, learn.loss_func, len(few), c)
