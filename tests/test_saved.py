@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from fastai.vision import all as fastai
 from fastai.vision.all import partial
-from make_saved import (attributes, cycle, golden, losses, mixed, pickled, pictures, predictions, run, saved,
+from make_saved import (attributes, class_of, cycle, golden, losses, mixed, pickled, pictures, predictions, run, saved,
                         seeded, stop, table, tiny, tiny_model, tuned)
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.checkpoint import load_state, resumable, save_state
