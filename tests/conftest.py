@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from textwrap import indent
 
@@ -13,7 +14,7 @@ import pytest
 from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
 from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
-from helpers import Batches, block, toy_model
+from helpers import Batches, block, noise, toy_model
 
 matplotlib.use('agg')
 
@@ -96,3 +97,25 @@ def in_processes(tmp_path):
             res.append([row.split()[1:] for row in out.stdout.splitlines() if row.startswith('OUT ')])
         return res
     return run
+
+@pytest.fixture
+def folders(tmp_path):
+    "Class folders with three pictures each, all different"
+    def make(*names, root='d', n=3):
+        for name in names:
+            (tmp_path/root/name).mkdir(parents=True)
+            for i in range(n): noise(zlib.crc32(f'{name} {i}'.encode())).save(tmp_path/root/name/f'{i}.png')
+        return tmp_path/root
+    return make
+
+@pytest.fixture
+def csv(tmp_path):
+    "A CSV of given text, and pictures of given names, all different"
+    def make(text, *names, file='t.csv'):
+        (tmp_path/file).parent.mkdir(exist_ok=True)
+        (tmp_path/file).write_text(text, encoding='utf-8')
+        for i,n in enumerate(names):
+            (tmp_path/n).parent.mkdir(parents=True, exist_ok=True)
+            noise(i).save(tmp_path/n)
+        return tmp_path/file
+    return make

@@ -1,6 +1,7 @@
 "Networks, data and callbacks that several tests share."
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,3 +132,8 @@ def make_dls(size, n=16, bs=4, **kwargs):
     split = lambda o: (list(range(bs, len(o))), list(range(bs)))
     block = DataBlock((ImageBlock, CategoryBlock), get_x=item_picture, get_y=item_label, splitter=split, **kwargs)
     return block.dataloaders(items, bs=bs, device='cpu', num_workers=0)
+
+def noise(seed=0, size=(48,40)):
+    "A picture with structure of its own"
+    pixels = np.random.default_rng(seed).integers(0, 255, (6,6,3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.BICUBIC)

@@ -2,9 +2,7 @@
 import json
 import os
 import shutil
-import unicodedata
 import zipfile
-import zlib
 
 import numpy as np
 import pandas as pd
@@ -14,12 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from fastai_mix import cli
-from fastai_mix.cli import fold_data, main, read_data, read_oversample, read_test
+from fastai_mix.cli import main, read_data, read_oversample
 from fastai_mix.crossval import CrossVal, load_ensemble
-from fastai_mix.data.leaves import leaf_data
-
-@pytest.fixture(scope='module')
-def leaves(tmp_path_factory): return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=60, size=64)
+from helpers import noise
 
 @pytest.fixture
 def table(leaves, tmp_path):
@@ -30,7 +25,8 @@ def table(leaves, tmp_path):
         t = df.copy()
         if change is not None: t = change(t)
         t.to_csv(tmp_path/'t.csv', index=False)
-        return dict(data=str(tmp_path/'t.csv'), images=str(leaves/'images'), size=32, bs=8, epochs=1, lr=1e-3, out=str(tmp_path/'run'))
+        return dict(data=str(tmp_path/'t.csv'), images=str(leaves/'images'), size=32, bs=8, epochs=1, lr=1e-3,
+            out=str(tmp_path/'run'))
     return write
 
 def shown(folder): return sorted(o.name for o in folder.iterdir() if o.name[0]!='.')
@@ -41,8 +37,10 @@ def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     save_file(body, tmp_path/'w.safetensors')
     main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
     run = tmp_path/'run'
-    assert shown(run)==['config.json','confusion.png','ensemble','folds','history.csv','mix.png','model.safetensors','predictions.csv']
-    preds,config,history = pd.read_csv(run/'predictions.csv'),json.loads((run/'config.json').read_text()),pd.read_csv(run/'history.csv')
+    assert shown(run)==['config.json','confusion.png','ensemble','folds','history.csv','mix.png','model.safetensors',
+        'predictions.csv']
+    preds,history = pd.read_csv(run/'predictions.csv'),pd.read_csv(run/'history.csv')
+    config = json.loads((run/'config.json').read_text())
     df = pd.read_csv(tmp_path/'t.csv')
     assert preds.id.tolist()==df.image_id[40:].tolist() and preds.label.tolist()==df.label[40:].tolist()
     probs = preds[config['vocab']]
@@ -57,22 +55,12 @@ def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     out = capsys.readouterr().out
     assert 'macro avg' in out and '60 pictures of 64×64' in out
     trained = stamps(run/'folds')
-    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors')) # nothing is left to train
+    # nothing is left to train
+    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
     assert stamps(run/'folds')==trained
     capsys.readouterr()
     with pytest.raises(SystemExit): main(**table(), split_col='split', mix='none', arch='resnet10t')
     assert '--mix snapmix there, none here' in capsys.readouterr().err and (run/'mix.png').exists()
-
-def test_names_and_labels_as_they_are_written(leaves, tmp_path):
-    d,jpg = tmp_path/'d',(leaves/'images'/'Train_0.jpg').read_bytes()
-    (d/'images'/'sub').mkdir(parents=True)
-    for n in ('leaf_1.jpg','leaf_1.2.jpg','img[1].jpg','NA.jpg','sub/a.png'): (d/'images'/n).write_bytes(jpg)
-    (d/'t.csv').write_text('image_id,label\nleaf_1,01\nleaf_1.2,None\nimg[1],01\nNA,None\nsub/a,1\nleaf_1.2.jpg,1\n')
-    df = read_data(d/'t.csv')
-    assert [str(o.relative_to(d/'images')) for o in df.path]==['leaf_1.jpg','leaf_1.2.jpg','img[1].jpg','NA.jpg','sub/a.png','leaf_1.2.jpg']
-    assert df.label.tolist()==['01','None','01','None','1','1']
-    (d/'t.csv').write_text(f'image_id,label\nleaf_1,a\n{tmp_path}/no.jpg,b\n')
-    with pytest.raises(ValueError, match='no.jpg'): read_data(d/'t.csv')
 
 def test_a_folder_that_cannot_be_made_is_known_before_training(table, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, '_fit', lambda o, learn: pytest.fail('trained'))
@@ -109,12 +97,6 @@ def test_a_model_may_have_a_tag(table, monkeypatch):
     monkeypatch.setattr(cli, '_make_out', stop)
     with pytest.raises(Enough): main(**table(), arch='resnet18.a1_in1k')
 
-def test_folders_of_a_split_are_no_classes(leaves, tmp_path):
-    for k in ('train','valid'):
-        (tmp_path/'d'/k/'rust').mkdir(parents=True)
-        shutil.copy(leaves/'images'/'Train_0.jpg', tmp_path/'d'/k/'rust')
-    with pytest.raises(ValueError, match='are train, valid and no classes: give --data .*train'): read_data(tmp_path/'d')
-
 def barely(o, learn):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
 
@@ -125,62 +107,16 @@ def test_the_search_for_a_rate_writes_nothing_elsewhere(table, tmp_path, monkeyp
     monkeypatch.setattr(cli, '_fit', barely)
     args = dict(table(), lr=None, arch='resnet10t', mix='none', fold=0, folds=3)
     main(**args)
-    assert [o.name for o in (tmp_path/'here').iterdir()]==['models'] and {o.name for o in (tmp_path/'run').iterdir() if o.name[0]=='.'}<={'.lock'}
-
-# ---- what could be read in two ways
-
-def noise(seed=0, size=(48,40)):
-    "A picture with structure of its own"
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6,6,3), dtype=np.uint8)).resize(size, Image.BICUBIC)
-
-@pytest.fixture
-def folders(tmp_path):
-    "Class folders with three pictures each, all different"
-    def make(*names, root='d', n=3):
-        for name in names:
-            (tmp_path/root/name).mkdir(parents=True)
-            for i in range(n): noise(zlib.crc32(f'{name} {i}'.encode())).save(tmp_path/root/name/f'{i}.png')
-        return tmp_path/root
-    return make
-
-@pytest.fixture
-def csv(tmp_path):
-    "A CSV of given text, and pictures of given names, all different"
-    def make(text, *names, file='t.csv'):
-        (tmp_path/file).parent.mkdir(exist_ok=True)
-        (tmp_path/file).write_text(text, encoding='utf-8')
-        for i,n in enumerate(names):
-            (tmp_path/n).parent.mkdir(parents=True, exist_ok=True)
-            noise(i).save(tmp_path/n)
-        return tmp_path/file
-    return make
-
-@pytest.mark.parametrize('names', [('Training','Testing'), ('Train','Val'), ('TRAIN','test'), ('train_set','test_set'), ('trn','tst'), ('trainset','hold-out'),
-    ('images_train','images_val'), ('train2017','val2017'), ('train','dev','eval'), ('Train Data','Validation Data')])
-def test_folders_of_a_split_in_any_spelling_are_no_classes(folders, names):
-    d = folders(*names)
-    train = next(o for o in names if 'tr' in o.lower())
-    with pytest.raises(ValueError, match=f'and no classes: give --data {d/train}'): read_data(d)
-
-@pytest.mark.parametrize('names', [('train','bus'), ('trainer','tester'), ('test','val'), ('train','testament')])
-def test_classes_whose_names_are_like_parts_of_a_split(folders, names): assert set(read_data(folders(*names)).label)==set(names)
-
-def test_folders_of_runs_are_no_classes(folders, tmp_path, capsys):
-    d = folders('cat','dog','mine','.cache','run')
-    (d/'mine'/'config.json').write_text(json.dumps(dict(size=32, versions=dict(fastai_mix='0.1'))))
-    (d/'cat'/'config.json').write_text(json.dumps(dict(versions=1)))
-    (d/'dog'/'config.json').write_text('[]')
-    df = read_data(d, out=d/'run')
-    assert set(df.label)=={'cat','dog'} and len(df)==6
-    assert {o.split(' ')[0] for o in capsys.readouterr().out.splitlines()}=={str(d/'mine'),str(d/'run')}
-    assert len(read_test(d, out=d/'run'))==6
+    assert [o.name for o in (tmp_path/'here').iterdir()]==['models']
+    assert {o.name for o in (tmp_path/'run').iterdir() if o.name[0]=='.'}<={'.lock'}
 
 def test_the_same_command_again_in_the_folder_of_the_pictures(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(folders('cat','dog', n=8))
     monkeypatch.setattr(cli, '_fit', barely)
     for _ in range(2):
         main(data='.', size=32, bs=4, epochs=1, lr=1e-3, folds=2, fold=0, arch='resnet10t', mix='none')
-        assert len(pd.read_csv('fastai-mix-run/predictions.csv'))==8 and json.loads(open('fastai-mix-run/config.json').read())['vocab']==['cat','dog']
+        assert len(pd.read_csv('fastai-mix-run/predictions.csv'))==8
+        assert json.loads(open('fastai-mix-run/config.json').read())['vocab']==['cat','dog']
 
 def test_another_config_is_not_of_a_run(table, tmp_path, capsys):
     (tmp_path/'run').mkdir()
@@ -189,31 +125,6 @@ def test_another_config_is_not_of_a_run(table, tmp_path, capsys):
         with pytest.raises(SystemExit): main(**table())
         assert 'holds something that is not a run of fastai-mix' in capsys.readouterr().err
 
-def test_pictures_beside_class_folders(folders):
-    d = folders('cat','dog')
-    noise().save(d/'a.png')
-    with pytest.raises(ValueError, match="1 of 7 pictures in .* are in no class folder, the first 'a.png'"): read_data(d)
-
-def test_links_lead_to_each_file_once(folders, tmp_path):
-    d = folders('cat','dog')
-    other,more = folders('x', root='other'),folders('y', root='more')
-    def link(at, to): (d/at).symlink_to(to, target_is_directory=to.is_dir())
-    link('cat/up', d)                    # to what is around it
-    link('cat/self', d/'cat')
-    link('cat/far', d.parent)
-    link('cat/dogs', d/'dog')            # to another class, and back
-    link('dog/cats', d/'cat')
-    link('cat/out', other/'x')           # outside, twice, with a loop of its own
-    link('cat/out2', other/'x')
-    (other/'x'/'loop').symlink_to(other, target_is_directory=True)
-    (other/'x'/'back').symlink_to(d/'dog', target_is_directory=True)
-    link('cat/a.png', d/'cat'/'0.png')   # one more name
-    link('bird', more/'y')               # a class of its own
-    df = read_data(d)
-    assert df.label.value_counts().to_dict()==dict(cat=6, dog=3, bird=3)
-    assert [o for o in df.id if o.startswith('cat')]==[f'cat/{i}.png' for i in range(3)]+[f'cat/out/{i}.png' for i in range(3)]
-    assert len(read_test(d))==12 and len({os.path.realpath(o) for o in df.path})==12
-
 def test_a_file_linked_into_two_classes_is_said(folders, capsys):
     d = folders('cat','dog')
     (d/'dog'/'z.png').symlink_to(d/'cat'/'1.png')
@@ -221,48 +132,8 @@ def test_a_file_linked_into_two_classes_is_said(folders, capsys):
     assert df.label.tolist()==['cat']*3+['dog']*4
     cli._show_conflicts(df)
     out = capsys.readouterr().out
-    assert out.startswith('1 pictures have several labels') and f"{d/'cat'/'1.png'} 'cat' and {d/'dog'/'z.png'} 'dog'" in out
-
-@pytest.mark.parametrize('a,b,shown', [('cat','cat ',"'cat' and 'cat '"), (' cat','cat',"' cat' and 'cat'"), ('cat','cat\u200b',r"'cat' and 'cat\\u200b'"),
-    ('caf\u00e9','cafe\u0301',r"'cafe\\u0301' and 'caf\\xe9'"), ('a b','a\u00a0b',r"'a b' and 'a\\xa0b'"), ('a  b','a b',"'a  b' and 'a b'")])
-def test_classes_that_look_the_same(csv, folders, a, b, shown):
-    file = csv(f'image_id,label\np0,"{a}"\np1,"{b}"\np2,dog\n', 'p0.png', 'p1.png', 'p2.png')
-    for data in (file, folders(a, b, 'dog')):
-        with pytest.raises(ValueError, match=f'{shown} are two classes that look the same: '): read_data(data)
-
-def test_classes_that_differ_in_case(csv, capsys):
-    assert read_data(csv('image_id,label\np0,A\np1,a\n', 'p0.png', 'p1.png')).label.tolist()==['A','a']
-    assert capsys.readouterr().out=="'A' and 'a' are two classes, though only the case of letters differs\n"
-
-def test_one_name_for_two_files(csv):
-    file = csv('image_id,label\ns1,a\ns2,b\n', 's1.tif', 's1.png', 's2.png')
-    with pytest.raises(ValueError, match="'s1' may be s1.png or s1.tif: write the ending"): read_data(file)
-    csv('image_id,label\ns1.tif,a\ns2,b\n')
-    assert [o.name for o in read_data(file).path]==['s1.tif','s2.png']
-    csv('image_id,label\ns2,a\ns1.tif,b\n', 'images/s2.jpg')
-    with pytest.raises(ValueError, match="'s2' may be s2.png or images/s2.jpg"): read_data(file)
-    csv(f'image_id,label\n{file.parent}/s1,a\ns1.tif,b\n')
-    with pytest.raises(ValueError, match="may be s1.png or s1.tif"): read_data(file)
-
-def test_names_in_either_normal_form(csv, tmp_path):
-    nfc,nfd = (unicodedata.normalize(o, 'caf\u00e9') for o in ('NFC','NFD'))
-    file = csv(f'image_id,label\n{nfc},a\n{nfd}2.png,b\n{nfd}/3,a\n', f'{nfd}.png', f'{nfc}2.png', f'{nfc}/3.png')
-    assert [o.relative_to(tmp_path).as_posix() for o in read_data(file).path]==[f'{nfd}.png',f'{nfc}2.png',f'{nfc}/3.png']
-    sample = csv(f'file,a,b\n{nfc},0,0\n', f'test/{nfd}.png', file='sample.csv')
-    assert read_test(tmp_path/'test', sample=sample).id.tolist()==[nfc]
-
-@pytest.mark.parametrize('name,shown', [('p0 ',"'p0 '"), ('p0.png ',"'p0.png '"), (' p0.png',"' p0.png'"), ('p0 .png',"'p0 .png'"), ('P0',"'P0'"),
-    ('p0.jpg',"'p0.jpg'"), ('p0\u200b',r"'p0\\u200b'")])
-def test_a_name_that_looks_like_that_of_a_file(csv, name, shown):
-    file = csv(f'image_id,label\n{name},a\np1,b\n', 'p0.png', 'p1.png')
-    with pytest.raises(ValueError, match=f"1 of 2 pictures in .*t.csv are not there; {shown} looks like 'p0.png'"): read_data(file)
-
-def test_absolute_names_and_home(csv, tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    file = csv(f'image_id,label\n{tmp_path}/p0.png,a\n{tmp_path}/p1,b\n~/in/p2,a\n', 'p0.png', 'p1.png', 'in/p2.png', file='in/t.csv')
-    assert [o.name for o in read_data(file).path]==['p0.png','p1.png','p2.png']
-    csv('image_id,label\n~p2,a\n'+'x'*300+',b\n', 'in/~p2.png', file='in/t.csv')
-    with pytest.raises(ValueError, match='1 of 2 pictures cannot be used.*missing .File name too long'): read_data(file)
+    assert out.startswith('1 pictures have several labels')
+    assert f"{d/'cat'/'1.png'} 'cat' and {d/'dog'/'z.png'} 'dog'" in out
 
 def test_home_in_options(folders, tmp_path, monkeypatch):
     class Enough(Exception): pass
@@ -273,33 +144,6 @@ def test_home_in_options(folders, tmp_path, monkeypatch):
     with pytest.raises(Enough) as e: main(data='~/d', size=32, bs=4, folds=2, fold=0, arch='resnet10t', out='~/run')
     assert e.value.args[0].out==tmp_path/'run'
 
-tables = {
-    'empty':            ('', 't.csv is empty'),
-    'blank lines':      ('\n\n', 't.csv is empty'),
-    'header only':      ('image_id,label\n', 't.csv has a header, but no rows'),
-    'no header':        (',,\np0,a\n', 'has no names of columns'),
-    'ragged':           ('image_id,label\np0,a\np1,b,c\n', "1 rows of .*t.csv have more cells than its header has columns, the first 'p1,b,c'"),
-    'commas in labels': ('image_id,label\np0,a, b\np1,b, c\n', "2 rows of .*t.csv have more cells .* the first 'p0,a, b': put cells with commas into quotes"),
-    'open quote':       ('image_id,label\np0,"a\np1,b\n', 't.csv is no CSV with commas'),
-    'semicolons':       ('image_id;label\np0;a\np1;b\n', "t.csv has ';' between its columns: save it with commas"),
-    'tabs':             ('image_id\tlabel\np0\ta\np1\tb\n', r"t.csv has '\\t' between its columns: save it with commas"),
-    'column twice':     ('image_id,label,label\np0,a,b\np1,b,a\n', "t.csv has 2 columns 'label': give them different names"),
-    'no such column':   ('file,label\np0,a\n', "t.csv has no column 'image_id': it has 'file', 'label'; --image-col"),
-    'blank label':      ('image_id,label\np0,a\np1, \n', "1 of 2 rows have no label in 'label'"),
-}
-
-@pytest.mark.parametrize('name', tables)
-def test_a_csv_that_is_none(name, csv):
-    text,message = tables[name]
-    with pytest.raises(ValueError, match=message) as e: read_data(csv(text, 'p0.png', 'p1.png'))
-    assert '\n' not in str(e.value)
-
-@pytest.mark.parametrize('text', ['image_id,label,\np0,a,\np1,b,\n', 'image_id,label\np0,a,\np1,b,\n', 'image_id,label\np0,a,, \np1,b\n', '\ufeffimage_id,label\np0,a\np1,b\n',
-    ',image_id,label\n0,p0,a\n1,p1,b\n', 'x,x,image_id,label\n1,2,p0,a\n1,2,p1,b\n', '"image_id","label","a;b"\r\n"p0","a","x\ny"\r\n"p1","b"\r\n'])
-def test_a_csv_that_is_one(text, csv):
-    df = read_data(csv(text, 'p0.png', 'p1.png'))
-    assert df.id.tolist()==['p0','p1'] and df.label.tolist()==['a','b']
-
 def test_data_of_another_kind(csv, folders, tmp_path, capsys):
     file = csv('image_id,label\np0,a\n', 'p0.png', 'p1.png')
     for name,names in (('pictures.zip',('p0.png','p1.png')), ('one.zip',('p0.png',))):
@@ -308,46 +152,39 @@ def test_data_of_another_kind(csv, folders, tmp_path, capsys):
     (tmp_path/'t.tar.gz').write_bytes(b'\x1f\x8b cut')
     (tmp_path/'t.txt').write_text('a/1.png 0\na/2.png 1\n')
     (tmp_path/'t.xlsx').write_bytes(b'PK\x03\x04\xff\xfe')
-    for data,message in (('pictures.zip','is an archive: unpack it'), ('one.zip','is an archive: unpack it'), ('t.tar.gz','is an archive: unpack it'), ('p0.png','is a picture'),
+    for data,message in (('pictures.zip','is an archive: unpack it'), ('one.zip','is an archive: unpack it'),
+                         ('t.tar.gz','is an archive: unpack it'), ('p0.png','is a picture'),
                          ('t.txt',"has no column 'image_id' or 'label'"), ('t.xlsx','is not in UTF-8')):
-        for args in (dict(data=str(tmp_path/data)), dict(data=str(folders('cat','dog', root=data+'d')), test=str(tmp_path/data))):
-            with pytest.raises(SystemExit) as e: main(**args, size=32, bs=2, folds=2, fold=0, arch='resnet10t', out=str(tmp_path/'run'))
+        own = str(folders('cat','dog', root=data+'d'))
+        for args in (dict(data=str(tmp_path/data)), dict(data=own, test=str(tmp_path/data))):
+            with pytest.raises(SystemExit) as e:
+                main(**args, size=32, bs=2, folds=2, fold=0, arch='resnet10t', out=str(tmp_path/'run'))
             err = capsys.readouterr().err.strip().splitlines()
-            assert e.value.code==2 and len(err)==1 and (message if 'test' not in args else message.split(' or ')[0]) in err[0] and data in err[0], err
+            expected = message if 'test' not in args else message.split(' or ')[0]
+            assert e.value.code==2 and len(err)==1 and expected in err[0] and data in err[0], err
 
 def test_a_sample_that_is_no_csv(table, test_folder, tmp_path, capsys):
     args = dict(table(), folds=3, arch='resnet10t', **test_folder())
-    for text,message in (('', 'sample.csv is empty'), ('file;scab;rust\nTrain_3;0;0\n', "sample.csv has ';' between its columns"), ('file,rust,rust\nTrain_3,0,0\n', "2 columns 'rust'"),
+    for text,message in (('', 'sample.csv is empty'),
+                         ('file;scab;rust\nTrain_3;0;0\n', "sample.csv has ';' between its columns"),
+                         ('file,rust,rust\nTrain_3,0,0\n', "2 columns 'rust'"),
                          ('file,scab,rust,healthy\nTrain_3,0,0,0,1\n', 'more cells than its header')):
         (tmp_path/'sample.csv').write_text(text)
         with pytest.raises(SystemExit) as e: main(**args)
         err = capsys.readouterr().err.strip().splitlines()
         assert e.value.code==2 and len(err)==1 and message in err[0] and not (tmp_path/'run').exists(), err
 
-def split_of(values): return pd.DataFrame({'label': list('ab')*(len(values)//2), 'split': values})
-
-def test_values_of_a_split_in_any_spelling(capsys):
-    df = fold_data(split_of(['Train','train ','TRAIN','training','trn','train','Test',' test ','TESTING','tst','test','test-set']))
-    assert df.fold.tolist()==[-1]*6+[0]*6 and capsys.readouterr().out==''
-
-def test_rows_of_a_third_part_are_counted(capsys):
-    df = fold_data(split_of(['train']*4+['valid','Valid']+[np.nan]*2+['test']*4))
-    assert df.index.tolist()==[0,1,2,3,8,9,10,11] and df.fold.tolist()==[-1]*4+[0]*4
-    assert capsys.readouterr().out=="4 of 12 rows are neither 'train' nor 'test' and left out: 'valid', 'Valid', nothing\n"
-    assert fold_data(split_of(['train']*2+['validation']*2)).fold.tolist()==[-1,-1,0,0]
-
-def test_a_split_that_says_what_it_cannot_mean():
-    with pytest.raises(ValueError, match="says 'tarin' in 2 of 10 rows: expected 'train' and 'test', or nothing"): fold_data(split_of(['train']*4+['tarin']*2+['test']*4))
-
 def test_pictures_whose_content_is_lost_are_refused(folders, tmp_path, capsys):
     d = folders('cat','dog', n=4)
     deep = np.asarray(noise().convert('L')).astype(np.uint16)*200+300
     Image.fromarray(deep).save(d/'dog'/'1.png')
-    args = dict(data=str(d), size=32, bs=2, folds=2, fold=0, epochs=1, lr=1e-3, arch='resnet10t', mix='none', out=str(tmp_path/'run'))
+    args = dict(data=str(d), size=32, bs=2, folds=2, fold=0, epochs=1, lr=1e-3, arch='resnet10t', mix='none',
+        out=str(tmp_path/'run'))
     with pytest.raises(SystemExit) as e: main(**args)
     err = capsys.readouterr().err.strip().splitlines()
     assert e.value.code==2 and len(err)==1 and not (tmp_path/'run').exists()
-    assert f"1 of 8 pictures cannot be used: {d/'dog'/'1.png'} lost in RGB (mode I;16 with values" in err[0] and 'save it with 8 bits' in err[0]
+    assert f"1 of 8 pictures cannot be used: {d/'dog'/'1.png'} lost in RGB (mode I;16 with values" in err[0]
+    assert 'save it with 8 bits' in err[0]
 
 def test_a_picture_with_two_labels_is_said(leaves, table, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, '_fit', barely)
@@ -355,7 +192,8 @@ def test_a_picture_with_two_labels_is_said(leaves, table, tmp_path, capsys, monk
     labels = pd.read_csv(leaves/'train.csv').labels.replace('multiple_diseases', 'rust')
     i,j = labels[labels=='rust'].index[0],labels[labels=='scab'].index[0]
     shutil.copy(tmp_path/'images'/f'Train_{i}.jpg', tmp_path/'images'/f'Train_{j}.jpg')
-    args = dict(table(lambda t: pd.concat([t, t[t.label=='healthy'][:1].assign(label='scab')])), arch='resnet10t', fold=0, folds=3, mix='none')
+    args = dict(table(lambda t: pd.concat([t, t[t.label=='healthy'][:1].assign(label='scab')])), arch='resnet10t',
+        fold=0, folds=3, mix='none')
     main(**{**args, 'images': str(tmp_path/'images')})
     out = capsys.readouterr().out.splitlines()
     said = [o for o in out if 'several labels' in o]
@@ -363,19 +201,21 @@ def test_a_picture_with_two_labels_is_said(leaves, table, tmp_path, capsys, monk
 
 def test_images_without_a_csv(folders, leaves, tmp_path, capsys):
     d = folders('cat','dog', n=4)
-    for more,message in ((dict(images=str(leaves/'images')), '--images names the folder'), (dict(test_images=str(d)), '--test-images names the folder'),
+    for more,message in ((dict(images=str(leaves/'images')), '--images names the folder'),
+                         (dict(test_images=str(d)), '--test-images names the folder'),
                          (dict(test_images=str(d), test=str(d)), '--test-images names the folder')):
-        with pytest.raises(SystemExit): main(data=str(d), size=32, bs=2, folds=2, fold=0, arch='resnet10t', out=str(tmp_path/'run'), **more)
+        with pytest.raises(SystemExit):
+            main(data=str(d), size=32, bs=2, folds=2, fold=0, arch='resnet10t', out=str(tmp_path/'run'), **more)
         assert message in capsys.readouterr().err
 
-@pytest.mark.parametrize('text,value', [('a,b=3',{'a,b':3.}), ('a,b=3,c=2',{'a,b':3.,'c':2.}), ('c=2,a,b=3',{'a,b':3.,'c':2.}), ('x=1=1.5,c=2',{'x=1':1.5,'c':2.}), ('c=2',{'c':2.}), ('7',7)])
-def test_oversample_of_classes_with_commas(text, value): assert read_oversample(text, ['a,b','c','x=1'])==value
-
 def test_oversample_of_what_is_no_class(table, capsys):
-    with pytest.raises(ValueError, match="expected class=3.*; the classes are 'c', 'd'"): read_oversample('a,b=3', ['c','d'])
-    with pytest.raises(ValueError, match='may be .* or .*: rename a class'): read_oversample('a=3,b=2', ['a','b','a=3,b'])
+    with pytest.raises(ValueError, match="expected class=3.*; the classes are 'c', 'd'"):
+        read_oversample('a,b=3', ['c','d'])
+    with pytest.raises(ValueError, match='may be .* or .*: rename a class'):
+        read_oversample('a=3,b=2', ['a','b','a=3,b'])
     with pytest.raises(SystemExit): main(**table(), arch='resnet10t', fold=0, folds=3, oversample='rost=3')
-    assert "oversample names 'rost', but the classes to train on are 'healthy', 'rust', 'scab'" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "oversample names 'rost', but the classes to train on are 'healthy', 'rust', 'scab'" in err
 
 def without(col): return lambda t: t.drop(columns=col)
 def setting(col, v, rows=slice(0,3)):
@@ -388,10 +228,12 @@ wrong = {
     'no label column':    (dict(), without('label'), "no column 'label'"),
     'no image column':    (dict(image_col='file'), None, "no column 'file'"),
     'labels missing':     (dict(), setting('label', None), '3 of 60 rows have no label'),
-    'images missing':     (dict(), lambda t: t.assign(image_id=[f'gone{i}' if i<7 else o for i,o in enumerate(t.image_id)]), '7 of 60 pictures cannot be used'),
+    'images missing':     (dict(), lambda t: t.assign(image_id=[*(f'gone{i}' for i in range(7)), *t.image_id[7:]]),
+                           '7 of 60 pictures cannot be used'),
     'image names missing':(dict(), setting('image_id', None), '3 rows'),
     'one class':          (dict(), setting('label', 'rust', slice(None)), 'single class'),
-    'few of a class':     (dict(fold=0, folds=3), setting('label', 'rare', slice(0,2)), "'rare' has 2 rows, too few for 3 folds: use --folds 2"),
+    'few of a class':     (dict(fold=0, folds=3), setting('label', 'rare', slice(0,2)),
+                           "'rare' has 2 rows, too few for 3 folds: use --folds 2"),
     'class named id':     (dict(), setting('label', 'id', slice(0,20)), "a class is called 'id', as is a column"),
     'arch':               (dict(arch='resnet19'), None, "no model 'resnet19': did you mean resnet1"),
     'batch of one':       (dict(bs=1), None, '--bs 1'),
@@ -409,13 +251,14 @@ wrong = {
     'oversample':         (dict(oversample='rust:3'), None, '--oversample rust:3'),
     'oversample class':   (dict(oversample='rost=3', folds=3), None, "oversample names 'rost'"),
     'oversample less':    (dict(oversample='rust=.5'), None, 'a multiple of 1 or more'),
-    'tta':                (dict(tta='d8'), None, '--tta d8: expected none, flips, d4'),
+    'tta':                (dict(tta='d8'), None, "--tta d8: expected 'none', 'flips' or 'd4'"),
     'sample alone':       (dict(sample='sample.csv'), None, 'give these with --test'),
     'no test':            (dict(test='/none'), None, 'no such file or folder: /none; --test'),
     'lr':                 (dict(lr=0.), None, '--lr 0'),
     'epochs':             (dict(epochs=0), None, '--epochs 0'),
     'two sources':        (dict(pretrained=True, weights='w.safetensors'), None, 'give one of them'),
-    'size of the network':(dict(arch='swin_tiny_patch4_window7_224', mix='cutmix'), None, 'does not run on pictures of 32×32'),
+    'size of the network':(dict(arch='swin_tiny_patch4_window7_224', mix='cutmix'), None,
+                           'does not run on pictures of 32×32'),
     'no weights':         (dict(weights='/none.safetensors'), None, 'no such file'),
     'split column':       (dict(split_col='part'), None, "no column 'part'"),
     'split of no table':  (dict(data=None, split_col='split'), None, 'give it with --data'),
@@ -434,7 +277,8 @@ def test_wrong_input(name, table, tmp_path, capsys):
 def test_a_csv_in_another_encoding(table, test_folder, tmp_path, capsys):
     args = dict(table(lambda t: t.replace('rust', 'Käfer')), arch='resnet10t', **test_folder(label='ä'))
     for name in ('sample.csv','t.csv'):
-        (tmp_path/name).write_text((tmp_path/name).read_text(encoding='utf-8').replace('label', 'läbel'), encoding='latin-1')
+        (tmp_path/name).write_text((tmp_path/name).read_text(encoding='utf-8').replace('label', 'läbel'),
+            encoding='latin-1')
         with pytest.raises(SystemExit): main(**args)
         assert f'{tmp_path/name} is not in UTF-8: save it as UTF-8' in capsys.readouterr().err
 
@@ -444,7 +288,8 @@ def test_unreadable_images_are_counted_and_named(leaves, table, tmp_path, capsys
     for i in range(8): (tmp_path/'images'/f'Train_{i}.jpg').write_bytes(b'\xff\xd8 cut')
     with pytest.raises(SystemExit): main(**{**table(), 'images': str(tmp_path/'images')})
     err = capsys.readouterr().err
-    assert '8 of 60 pictures cannot be used' in err and 'Train_4.jpg' in err and 'Train_5.jpg' not in err and 'and 3 more' in err
+    assert '8 of 60 pictures cannot be used' in err and 'Train_4.jpg' in err and 'Train_5.jpg' not in err
+    assert 'and 3 more' in err
 
 def test_foreign_folder_is_not_written_to(table, tmp_path, capsys):
     (tmp_path/'run').mkdir()
@@ -467,22 +312,30 @@ def test_folder(leaves, tmp_path):
     (tmp_path/'test').mkdir()
     for i in range(5): shutil.copy(leaves/'images'/f'Train_{i}.jpg', tmp_path/'test')
     def write(ids=(3,0,4,1), suff='', **cols):
-        pd.DataFrame({'file': [f'Train_{i}{suff}' for i in ids], **(cols or dict(scab=0., rust=0., healthy=0.))}).to_csv(tmp_path/'sample.csv', index=False)
+        sample = pd.DataFrame({'file': [f'Train_{i}{suff}' for i in ids], **(cols or dict(scab=0., rust=0., healthy=0.))})
+        sample.to_csv(tmp_path/'sample.csv', index=False)
         return dict(test=str(tmp_path/'test'), sample=str(tmp_path/'sample.csv'))
     return write
 
-def stamps(folder): return {f: f.stat().st_mtime_ns for f in folder.rglob('*') if f.name in ('model.safetensors','fold.json','oof.csv')}
+def stamps(folder):
+    return {f: f.stat().st_mtime_ns for f in folder.rglob('*') if f.name in ('model.safetensors','fold.json','oof.csv')}
 
 def test_all_folds_to_a_submission(leaves, table, test_folder, tmp_path, capsys):
-    run,args = tmp_path/'run',dict(table(), folds=3, arch='resnet10t', mix='snapmix,gridmask', oversample='rust=2', plc=True, tta='d4', **test_folder())
+    run,args = tmp_path/'run',dict(table(), folds=3, arch='resnet10t', mix='snapmix,gridmask', oversample='rust=2',
+        plc=True, tta='d4', **test_folder())
     main(**args)
-    assert sorted(o.name for o in run.iterdir() if o.name[0]!='.') == ['config.json','confusion.png','ensemble','folds','history.csv','labels.csv','mix.png','oof.csv',
+    assert sorted(o.name for o in run.iterdir() if o.name[0]!='.') == ['config.json','confusion.png','ensemble',
+        'folds','history.csv','labels.csv','mix.png','oof.csv',
         'report.txt','submission.csv','test_predictions.csv']
-    df,oof,preds,sub,labels = (pd.read_csv(o) for o in (tmp_path/'t.csv', run/'oof.csv', run/'test_predictions.csv', run/'submission.csv', run/'labels.csv'))
+    df,oof,preds,sub,labels = (pd.read_csv(o) for o in (tmp_path/'t.csv', run/'oof.csv', run/'test_predictions.csv',
+        run/'submission.csv', run/'labels.csv'))
     assert oof.id.tolist()==df.image_id.tolist() and oof.label.tolist()==df.label.tolist()
-    each = pd.concat([pd.read_csv(run/'folds'/f'fold_{k}'/'oof.csv').assign(fold=k) for k in range(3)]).set_index('id').loc[oof.id]
-    assert np.allclose(each[['healthy','rust','scab']], oof[['healthy','rust','scab']]) and each.fold.tolist()==oof.fold.tolist()
-    assert preds.id.tolist()==[f'Train_{i}' for i in range(5)] and np.allclose(preds[['healthy','rust','scab']].sum(axis=1), 1)
+    each = pd.concat([pd.read_csv(run/'folds'/f'fold_{k}'/'oof.csv').assign(fold=k)
+        for k in range(3)]).set_index('id').loc[oof.id]
+    assert np.allclose(each[['healthy','rust','scab']], oof[['healthy','rust','scab']])
+    assert each.fold.tolist()==oof.fold.tolist()
+    assert preds.id.tolist()==[f'Train_{i}' for i in range(5)]
+    assert np.allclose(preds[['healthy','rust','scab']].sum(axis=1), 1)
     assert list(sub)==['file','scab','rust','healthy'] and sub.file.tolist()==['Train_3','Train_0','Train_4','Train_1']
     assert np.allclose(sub[['healthy','rust','scab']], preds.set_index('id').loc[sub.file, ['healthy','rust','scab']])
     for k in range(3): assert set(labels.row[labels.fold==k])==set(oof.id[oof.fold!=k])
@@ -491,9 +344,11 @@ def test_all_folds_to_a_submission(leaves, table, test_folder, tmp_path, capsys)
     main(**{**args, 'tta':'none', **test_folder(suff='.jpg', label='')})
     assert stamps(run/'folds')==trained
     plain,sub = pd.read_csv(run/'test_predictions.csv').set_index('id'),pd.read_csv(run/'submission.csv')
-    assert sub.file.tolist()==[f'Train_{i}.jpg' for i in (3,0,4,1)] and sub.label.tolist()==plain.loc[sub.file].idxmax(axis=1).tolist()
+    assert sub.file.tolist()==[f'Train_{i}.jpg' for i in (3,0,4,1)]
+    assert sub.label.tolist()==plain.loc[sub.file].idxmax(axis=1).tolist()
     assert not np.allclose(plain, preds.set_index('id'), atol=1e-5) # views were averaged over
-    for other,message in ((dict(mix='snapmix'), '--mix snapmix,gridmask there, snapmix here'), (dict(lr=2e-3), '--lr 0.001 there, 0.002 here'),
+    for other,message in ((dict(mix='snapmix'), '--mix snapmix,gridmask there, snapmix here'),
+                          (dict(lr=2e-3), '--lr 0.001 there, 0.002 here'),
                           (dict(fold=0), 'holds a run of all folds'), (dict(folds=4), '--folds 3 there, 4 here')):
         with pytest.raises(SystemExit): main(**{**args, **other})
         assert message in capsys.readouterr().err
@@ -521,17 +376,20 @@ def test_folds_another_process_has_are_left_to_it(table, tmp_path, capsys, monke
 
 def test_echo(table, tmp_path, capsys, monkeypatch):
     made,run,args = [],tmp_path/'run',dict(table(), folds=3, arch='resnet10t', mix='snapmix,cutmix,gridmask')
-    monkeypatch.setattr(CrossVal, '_train', lambda self, fit, k, bar=True: made.append(self.get_learner(self.get_dls(self.df, k))))
+    def make(self, fit, k, bar=True): made.append(self.get_learner(self.get_dls(self.df, k)))
+    monkeypatch.setattr(CrossVal, '_train', make)
     def refused(message, **kwargs):
         with pytest.raises(SystemExit): main(**args, **kwargs)
         assert message in capsys.readouterr().err
     main(**args, echo=True)
     choice = made[0].mix_choice
-    assert choice.echo and [(o.p,o.echo) for o in choice.mixes]==[(1.,False)]*2 and cli.make_mixes('mixup', echo=True)[0].echo
+    assert choice.echo and [(o.p,o.echo) for o in choice.mixes]==[(1.,False)]*2
+    assert cli.make_mixes('mixup', echo=True)[0].echo
     config = json.loads((run/'config.json').read_text())
     assert config['p']==1. and config['echo'] is True
     refused('--p 1.0 there, 0.5 here; --echo True there, False here')
-    (run/'config.json').write_text(json.dumps({k:v for k,v in {**config, 'p':.5}.items() if k!='echo'})) # of an earlier version
+    # of an earlier version
+    (run/'config.json').write_text(json.dumps({k:v for k,v in {**config, 'p':.5}.items() if k!='echo'}))
     main(**args)
     refused('--echo False there, True here', echo=True, p=.5)
 
@@ -543,13 +401,15 @@ def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
     valid,labels = pd.read_csv(run/'predictions.csv'),pd.read_csv(run/'labels.csv')
     assert len(valid)==20 and not set(valid.id)&set(labels.row) and len(labels)==40
     both = preds.index.intersection(valid.id)
-    assert len(both) and np.allclose(preds.loc[both], valid.set_index('id').loc[both, preds.columns], atol=1e-5) # the same views
+    # the same views
+    assert len(both) and np.allclose(preds.loc[both], valid.set_index('id').loc[both, preds.columns], atol=1e-5)
     with pytest.raises(SystemExit): main(**{**args, 'fold':None})
     assert 'holds a run of one fold' in capsys.readouterr().err
     with pytest.raises(SystemExit): main(**{**args, 'plc':False})
     assert '--plc True there, False here' in capsys.readouterr().err
     main(**args, test=str(tmp_path/'test')) # others, as far as can be told
-    assert not (run/'submission.csv').exists() and (run/'test_predictions.csv').exists() and 'submission.csv' not in capsys.readouterr().out
+    assert not (run/'submission.csv').exists() and (run/'test_predictions.csv').exists()
+    assert 'submission.csv' not in capsys.readouterr().out
     main(**args)
     assert not (run/'test_predictions.csv').exists() and (run/'labels.csv').exists()
 
@@ -587,7 +447,8 @@ def test_wrong_sample(name, table, test_folder, tmp_path, capsys):
 def test_wrong_test_pictures(table, test_folder, tmp_path, capsys):
     args = dict(table(), **test_folder())
     for change,message in ((lambda: (tmp_path/'sample.csv').unlink(), 'no such file: --sample'),
-                           (lambda: (tmp_path/'test'/'Train_0.jpg').write_bytes(b'cut'), '1 of 5 pictures cannot be used'),
+                           (lambda: (tmp_path/'test'/'Train_0.jpg').write_bytes(b'cut'),
+                               '1 of 5 pictures cannot be used'),
                            (lambda: [o.unlink() for o in (tmp_path/'test').iterdir()], 'no pictures in')):
         change()
         with pytest.raises(SystemExit): main(**args)
@@ -607,11 +468,10 @@ def test_equal_pictures_come_into_one_fold(leaves, table, tmp_path, capsys):
 def test_equal_pictures_of_a_rare_class_count_once(leaves, table, tmp_path, capsys):
     shutil.copytree(leaves/'images', tmp_path/'images')
     for i in (1,2): shutil.copy(tmp_path/'images'/'Train_0.jpg', tmp_path/'images'/f'Train_{i}.jpg')
-    with pytest.raises(SystemExit): main(**{**table(setting('label', 'rare', slice(0,4))), 'images':str(tmp_path/'images')}, folds=3)
-    assert "'rare' has 2 different pictures, too few for 3 folds: use --folds 2, or merge or drop that class" in capsys.readouterr().err
-
-@pytest.mark.parametrize('text,value', [(None,None), ('balance','balance'), ('sqrt','sqrt'), ('40',40), ('a=3',{'a':3.}), ('a=b=3,c=1.5',{'a=b':3.,'c':1.5})])
-def test_oversample(text, value): assert read_oversample(text)==value
+    with pytest.raises(SystemExit):
+        main(**{**table(setting('label', 'rare', slice(0,4))), 'images':str(tmp_path/'images')}, folds=3)
+    err = capsys.readouterr().err
+    assert "'rare' has 2 different pictures, too few for 3 folds: use --folds 2, or merge or drop that class" in err
 
 def test_rows_are_repeated_in_training_only(table, monkeypatch):
     class Seen(Exception): pass
@@ -625,7 +485,8 @@ def test_rows_are_repeated_in_training_only(table, monkeypatch):
 def test_names_that_a_terminal_would_obey(tmp_path, capsys):
     "A class or picture name is shown escaped, and in one piece"
     Image.fromarray(np.zeros((8,8,3), np.uint8)).save(tmp_path/'a.png')
-    df = pd.DataFrame({'id': ['a','b'], 'path': [tmp_path/'a.png']*2, 'label': ['red\x1b[31m','green\x1b]0;title\x07'], 'fold': [0,1]})
+    df = pd.DataFrame({'id': ['a','b'], 'path': [tmp_path/'a.png']*2,
+        'label': ['red\x1b[31m','green\x1b]0;title\x07'], 'fold': [0,1]})
     cli._show_data(df, 0)
     with pytest.raises(SystemExit): cli._end('no such file: x\x1b[2J', 2)
     shown = ''.join(capsys.readouterr())
