@@ -268,7 +268,7 @@ def _write_config(opts, **kwargs):
     write_atomic(opts.out/'config.json', lambda f: f.write_text(json.dumps(config, indent=2, default=str)))
 
 # %% ../nbs/40_cli.ipynb #00e6e9ca
-_input_keys = 'pictures','contents'
+_input_keys = 'pictures','contents','weights_file'
 
 def _digest(lines): return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()
 
@@ -281,14 +281,26 @@ def _digest_pictures(df):
     return dict(pictures=_digest(f'{i} {n}' for i,n in zip(df.id, sizes)),
         contents=_digest(f'{i} {d}' for i,d in zip(df.id, digests)))
 
+def _digest_weights(file):
+    "Size in bytes and BLAKE2b of the file of weights"
+    digest = hashlib.blake2b(digest_size=32)
+    with open(file, 'rb') as f:
+        while part := f.read(2**20): digest.update(part)
+    return dict(weights_file=dict(size=os.path.getsize(file), blake2b=digest.hexdigest()))
+
 def _check_inputs(opts, config, inputs):
     "ValueError if the run in `out` was begun with other files; what an earlier version did not write is not compared"
-    if any(config.get(k, v)!=v for k,v in inputs.items()):
+    changed = [k for k,v in inputs.items() if config.get(k, v)!=v]
+    if {'pictures','contents'} & {*changed}:
         raise ValueError(f"--out {opts.out} is another run: other pictures have the same names. Give another folder")
+    if changed:
+        raise ValueError(
+            f"--out {opts.out} is another run: --weights {opts.weights} is not the file it was begun with. "
+            "Give another folder, or that file")
 
 def _begin(opts, df, learn):
     "Begin a run in its folder, or resume the one there; ValueError if that is another"
-    inputs = _digest_pictures(df)
+    inputs = _digest_pictures(df) | (_digest_weights(opts.weights) if opts.weights else {})
     with folder_lock(opts.out):
         config = _read_config(opts) # another process may have begun
         opts.lr = config['lr'] if config else _find_lr(opts, learn)

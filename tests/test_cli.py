@@ -1,4 +1,5 @@
 "The command: what it writes, and what it says to wrong input."
+import hashlib
 import json
 import os
 import shutil
@@ -306,13 +307,35 @@ def test_weights_that_do_not_fit(table, tmp_path, capsys):
     with pytest.raises(SystemExit): main(**table(), arch='resnet10t', weights=str(tmp_path/'w.pth'))
     assert 'neither safetensors' in capsys.readouterr().err
 
+def test_weights_that_were_changed_since(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', barely)
+    file,config = tmp_path/'w.safetensors',tmp_path/'run'/'config.json'
+    args = dict(table(), arch='test_resnet', mix='none', fold=0, folds=3, weights=str(file))
+    save_file(timm.create_model('test_resnet').state_dict(), file)
+    main(**args)
+    told = json.loads(config.read_text())
+    assert told['weights']==str(file) and told['weights_file']['size']==file.stat().st_size
+    assert told['weights_file']['blake2b']==hashlib.blake2b(file.read_bytes(), digest_size=32).hexdigest()
+    trained = stamps(tmp_path/'run'/'folds')
+    main(**args)
+    save_file(timm.create_model('test_resnet').state_dict(), file) # others of the same size
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e: main(**args)
+    err = capsys.readouterr().err.splitlines()
+    assert e.value.code==2 and len(err)==1 and f'--weights {file} is not the file it was begun with' in err[0]
+    assert json.loads(config.read_text())==told
+    config.write_text(json.dumps({k:v for k,v in told.items() if k!='weights_file'})) # of an earlier version
+    main(**args)
+    assert 'weights_file' not in json.loads(config.read_text()) and stamps(tmp_path/'run'/'folds')==trained
+
 @pytest.fixture
 def test_folder(leaves, tmp_path):
     "Five pictures in a folder, and a sample of four in another order"
     (tmp_path/'test').mkdir()
     for i in range(5): shutil.copy(leaves/'images'/f'Train_{i}.jpg', tmp_path/'test')
     def write(ids=(3,0,4,1), suff='', **cols):
-        sample = pd.DataFrame({'file': [f'Train_{i}{suff}' for i in ids], **(cols or dict(scab=0., rust=0., healthy=0.))})
+        cols = cols or dict(scab=0., rust=0., healthy=0.)
+        sample = pd.DataFrame({'file': [f'Train_{i}{suff}' for i in ids], **cols})
         sample.to_csv(tmp_path/'sample.csv', index=False)
         return dict(test=str(tmp_path/'test'), sample=str(tmp_path/'sample.csv'))
     return write
