@@ -7,6 +7,9 @@ Docs: https://fastai-mix.github.io/fastai_mix/cli.html.md"""
 # %% auto #0
 __all__ = ['main', 'read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner']
 
+# %% ../nbs/40_cli.ipynb #f0c84bc8
+if __name__=='__main__': import fastai_mix.launch
+
 # %% ../nbs/40_cli.ipynb #cf0bad6a
 import hashlib,json,os,platform,signal,sys,threading
 from importlib.metadata import version
