@@ -1,4 +1,4 @@
-"""Of the learning rate: warm up along a power, come down along a cosine. Of the chance of a mix: a ramp, or off at the end
+"""For the learning rate, a warm-up along a power, then a cosine. For the chance of a mix, a ramp, or off at the end
 
 Docs: https://fastai-mix.github.io/fastai_mix/schedule.html.md"""
 
@@ -32,7 +32,8 @@ def fit_warmup_cos(self:Learner,
     if self.opt is None: self.create_opt()
     self.opt.set_hyper('lr', self.lr if lr is None else lr)
     lr = np.array([h['lr'] for h in self.opt.hypers])
-    scheds = {'lr': combine_scheds([pct_warmup, 1-pct_warmup], [SchedPoly(lr/div, lr, power), SchedCos(lr, lr/div_final)])}
+    warmup,anneal = SchedPoly(lr/div, lr, power),SchedCos(lr, lr/div_final)
+    scheds = {'lr': combine_scheds([pct_warmup, 1-pct_warmup], [warmup, anneal])}
     self.fit(n_epoch, cbs=ParamScheduler(scheds)+L(cbs), reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
 
 # %% ../nbs/30_schedule.ipynb #358f6c02
@@ -50,7 +51,7 @@ class ramp:
     __repr__ = basic_repr('start,end,until')
 
 class off_last:
-    "`p` that stays, and is 0 in the last `share` of training, so that the model ends on whole pictures"
+    "`p` that is constant, then 0 in the last `share` of training, so that the model ends on whole pictures"
     def __init__(self,
         share:float=.1, # Share of training at the end without mixing, 0 to 1
         p:float=1., # Value until then, 0 to 1
