@@ -8,8 +8,6 @@ Docs: https://fastai-mix.github.io/fastai_mix/options.html.md"""
 __all__ = ['read_oversample', 'make_mixes', 'read_weights', 'make_learner']
 
 # %% ../nbs/39_options.ipynb #d3f1dbdf
-from difflib import get_close_matches
-
 import timm
 from fastai.vision.all import *
 
@@ -21,6 +19,7 @@ from .callback.plc import *
 from .callback.snapmix import *
 from .files import load_weights
 from .interpret import *
+from .vision.learner import unknown_arch
 
 # %% ../nbs/39_options.ipynb #c3a2e997
 def _multiples(text, classes):
@@ -98,13 +97,6 @@ def read_weights(
     model.load_state_dict(state)
 
 # %% ../nbs/39_options.ipynb #592729b9
-def _check_arch(arch):
-    "ValueError if timm has no model `arch`"
-    if timm.is_model(arch): return
-    near = get_close_matches(arch, timm.list_models(), 3, .5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
-    raise ValueError(f"timm has no model {arch!r}: {hint}")
-
 def make_learner(
     dls:DataLoaders, # Data
     arch:str, # Name of a timm model
@@ -117,7 +109,7 @@ def make_learner(
     echo:bool=False, # Train on each batch clean too, see `MixCallback`
 )->Learner: # Frozen up to the head if it has trained weights
     "A `vision_learner` on a timm model, with its mix"
-    _check_arch(arch)
+    if not timm.is_model(arch): raise unknown_arch(arch)
     cbs = [History(), *make_mixes(mix, alpha, p, echo)] + ([ProgressiveLabelCorrection(id_col='id')] if plc else [])
     metrics = [accuracy, F1Score(average='macro')]
     try: learn = vision_learner(dls, arch, pretrained=pretrained, metrics=metrics, cbs=cbs)
