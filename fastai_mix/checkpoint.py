@@ -9,266 +9,231 @@ __all__ = ['learner_state', 'load_learner_state', 'ResumableFits', 'resumable', 
            'load_state']
 
 # %% ../nbs/28_checkpoint.ipynb #3c30673a
-import hashlib,inspect,random,time
+import inspect,random,time
 from collections.abc import Mapping
 from contextlib import contextmanager
-from enum import Enum
-from types import CellType,CodeType,FunctionType,MethodType
 
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
-from torch.distributions import Distribution
 
+from .callback.base import in_lr_find
+from .describe import callback_arguments, describe, describe_opt, in_short, numbered, plain_settings
 from .files import *
+from .losses import loss_function
 from .vision.forward import *
 
 _all_ = ['write_atomic', 'is_plain', 'save_state', 'load_state']
 
 # %% ../nbs/28_checkpoint.ipynb #a78642df
-def _hash(o): return hashlib.sha256(o if isinstance(o, bytes) else repr(o).encode()).hexdigest()[:10]
-
-def _code(c):
-    "What a code object does, without names of variables and places in files"
-    def const(o):
-        if isinstance(o, CodeType): return _code(o)
-        return sorted(map(repr, o)) if isinstance(o, frozenset) else repr(o) # a set has another order in each process
-    return c.co_code, [const(o) for o in c.co_consts], c.co_names
-
-def _globals_of(f):
-    "Numbers, strings and functions of its own module that a function uses"
-    def names(c): return {*c.co_names}.union(*(names(o) for o in c.co_consts if isinstance(o, CodeType)))
-    used = {k: f.__globals__[k] for k in sorted(names(f.__code__)) if k in f.__globals__}
-    def counts(v): return isinstance(v, (bool,int,float,str)) or isinstance(v, FunctionType) and v.__module__==f.__module__
-    return {k:v for k,v in used.items() if counts(v)}
-
-def _describe_function(f, told, deep):
-    parts = _code(f.__code__)
-    if deep:
-        cells = [c.cell_contents for c in f.__closure__ or () if c!=CellType()] # an empty one has no contents
-        parts = *parts, told([f.__defaults__, f.__kwdefaults__, cells, _globals_of(f)])
-    return f'{f.__name__} [{_hash(parts)}]'
-
-def _describe_tensor(t, told):
-    if t.requires_grad or t.layout!=torch.strided: return f'{type(t).__name__} {list(t.shape)}' # learned
-    t = t.detach().cpu().as_subclass(Tensor)
-    if t.numel()<=32: return told(t.tolist())
-    return f'{list(t.shape)} [{_hash(t.contiguous().view(torch.uint8).numpy().tobytes())}]'
-
-_module_attrs = {*vars(nn.Module())}
-_too_much = Learner,DataLoaders,DataLoader,pd.DataFrame,torch.device
-
-def _attrs(o):
-    "What an object is made of; of a Distribution its parameters"
-    if isinstance(o, Distribution) and o.arg_constraints: return {k: getattr(o, k) for k in o.arg_constraints}
-    own = {k:v for k,v in getattr(o, '__dict__', {}).items() if k not in _module_attrs and not k.startswith('__')}
-    return own | o._buffers | o._parameters | o._modules if isinstance(o, nn.Module) else own
-
-def _describe(o, layers=None, deep=True, seen=()):
-    "What tells `o` from others, in any process; unless `deep` only the code of a function, and the class of an object"
-    def told(v): return _describe(v, layers, deep, (*seen, id(o)))
-    kind = type(o).__qualname__
-    if isinstance(o, Enum): return str(o)
-    if id(o) in seen or len(seen)>9 or isinstance(o, _too_much): return kind
-    if isinstance(o, Tensor): return _describe_tensor(o, told)
-    if isinstance(o, Callback): return o.name
-    if isinstance(o, type): return o.__qualname__
-    if layers and isinstance(o, nn.Module) and o in layers: return layers[o]
-    if hasattr(o, 'tolist'): return told(o.tolist()) # arrays, series, numbers of NumPy
-    if o is None or isinstance(o, (bool,int,float)): return o if o==o else 'nan'
-    if isinstance(o, (str,Path)): return str(o)
-    if isinstance(o, Mapping): return {str(told(k)): told(v) for k,v in o.items()}
-    if isinstance(o, (list,tuple,L)): return [told(v) for v in o]
-    if isinstance(o, (set,frozenset)): return sorted((told(v) for v in o), key=repr)
-    if isinstance(o, partial): return [told(o.func), told(o.args), told(o.keywords)]
-    if isinstance(o, MethodType): return [told(o.__func__), told(o.__self__)]
-    if isinstance(o, FunctionType): return _describe_function(o, told, deep)
-    attrs = _attrs(o) if deep or isinstance(o, Distribution) else {}
-    if attrs: return f"{kind}({', '.join(f'{k}={told(v)}' for k,v in attrs.items())})"
-    told_by_repr = (deep or callable(o)) and not isinstance(o, nn.Module) and ' at 0x' not in repr(o)
-    return repr(o) if told_by_repr else getattr(o, '__name__', kind)
-
-def _in_short(o):
-    "A description of a line: a long one is its beginning and a hash of all"
-    return o if len(text := str(o))<=200 else f'{text[:80]}… [{_hash(text)}]'
-
-def _arguments(cb, name, layers):
-    "All that a callback was made with, by name, and callbacks inside it, too"
-    attrs,own = vars(cb),vars(cb).get('made_with', {})
-    params = {*inspect.signature(type(cb)).parameters, 'kwargs'}
-    def told(k, v):
-        if k in own or any(v is o for o in own.values()): return False
-        if isinstance(v, (str,Path)): return k in params and isinstance(v, str) and v.isidentifier() # a path may be another one
-        return k in params or isinstance(v, Distribution) # from which fastai's mixes draw
-    found = {k:v for k,v in attrs.items() if told(k, v)}
-    def parts(o): return list(o) if isinstance(o, (list,tuple,L)) else [o]
-    for k,v in {**own, **found}.items():
-        # a list of callbacks may have held classes, or been an iterator
-        cbs = next((parts(o) for o in (attrs.get(k), v) if any(isinstance(c, Callback) for c in parts(o))), [])
-        yield f'{name}.{k}', _in_short(_describe(cbs or v, layers, k in own))
-        for i,o in enumerate(cbs):
-            if isinstance(o, Callback): yield from _arguments(o, f'{name}.{i}.{o.name}', layers)
-
-def _numbered(rows):
-    "A dictionary of pairs; what comes again under a name is `name_2`"
-    res = {}
-    for k,v in rows: res[next(o for o in (k, *(f'{k}_{i}' for i in range(2, len(res)+3))) if o not in res)] = v
-    return res
-
-# %% ../nbs/28_checkpoint.ipynb #7ba064a6
-def _by_dict(o): return all(callable(getattr(type(o), m, None)) for m in ('state_dict','load_state_dict')) # a callback has its model's, too
+# asked of the class, since a callback passes on what its model has
+def _has_state_dict(o): return all(callable(getattr(type(o), m, None)) for m in ('state_dict','load_state_dict'))
 
 def _state_of(o):
     "State of an object that keeps one, else None"
     if isinstance(o, random.Random): return o.getstate()
     if isinstance(o, np.random.Generator): return o.bit_generator.state
     if isinstance(o, torch.Generator): return o.get_state()
-    if _by_dict(o): return o.state_dict()
+    if _has_state_dict(o): return o.state_dict()
     if not isinstance(o, (Callback,Metric)): return
     attrs = {k:v for k,v in vars(o).items() if k not in ('learn','made_with')}
     plain = {k:v for k,v in attrs.items() if is_plain(v)}
-    return plain, {k:s for k,v in attrs.items() if k not in plain and is_plain(s := _state_of(v)) and s is not None}
+    states = {k:_state_of(v) for k,v in attrs.items() if k not in plain}
+    return plain, {k:s for k,s in states.items() if is_plain(s) and s is not None}
+
+def _kept_cbs(learn): return learn.cbs.filter(lambda cb: not isinstance(cb, ProgressCallback)).sorted('order')
+
+# a DistributedDL has another DataLoader inside
+def _rngs(learn): return [getattr(vars(dl).get('dl', dl), 'rng', None) for dl in learn.dls.loaders]
+
+def _check_cb_states(cbs):
+    "TypeError if a callback's own state is more than a checkpoint can hold"
+    for cb in cbs:
+        if _has_state_dict(cb) and not is_plain(cb.state_dict()):
+            raise TypeError(
+                f"{type(cb).__name__}.state_dict() holds more than numbers, strings, tensors, "
+                "and lists or dictionaries of them")
+
+_learn_attrs = dict(train_iter=int, pct_train=(int,float), smooth_loss=(float,Tensor), final_record=(list,L))
+
+def learner_state(
+    learn:Learner, # Between two epochs
+)->dict: # For `save_state`
+    "Everything the rest of a training depends on"
+    model,opt,loss,cbs = get_model(learn.model),learn.opt,learn.loss_func,_kept_cbs(learn)
+    _check_cb_states(cbs)
+    ps = list(model.parameters())
+    return dict(
+        model=dict(model.state_dict()), opt=opt.state_dict(),
+        trained=[p.requires_grad for p in ps],
+        grads=[None if p.grad is None else p.grad if p.grad.any() else 0 for p in ps],
+        rng=get_random_states(), mps=torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        dls=[rng.getstate() if rng else None for rng in _rngs(learn)],
+        loss=dict(loss.state_dict()) if _has_state_dict(loss) else None,
+        scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
+        learn={k:getattr(learn, k) for k in _learn_attrs if hasattr(learn, k)},
+        cbs=[(cb.name,_state_of(cb)) for cb in cbs])
+
+# %% ../nbs/28_checkpoint.ipynb #55e4674f
+def _check_attr(cb, k):
+    "ValueError if a checkpoint may not set the attribute `k` of `cb`"
+    is_name = isinstance(k, str) and not k.startswith('__') and k not in ('learn','made_with')
+    learn = vars(cb).get('learn')
+    hides = k not in vars(cb) and hasattr(learn, k) and not is_plain(getattr(learn, k))
+    if not is_name or hides or callable(getattr(type(cb), k, None)):
+        raise ValueError(f"the checkpoint sets {type(cb).__name__}.{printable(k)}, which is no plain attribute of it")
 
 def _is_path(o): return isinstance(o, Path) or isinstance(o, str) and not o.isidentifier()
 
-def _check_attr(cb, k):
-    "ValueError if the attribute `k` is none that a checkpoint can hold of `cb`"
-    named = isinstance(k, str) and not k.startswith('__') and k not in ('learn','made_with')
-    learn = vars(cb).get('learn')
-    hides = k not in vars(cb) and hasattr(learn, k) and not is_plain(getattr(learn, k))
-    if not named or hides or callable(getattr(type(cb), k, None)):
-        raise ValueError(f"the checkpoint sets {type(cb).__name__}.{printable(k)}, which is no plain attribute of it")
+def _set_attrs(o, attrs, keep):
+    "Give `o` back its plain attributes, but for those in `keep`"
+    params = inspect.signature(type(o)).parameters
+    for k,v in attrs.items():
+        own = vars(o).get(k)
+        is_place = k in params and k in vars(o) and (_is_path(own) or _is_path(v)) # where to write may be another place
+        if k in keep or is_place: continue
+        if isinstance(own, dict) and type(own) is not dict: own.clear(), own.update(v) # a Counter stays one
+        else: vars(o)[k] = v
+
+def _set_parts(o, states):
+    "Give back their states to what is in the attributes of `o`"
+    missing = [k for k in states if vars(o).get(k) is None]
+    if missing:
+        raise ValueError(
+            f"{type(o).__name__}.{missing[0]} has a state in the checkpoint, but is made only later in the fit: "
+            "give the callback `state_dict` and `load_state_dict`")
+    for k,s in states.items():
+        if _state_of(vars(o)[k]) is not None: _set_state(vars(o)[k], s) # a layer may be given by its name now
 
 def _set_state(o, state, keep=()):
     "Give `o` back its state, but for the attributes in `keep`"
     if isinstance(o, random.Random): o.setstate(state)
     elif isinstance(o, np.random.Generator): o.bit_generator.state = state
     elif isinstance(o, torch.Generator): o.set_state(state)
-    elif _by_dict(o): o.load_state_dict(state)
+    elif _has_state_dict(o): o.load_state_dict(state)
     else:
-        params = inspect.signature(type(o)).parameters
-        for k in {**state[0], **state[1]}: _check_attr(o, k)
-        for k,v in state[0].items():
-            was = vars(o).get(k)
-            if k in keep or k in params and k in vars(o) and (_is_path(was) or _is_path(v)): continue # where to write is told now
-            if isinstance(was, dict) and type(was) is not dict: was.clear(), was.update(v) # a Counter stays one
-            else: vars(o)[k] = v
-        late = [k for k in state[1] if vars(o).get(k) is None]
-        if late: raise ValueError(f"{type(o).__name__}.{late[0]} has a state in the checkpoint, but is made only later in the fit: "
-            "give the callback `state_dict` and `load_state_dict`")
-        for k,s in state[1].items():
-            if _state_of(vars(o)[k]) is not None: _set_state(vars(o)[k], s) # a layer may be given by its name now
+        attrs,states = state
+        for k in {**attrs, **states}: _check_attr(o, k)
+        _set_attrs(o, attrs, keep)
+        _set_parts(o, states)
 
-def _kept_cbs(learn): return learn.cbs.filter(lambda cb: not isinstance(cb, ProgressCallback)).sorted('order')
-
-def _rngs(learn): return [getattr(vars(dl).get('dl', dl), 'rng', None) for dl in learn.dls.loaders] # DistributedDL has another inside
-
-def _settings(cb, name):
-    "Numbers, words, schedules and lists of numbers that a callback was made with, by name; also those of callbacks inside"
-    def plain(v): return isinstance(v, (bool,int,float)) or isinstance(v, str) and v.isidentifier()
-    def tells(v): return callable(v) and not isinstance(v, nn.Module) and ' at 0x' not in repr(v) # ramp(0,.5), but no function
-    for k in inspect.signature(type(cb)).parameters:
-        v = vars(cb).get(k)
-        inside = list(v) if isinstance(v, (list,tuple,L)) else []
-        if plain(v): yield f'{name}.{k}',v
-        elif tells(v): yield f'{name}.{k}',repr(v)
-        elif inside and all(map(plain, inside)): yield f'{name}.{k}',inside
-        for i,o in enumerate(inside):
-            if isinstance(o, Callback): yield from _settings(o, f'{name}.{i}.{o.name}')
-
+# %% ../nbs/28_checkpoint.ipynb #545534ec
 def _shapes(state): return {k:list(v.shape) for k,v in state.items()}
-
-def learner_state(
-    learn:Learner, # Between two epochs
-)->dict: # For `save_state`
-    "Everything the rest of a training depends on"
-    model,opt = get_model(learn.model),learn.opt
-    ps = list(model.parameters())
-    cbs = _kept_cbs(learn)
-    for cb in cbs:
-        if _by_dict(cb) and not is_plain(cb.state_dict()):
-            raise TypeError(f"{type(cb).__name__}.state_dict() holds more than numbers, strings, tensors, and lists or dictionaries of them")
-    return dict(
-        model=dict(model.state_dict()), opt=opt.state_dict(),
-        trained=[p.requires_grad for p in ps], grads=[None if p.grad is None else p.grad if p.grad.any() else 0 for p in ps],
-        rng=get_random_states(), mps=torch.mps.get_rng_state() if torch.backends.mps.is_available() else None, dls=[rng.getstate() if rng else None for rng in _rngs(learn)],
-        loss=dict(learn.loss_func.state_dict()) if _by_dict(learn.loss_func) else None,
-        scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
-        learn={k:getattr(learn, k) for k in _learn_attrs if hasattr(learn, k)},
-        cbs=[(cb.name,_state_of(cb)) for cb in cbs])
-
-def _check_hypers(was, now):
-    "ValueError if `was` has other hyper-parameters than `now`, or such that are no numbers"
-    def fits(a, b):
-        same = isinstance(a, Mapping) and a.keys()==b.keys()
-        return same and all(isinstance(v, (int,float,np.number,Tensor)) or type(v) is type(b[k]) for k,v in a.items())
-    if len(was)!=len(now) or not all(map(fits, was, now)):
-        raise ValueError(f"the checkpoint has other hyper-parameters than the optimizer: expected {', '.join(now[0])} for each group")
-
-_learn_attrs = dict(train_iter=int, pct_train=(int,float), smooth_loss=(float,Tensor), final_record=(list,L))
 
 def _refuse_other(learn, state):
     "ValueError if `state` is of a Learner with other weights or callbacks"
-    was,now = _shapes(state['model']),_shapes(get_model(learn.model).state_dict())
-    bad = [k for k in {**was, **now} if was.get(k)!=now.get(k)]
-    if bad: raise ValueError(f"the checkpoint is of another network: {len(bad)} of its tensors differ, the first {bad[0]!r}: "
-        f"{was.get(bad[0], 'none')} there, {now.get(bad[0], 'none')} here")
-    names,cbs = [n for n,_ in state['cbs']],_kept_cbs(learn).attrgot('name')
-    if names!=list(cbs): raise ValueError("the checkpoint is of a Learner with other callbacks: "
-        f"{', '.join(names)} there, {', '.join(cbs)} here")
+    there,here = _shapes(state['model']),_shapes(get_model(learn.model).state_dict())
+    differ = [k for k in {**there, **here} if there.get(k)!=here.get(k)]
+    if differ:
+        first = differ[0]
+        raise ValueError(
+            f"the checkpoint is of another network: {len(differ)} of its tensors differ, the first {first!r}: "
+            f"{there.get(first, 'none')} there, {here.get(first, 'none')} here")
+    names,cbs = [name for name,_ in state['cbs']],list(_kept_cbs(learn).attrgot('name'))
+    if names!=cbs:
+        raise ValueError(
+            "the checkpoint is of a Learner with other callbacks: "
+            f"{', '.join(names)} there, {', '.join(cbs)} here")
 
-def load_learner_state(
-    learn:Learner, # As it was made, with the callbacks it had
-    state:dict, # From `learner_state`
-    same_settings:bool=False, # Are its callbacks made with the same arguments? If not, attributes that hold them stay as they are
-):
-    "Put `learn` where it was; ValueError if it has other weights or callbacks"
-    _refuse_other(learn, state)
-    for k,v in state['learn'].items():
+def _check_learn_attrs(attrs):
+    "ValueError if a checkpoint sets other attributes of the Learner than a fit does"
+    for k,v in attrs.items():
         if v is not None and not isinstance(v, _learn_attrs.get(k, ())):
-            raise ValueError(f"the checkpoint sets learn.{printable(k)} to a {type(v).__name__}: "
+            raise ValueError(
+                f"the checkpoint sets learn.{printable(k)} to a {type(v).__name__}: "
                 f"expected {', '.join(_learn_attrs)}, as they are in a fit")
-    model,opt = get_model(learn.model),learn.opt
+
+def _check_hypers(there, here):
+    "ValueError if `there` has other hyper-parameters than `here`, or such that are no numbers"
+    def fits(a, b):
+        same = isinstance(a, Mapping) and a.keys()==b.keys()
+        return same and all(isinstance(v, (int,float,np.number,Tensor)) or type(v) is type(b[k]) for k,v in a.items())
+    if len(there)!=len(here) or not all(map(fits, there, here)):
+        raise ValueError(
+            "the checkpoint has other hyper-parameters than the optimizer: "
+            f"expected {', '.join(here[0])} for each group")
+
+def _load_model_and_opt(model, opt, state):
     if isinstance(opt, Optimizer): _check_hypers(state['opt']['hypers'], opt.hypers)
     model.load_state_dict(state['model'])
     opt.load_state_dict(state['opt'])
     if isinstance(opt, Optimizer): opt.hypers = L(opt.hypers)
-    for p,rg,g in zip(model.parameters(), state['trained'], state['grads']):
-        p.requires_grad_(rg)
-        p.grad = None if g is None else torch.zeros_like(p) if isinstance(g, int) else g.to(p.device)
+    for p,trained,grad in zip(model.parameters(), state['trained'], state['grads']):
+        p.requires_grad_(trained)
+        p.grad = None if grad is None else torch.zeros_like(p) if isinstance(grad, int) else grad.to(p.device)
+
+def _load_rngs(learn, state):
+    for rng,s in zip(_rngs(learn), state['dls']):
+        if s: rng.setstate(s)
+    n_devices = len(state['rng']['torch_cuda_state'])
+    if n_devices!=torch.cuda.device_count(): state['rng']['torch_cuda_state'] = torch.cuda.get_rng_state_all()
+    set_random_states(**state['rng'])
+    if state.get('mps') is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
+
+def load_learner_state(
+    learn:Learner, # As it was made, with the callbacks it had
+    state:dict, # From `learner_state`
+    same_settings:bool=False, # Are its callbacks made with the same arguments? If not, attributes with them stay
+):
+    "Put `learn` where it was; ValueError if it has other weights or callbacks"
+    _refuse_other(learn, state)
+    _check_learn_attrs(state['learn'])
+    _load_model_and_opt(get_model(learn.model), learn.opt, state)
     if state['loss']: learn.loss_func.load_state_dict(state['loss'])
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
     for k,v in state['learn'].items(): setattr(learn, k, v)
     for cb,(_,s) in zip(_kept_cbs(learn), state['cbs']):
-        made = [] if same_settings else [_describe(v) for v in vars(cb).get('made_with', {}).values()]
-        _set_state(cb, s, [k for k,v in vars(cb).items() if made and _describe(v) in made])
-    for rng,s in zip(_rngs(learn), state['dls']):
-        if s: rng.setstate(s)
-    cuda = state['rng']['torch_cuda_state']
-    if len(cuda)!=torch.cuda.device_count(): state['rng']['torch_cuda_state'] = torch.cuda.get_rng_state_all()
-    set_random_states(**state['rng'])
-    if state.get('mps') is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
+        args = [] if same_settings else [describe(v) for v in vars(cb).get('made_with', {}).values()]
+        _set_state(cb, s, keep=[k for k,v in vars(cb).items() if args and describe(v) in args])
+    _load_rngs(learn, state)
 
-# %% ../nbs/28_checkpoint.ipynb #153c2876
-def _epoch_row(nth, recorder):
-    "What the Recorder tells of an epoch; a second metric of one name is `name_2`"
-    return _numbered([('fit', nth), *zip(recorder.metric_names, recorder.log)])
-
-def _describe_opt(opt):
-    "Class of an optimizer, its steps and numbers that are no hyper-parameters, and of one inside the same"
-    own = {k:v for k,v in vars(opt).items() if isinstance(v, (bool,int,float)) and k not in ('count','frozen_idx')}
-    inside = _describe_opt(opt.opt) if 'opt' in vars(opt) else None
-    return [type(opt).__qualname__, own, _describe(list(vars(opt).get('cbs', []))), inside]
-
+# %% ../nbs/28_checkpoint.ipynb #7ba064a6
 def _describe_training(learn):
-    "Optimizer, groups of parameters, frozen ones, schedules and metrics"
+    "Optimizer, groups of parameters, frozen ones, schedules and metrics, by name"
     names = {p:k for k,p in get_model(learn.model).named_parameters()}
     scheds = {n:f for cb in learn._grab_cbs(ParamScheduler) for n,f in cb.scheds.items()}
-    yield 'optimizer',_describe_opt(learn.opt)
+    yield 'optimizer',describe_opt(learn.opt)
     yield 'groups',[[names.get(p) for p in ps] for ps in learn.opt.param_lists]
     yield 'frozen',[k for p,k in names.items() if not p.requires_grad]
-    for k,f in scheds.items(): yield f'schedule of {k}',[[f'{v:.8g}' for v in np.ravel(f(t))] for t in np.linspace(0, 1, 101)]
+    for k,f in scheds.items():
+        yield f'schedule of {k}',[[f'{v:.8g}' for v in np.ravel(f(t))] for t in np.linspace(0, 1, 101)]
     yield 'metrics',[m.name for m in learn.metrics]
+
+def _loss_plan(loss):
+    "Name and plain attributes of a loss, and of the one inside"
+    attrs = [kv for o in (loss, loss_function(loss)) for kv in getattr(o, '__dict__', {}).items()]
+    def is_setting(k, v): return isinstance(v, (bool,int,float,str)) and not k.startswith('_') and k!='training'
+    return {'name': getattr(loss, '__name__', type(loss).__name__), **{k:v for k,v in attrs if is_setting(k, v)}}
+
+def _loss_weights(loss):
+    "Weights of classes in a loss, or in the one inside, but learned ones"
+    weights = [(k, getattr(o, k, None)) for o in (loss, loss_function(loss)) for k in ('weight','pos_weight')]
+    return {k: t.tolist() for k,t in weights if isinstance(t, Tensor) and not t.requires_grad}
+
+# %% ../nbs/28_checkpoint.ipynb #f67ae02c
+def epoch_row(
+    nth:int, # Which fit, from 0
+    recorder:Recorder, # After an epoch
+)->dict: # `fit`, `epoch`, losses, metrics, `time`
+    "What the Recorder logs of an epoch; a second metric of one name is `name_2`"
+    return numbered([('fit', nth), *zip(recorder.metric_names, recorder.log)])
+
+_epoch_row = epoch_row
+
+# %% ../nbs/28_checkpoint.ipynb #401bfa81
+_checkpoint_kinds = dict(done=int, ended=bool, plan=dict, rows=list, seconds=(int,float), learner=dict)
+
+def _is_row(o):
+    "Is `o` what `epoch_row` makes?"
+    return (isinstance(o, dict) and [*o][:2]==['fit','epoch'] and all(isinstance(k, str) for k in o)
+        and all(type(v) in (int,float,str) or v is None for v in o.values()) and type(o['epoch']) is int)
+
+def _is_checkpoint(s):
+    "Is `s` what `ResumableFits.save` writes?"
+    has_kinds = isinstance(s, dict) and s.keys()==_checkpoint_kinds.keys() and all(
+        isinstance(s[k], kind) for k,kind in _checkpoint_kinds.items())
+    return (has_kinds and type(s['done']) is int and s['done']>0 and 0<=s['seconds']<math.inf
+        and all(map(_is_row, s['rows'])))
 
 class ResumableFits:
     "Stands in for `Learner._do_fit`: the epochs of a fit, each followed by a checkpoint"
@@ -279,7 +244,7 @@ class ResumableFits:
         like:list=None, # Number of epochs each fit must have; None: any
     ):
         self.learn,self.path,self.comment,self.like = learn,Path(path),comment,like
-        self.nth,self.rows,self.seconds,self.plans,self.known = -1,[],0.,[],{}
+        self.nth,self.rows,self.seconds,self.plans,self.described = -1,[],0.,[],{}
 
     @property
     def history(self)->pd.DataFrame: # A row per epoch: fit, epoch, losses, metrics, time
@@ -287,37 +252,42 @@ class ResumableFits:
         return pd.DataFrame(self.rows)
 
     def settings(self):
-        "What the fit's loss and callbacks were made with, as it was when each was first seen, and what else it goes by"
+        "Arguments of the fit's loss and callbacks as they were when each was first used, and what else it depends on"
         learn,layers = self.learn,{m:k for k,m in unwrap_model(self.learn.model).named_modules()}
-        def known(o, f):
-            if id(o) not in self.known: self.known[id(o)] = o,list(f()) # kept, so that no other has its address
-            return self.known[id(o)][1]
-        cbs = [kv for cb in _kept_cbs(learn) for kv in known(cb, lambda: _arguments(cb, cb.name, layers))]
-        loss = known(learn.loss_func, lambda: [('loss', _in_short(_describe(learn.loss_func)))])
-        return _numbered([*cbs, *loss, *((k, _in_short(v)) for k,v in _describe_training(learn))])
+        def once(o, describe_all):
+            # `o` is kept, so that no other has its `id`
+            if id(o) not in self.described: self.described[id(o)] = o,list(describe_all())
+            return self.described[id(o)][1]
+        cbs = [kv for cb in _kept_cbs(learn) for kv in once(cb, lambda: callback_arguments(cb, cb.name, layers))]
+        loss = once(learn.loss_func, lambda: [('loss', in_short(describe(learn.loss_func)))])
+        return numbered([*cbs, *loss, *((k, in_short(v)) for k,v in _describe_training(learn))])
 
     def plan(self):
-        "What this fit is going to do, as far as it can be told before"
-        scheds = {n:[np.asarray(f(t)).tolist() for t in (0.,.3,.9)] 
-            for cb in self.learn._grab_cbs(ParamScheduler) for n,f in cb.scheds.items()}
-        learn,loss = self.learn,self.learn.loss_func
-        hypers = {k: [np.asarray(h[k]).tolist() for h in learn.opt.hypers] for k in learn.opt.hypers[0] if k not in scheds}
-        told = {k: v for o in (loss, getattr(loss, 'func', None)) for k,v in getattr(o, '__dict__', {}).items()
-            if isinstance(v, (bool,int,float,str)) and not k.startswith('_') and k!='training'}
-        weights = {k: v.tolist() for o in (loss, getattr(loss, 'func', None)) for k in ('weight','pos_weight') if isinstance(v := getattr(o, k, None), Tensor) and not v.requires_grad}
-        return dict(n_epoch=learn.n_epoch, weights=weights, bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train),
-            loss={'name': getattr(loss, '__name__', type(loss).__name__), **told}, hypers=hypers, scheds=scheds,
-            settings=self.settings(),
-            **{k: v for cb in _kept_cbs(learn) for k,v in _settings(cb, cb.name)})
+        "What this fit is going to do, as far as it is known before"
+        learn = self.learn
+        scheds = {n:[np.asarray(f(t)).tolist() for t in (0.,.3,.9)]
+            for cb in learn._grab_cbs(ParamScheduler) for n,f in cb.scheds.items()}
+        groups = learn.opt.hypers
+        hypers = {k: [np.asarray(h[k]).tolist() for h in groups] for k in groups[0] if k not in scheds}
+        return dict(n_epoch=learn.n_epoch, weights=_loss_weights(learn.loss_func),
+            bs=getattr(learn.dls.train, 'bs', None), n_iter=len(learn.dls.train), loss=_loss_plan(learn.loss_func),
+            hypers=hypers, scheds=scheds, settings=self.settings(),
+            **{k: v for cb in _kept_cbs(learn) for k,v in plain_settings(cb, cb.name)})
+
+    def _check_like(self, n_epoch):
+        if not self.like or self.like[self.nth:self.nth+1]==[n_epoch]: return
+        raise ValueError(
+            f"fit {self.nth} has {n_epoch} epochs, but others before had fits of {' and '.join(map(str, self.like))}: "
+            "train all in the same way, in another folder if in another way")
 
     def __call__(self):
         learn = self.learn
-        if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn) # undoes itself
+        if in_lr_find(learn): return type(learn)._do_fit(learn) # it puts the Learner back itself
         self.nth += 1
         self.plans.append(self.plan())
-        if self.like and self.like[self.nth:self.nth+1]!=[learn.n_epoch]: raise ValueError(f"fit {self.nth} has {learn.n_epoch} epochs, "
-            f"but others before had fits of {' and '.join(map(str, self.like))}: train all in the same way, in another folder if in another way")
-        self.file,self.start,mbar = self.path/f'fit{self.nth}.safetensors',time.perf_counter(),getattr(getattr(learn, 'progress', None), 'mbar', None)
+        self._check_like(learn.n_epoch)
+        self.file,self.start = self.path/f'fit{self.nth}.safetensors',time.perf_counter()
+        mbar = getattr(getattr(learn, 'progress', None), 'mbar', None)
         if mbar: mbar.main_bar.comment = self.comment
         done = self.resume(mbar) if self.file.exists() else 0
         for epoch in range(done, learn.n_epoch):
@@ -334,31 +304,34 @@ class ResumableFits:
     ):
         "Write the checkpoint of an epoch"
         rec,now = self.learn.recorder,time.perf_counter()
-        if len(rec.log)==len(rec.metric_names): self.rows.append(_epoch_row(self.nth, rec))
+        if len(rec.log)==len(rec.metric_names): self.rows.append(epoch_row(self.nth, rec))
         self.seconds,self.start = self.seconds+now-self.start,now
         if rank_distrib(): return # of several processes that train one model, the first writes
-        save_state(self.file, dict(done=done, ended=ended, plan=self.plans[-1], rows=self.rows, seconds=self.seconds, learner=learner_state(self.learn)))
+        save_state(self.file, dict(done=done, ended=ended, plan=self.plans[-1], rows=self.rows, seconds=self.seconds,
+            learner=learner_state(self.learn)))
 
-    def _compare(self, was, now):
-        differ = [f'{k}={was[k]} then, {k}={now[k]} now'.replace('\n', ' ') for k in was if k in now and was[k]!=now[k]]
-        if differ: raise ValueError(f"{self.file} is of another fit, {differ[0]}: train as before, or remove {self.path}")
+    def _load(self):
+        "What is in the checkpoint, which the Learner now has; ValueError names the file"
+        try:
+            s = load_state(self.file, next(self.learn.model.parameters()).device)
+            self.check(s)
+            self.take_up(s)
+            return s
+        except ValueError as e:
+            message = printable(e) if str(self.file) in str(e) else f'{self.file}: {printable(e)}'
+            hint = ": remove it, and those of later fits" if ' is broken (' in message else ''
+            raise ValueError(message + hint) from None
+        except torch.cuda.OutOfMemoryError: raise
+        except Exception as e: # a whole file has nothing that does not fit
+            why = printable(' '.join(str(e).split()))[:200]
+            raise ValueError(
+                f"{self.file} is broken ({type(e).__name__}: {why}): remove it, and those of later fits") from e
 
     def resume(self,
         mbar=None, # The bar of the fit, which is told how far it is
     )->int: # Epochs that are done
-        "Take up the checkpoint"
-        learn = self.learn
-        try:
-            s = load_state(self.file, next(learn.model.parameters()).device)
-            self.check(s)
-            self.take_up(s)
-        except ValueError as e:
-            told = printable(e) if str(self.file) in str(e) else f'{self.file}: {printable(e)}'
-            raise ValueError(told + ": remove it, and those of later fits"*(' is broken (' in told)) from None
-        except torch.cuda.OutOfMemoryError: raise
-        except Exception as e: # a whole file has nothing that does not fit
-            why = printable(' '.join(str(e).split()))[:200]
-            raise ValueError(f"{self.file} is broken ({type(e).__name__}: {why}): remove it, and those of later fits") from e
+        "Load the checkpoint into the Learner and log the epochs in it"
+        learn,s = self.learn,self._load()
         for row in s['rows'][len(self.rows):]:
             if mbar: mbar.update(row['epoch'])
             learn.logger(list(row.values())[1:])
@@ -371,27 +344,30 @@ class ResumableFits:
         s, # What is in a checkpoint
     ):
         "ValueError if `s` is not what `save` writes"
-        kinds = dict(done=int, ended=bool, plan=dict, rows=list, seconds=(int,float), learner=dict)
-        ok = isinstance(s, dict) and s.keys()==kinds.keys() and all(isinstance(s[k], t) for k,t in kinds.items())
-        ok = ok and type(s['done']) is int and s['done']>0 and 0<=s['seconds']<math.inf
-        def is_row(o):
-            return (isinstance(o, dict) and [*o][:2]==['fit','epoch'] and all(isinstance(k, str) for k in o)
-                and all(type(v) in (int,float,str) or v is None for v in o.values()) and type(o['epoch']) is int)
-        if not ok or not all(map(is_row, s['rows'])):
-            raise ValueError(f"{self.file} is broken (it does not hold {', '.join(kinds)} as a fit writes them)")
+        if _is_checkpoint(s): return
+        names = ', '.join(_checkpoint_kinds)
+        raise ValueError(f"{self.file} is broken (it does not hold {names} as a fit writes them)")
+
+    def _compare(self, there, here):
+        "ValueError if a value in both differs"
+        differ = [k for k in there if k in here and there[k]!=here[k]]
+        if not differ: return
+        k = differ[0]
+        text = f'{k}={there[k]} then, {k}={here[k]} now'.replace('\n', ' ')
+        raise ValueError(f"{self.file} is of another fit, {text}: train as before, or remove {self.path}")
 
     def take_up(self,
         s:dict, # What is in a checkpoint
     ):
         "Put the Learner where it was; ValueError if it was another training"
-        was,now = s['plan'],self.plans[-1]
-        then = was.pop('settings', None) # none in a file of an older version
-        self._compare(was, now)
+        there,here = s['plan'],self.plans[-1]
+        settings = there.pop('settings', None) # none in a file of an older version
+        self._compare(there, here)
         if s['done']>self.learn.n_epoch:
             raise ValueError(f"{self.file} is broken ({s['done']} of {self.learn.n_epoch} epochs are done)")
         _refuse_other(self.learn, s['learner'])
-        self._compare(then or {}, now['settings'])
-        load_learner_state(self.learn, s['learner'], same_settings=then is not None)
+        self._compare(settings or {}, here['settings'])
+        load_learner_state(self.learn, s['learner'], same_settings=settings is not None)
 
 @contextmanager
 def resumable(

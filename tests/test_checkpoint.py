@@ -15,7 +15,8 @@ from fastai.callback.mixup import MixUp as FastaiMixUp
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 from fastai.optimizer import Lamb, Lookahead
-from fastai.vision.all import (Adam, Callback, CrossEntropyLossFlat, F, FocalLossFlat, L, LabelSmoothingCrossEntropyFlat, OptimWrapper, RMSProp, SGD, accuracy,
+from fastai.vision.all import (Adam, Callback, CrossEntropyLossFlat, F, FocalLossFlat, L,
+    LabelSmoothingCrossEntropyFlat, OptimWrapper, RMSProp, SGD, accuracy,
     delegates, error_rate, nn, params, partial)
 from torch.distributions import Beta, Normal
 from fastai_mix.callback.branch import MidLevelBranch
@@ -39,25 +40,34 @@ class Stop(Callback):
 
 class Noise(Callback):
     "Generators of its own, and a state that is no plain data"
-    def __init__(self): self.py,self.np,self.torch,self.table = random.Random(1),np.random.default_rng(1),torch.Generator().manual_seed(1),{frozenset([1]): 0.}
+    def __init__(self):
+        self.py,self.np,self.torch = random.Random(1),np.random.default_rng(1),torch.Generator().manual_seed(1)
+        self.table = {frozenset([1]): 0.}
     def before_batch(self):
         if not self.training: return
-        self.learn.xb = (self.x*(1+.1*self.py.random()) + .1*torch.rand(self.x.shape, generator=self.torch) + .01*self.table[frozenset([1])],)
+        self.learn.xb = (self.x*(1+.1*self.py.random()) + .1*torch.rand(self.x.shape, generator=self.torch)
+            + .01*self.table[frozenset([1])],)
         self.table[frozenset([1])] += self.np.random()
-    def state_dict(self): return dict(t=self.table[frozenset([1])], py=self.py.getstate(), np=self.np.bit_generator.state, torch=self.torch.get_state())
+    def state_dict(self):
+        return dict(t=self.table[frozenset([1])], py=self.py.getstate(), np=self.np.bit_generator.state,
+            torch=self.torch.get_state())
     def load_state_dict(self, s):
         self.table[frozenset([1])] = s['t']
         self.py.setstate(s['py']); self.torch.set_state(s['torch']); self.np.bit_generator.state = s['np']
 
 class Generators(Callback):
     "Generators as attributes"
-    def __init__(self): self.py,self.np,self.torch = random.Random(1),np.random.default_rng(1),torch.Generator().manual_seed(1)
+    def __init__(self):
+        self.py,self.np,self.torch = random.Random(1),np.random.default_rng(1),torch.Generator().manual_seed(1)
     def before_batch(self):
-        if self.training: self.learn.xb = (self.x*(1+.1*self.py.random()+.1*self.np.random()) + .1*torch.rand(self.x.shape, generator=self.torch),)
+        if self.training:
+            self.learn.xb = (self.x*(1+.1*self.py.random()+.1*self.np.random())
+                + .1*torch.rand(self.x.shape, generator=self.torch),)
 
 class Running(Callback):
     "NumPy numbers and dictionaries of other kinds as attributes, which training depends on"
-    def __init__(self): self.mean,self.spread,self.n,self.seen = np.float64(.5),np.float64(.2),Counter(),defaultdict(list)
+    def __init__(self):
+        self.mean,self.spread,self.n,self.seen = np.float64(.5),np.float64(.2),Counter(),defaultdict(list)
     def before_batch(self):
         if not self.training: return
         self.n[self.epoch] += 1
@@ -118,7 +128,8 @@ def make(toy, tmp_path):
 def same(a, b):
     for k,v in a.model.state_dict().items(): assert torch.equal(v, b.model.state_dict()[k]), k
     assert [float(o) for o in a.recorder.losses]==[float(o) for o in b.recorder.losses]
-    assert a.recorder.values==b.recorder.values and a.recorder.lrs==b.recorder.lrs and a.recorder.iters==b.recorder.iters
+    assert a.recorder.values==b.recorder.values and a.recorder.lrs==b.recorder.lrs
+    assert a.recorder.iters==b.recorder.iters
 
 @pytest.mark.parametrize('name', cases)
 def test_resumed_equals_whole(name, make, tmp_path):
@@ -165,19 +176,23 @@ def test_another_training_is_refused(make, toy, tmp_path):
     refused('n_epoch=2 then, n_epoch=3 now', make('sgd'), lambda l: l.fit_one_cycle(3, 1e-3))
     refused('scheds=', make('sgd'), lambda l: l.fit_one_cycle(2, 1e-2))
     refused("'eps': 0.3", make('sgd', loss_func=LabelSmoothingCrossEntropyFlat(.3)), lambda l: l.fit_one_cycle(2, 1e-3))
-    refused("'weight': .1.0, 9.0, 1.0", make('sgd', loss_func=nn.CrossEntropyLoss(torch.tensor([1.,9,1]))), lambda l: l.fit_one_cycle(2, 1e-3))
+    refused("'weight': .1.0, 9.0, 1.0", make('sgd', loss_func=nn.CrossEntropyLoss(torch.tensor([1.,9,1]))),
+        lambda l: l.fit_one_cycle(2, 1e-3))
     refused("'wd': .0.3", make('sgd'), lambda l: l.fit_one_cycle(2, 1e-3, wd=.3))
     refused('bs=8 then, bs=4 now', make('sgd', bs=4), lambda l: l.fit_one_cycle(2, 1e-3))
     refused('other callbacks', make('sgd', cbs=lambda: SnapMix(echo=True)), lambda l: l.fit_one_cycle(2, 1e-3))
-    refused('another network.*none here', toy(cbs=Stop(), model=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,3)), opt_func=partial(SGD, mom=.9)),
+    small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,3))
+    refused('another network.*none here', toy(cbs=Stop(), model=small, opt_func=partial(SGD, mom=.9)),
         lambda l: l.fit_one_cycle(2, 1e-3))
 
 @pytest.mark.parametrize('was,now,says', [
-    (lambda: CutMix(1.), lambda: CutMix(.2), 'cut_mix.alpha=1.0 then, cut_mix.alpha=0.2 now'),
-    (lambda: SnapMix(same_label='sum'), lambda: SnapMix(same_label='published'), "same_label=sum then"),
-    (lambda: MixChoice([CutMix(p=.5), SnapMix()]), lambda: MixChoice([CutMix(p=.4), SnapMix()]), 'mix_choice.0.cut_mix.p=0.5 then'),
-    (lambda: CutMix(p=ramp(0,.5)), lambda: CutMix(p=ramp(0,.9)), r'cut_mix.p=\S*ramp\(start=0, end=0.5'),
-    (lambda: GradientAccumulation(16), lambda: GradientAccumulation(8), 'n_acc=16 then')], ids=['alpha','word','inside','schedule','fastai'])
+        (lambda: CutMix(1.), lambda: CutMix(.2), 'cut_mix.alpha=1.0 then, cut_mix.alpha=0.2 now'),
+        (lambda: SnapMix(same_label='sum'), lambda: SnapMix(same_label='published'), "same_label=sum then"),
+        (lambda: MixChoice([CutMix(p=.5), SnapMix()]), lambda: MixChoice([CutMix(p=.4), SnapMix()]),
+        'mix_choice.0.cut_mix.p=0.5 then'),
+        (lambda: CutMix(p=ramp(0,.5)), lambda: CutMix(p=ramp(0,.9)), r'cut_mix.p=\S*ramp\(start=0, end=0.5'),
+        (lambda: GradientAccumulation(16), lambda: GradientAccumulation(8), 'n_acc=16 then')],
+    ids=['alpha','word','inside','schedule','fastai'])
 def test_another_setting_of_a_callback_is_refused(was, now, says, make, tmp_path):
     with suppress(KeyboardInterrupt), resumable(make('sgd', at=6, cbs=was) , tmp_path) as fits: fits.learn.fit(3)
     with pytest.raises(ValueError, match=says), resumable(learn := make('sgd', cbs=now), tmp_path): learn.fit(3)
@@ -217,40 +232,67 @@ def until(top): return lambda t, least=.1: max(least, top*t)
 noisy = lambda *p: lambda: Own(p[0])
 three = np.arange(1000)
 others = {
-    'partner':         (lambda: CutMix(partner='any'), lambda: CutMix(partner='other'), 'cut_mix.partner=any then, cut_mix.partner=other now'),
-    'box':             (lambda: SnapMix(box=Normal(.5, .1)), lambda: SnapMix(box=Normal(.5, .2)), r'snap_mix.box=Normal\(loc=0.5, scale=0.10'),
-    'box None':        (lambda: SnapMix(), lambda: SnapMix(box=Beta(1., 1.)), r'snap_mix.box=None then, snap_mix.box=Beta\(concentration1=1.0'),
-    'no box':          (lambda: SnapMix(box=torch.rand), lambda: SnapMix(), 'snap_mix.box=rand then, snap_mix.box=None now'),
-    'box function':    (lambda: SnapMix(box=torch.rand), lambda: SnapMix(box=torch.ones), 'snap_mix.box=rand then, snap_mix.box=ones now'),
-    'layer':           (lambda: SnapMix(layer='3'), lambda: SnapMix(layer='6'), 'snap_mix.layer=3 then, snap_mix.layer=6 now'),
+    'partner':         (lambda: CutMix(partner='any'), lambda: CutMix(partner='other'),
+        'cut_mix.partner=any then, cut_mix.partner=other now'),
+    'box':             (lambda: SnapMix(box=Normal(.5, .1)), lambda: SnapMix(box=Normal(.5, .2)),
+        r'snap_mix.box=Normal\(loc=0.5, scale=0.10'),
+    'box None':        (lambda: SnapMix(), lambda: SnapMix(box=Beta(1., 1.)),
+        r'snap_mix.box=None then, snap_mix.box=Beta\(concentration1=1.0'),
+    'no box':          (lambda: SnapMix(box=torch.rand), lambda: SnapMix(),
+        'snap_mix.box=rand then, snap_mix.box=None now'),
+    'box function':    (lambda: SnapMix(box=torch.rand), lambda: SnapMix(box=torch.ones),
+        'snap_mix.box=rand then, snap_mix.box=ones now'),
+    'layer':           (lambda: SnapMix(layer='3'), lambda: SnapMix(layer='6'),
+        'snap_mix.layer=3 then, snap_mix.layer=6 now'),
     'layer None':      (lambda: SnapMix(), lambda: SnapMix(layer='6'), 'snap_mix.layer=None then'),
     'lambda':          (lambda: CutMix(p=lambda t: .5*t), lambda: CutMix(p=lambda t: .6*t), r'cut_mix.p=<lambda> \['),
     'bytecode':        (lambda: CutMix(p=lambda t: .5*t), lambda: CutMix(p=lambda t: t-.5*t), r'cut_mix.p=<lambda> \['),
-    'names':           (lambda: CutMix(p=lambda t: math.sin(t)), lambda: CutMix(p=lambda t: math.cos(t)), r'cut_mix.p=<lambda> \['),
+    'names':           (lambda: CutMix(p=lambda t: math.sin(t)), lambda: CutMix(p=lambda t: math.cos(t)),
+        r'cut_mix.p=<lambda> \['),
     'closure':         (lambda: CutMix(p=until(.5)), lambda: CutMix(p=until(.7)), r'cut_mix.p=<lambda> \['),
-    'default':         (lambda: CutMix(p=lambda t, a=.1: a), lambda: CutMix(p=lambda t, a=.2: a), r'cut_mix.p=<lambda> \['),
-    'partial':         (lambda: CutMix(p=partial(min, .5)), lambda: CutMix(p=partial(min, .7)), 'cut_mix.p=.*0.5.* then, cut_mix.p=.*0.7'),
+    'default':         (lambda: CutMix(p=lambda t, a=.1: a), lambda: CutMix(p=lambda t, a=.2: a),
+        r'cut_mix.p=<lambda> \['),
+    'partial':         (lambda: CutMix(p=partial(min, .5)), lambda: CutMix(p=partial(min, .7)),
+        'cut_mix.p=.*0.5.* then, cut_mix.p=.*0.7'),
     'object':          (lambda: CutMix(p=Curve(.5)), lambda: CutMix(p=Curve(.6)), r'cut_mix.p=Curve\(_top=0.5'),
-    'method':          (lambda: CutMix(p=Curve(.5).__call__), lambda: CutMix(p=Curve(.6).__call__), r'cut_mix.p=.*Curve\(_top=0.5'),
-    'schedule':        (lambda: CutMix(p=.5), lambda: CutMix(p=ramp(0,.5)), r'cut_mix.p=0.5 then, cut_mix.p=ramp\(start=0, end=0.5'),
-    'choice p':        (lambda: MixChoice([CutMix(), SnapMix()], p=[1,2]), lambda: MixChoice([CutMix(), SnapMix()], p=[2,1]), r'mix_choice.p=\[1, 2\] then'),
-    'choice p None':   (lambda: MixChoice([CutMix(), SnapMix()]), lambda: MixChoice([CutMix(), SnapMix()], p=[1,1]), 'mix_choice.p=None then'),
-    'choice lambda':   (lambda: MixChoice([CutMix(), SnapMix()], p=[1, lambda t: t]), lambda: MixChoice([CutMix(), SnapMix()], p=[1, lambda t: 1-t]), 'mix_choice.p='),
-    'order':           (lambda: MixChoice([CutMix(), SnapMix()]), lambda: MixChoice([SnapMix(), CutMix()]), "mixes=.'cut_mix', 'snap_mix'. then"),
-    'order of a generator': (lambda: MixChoice(m() for m in (CutMix,SnapMix)), lambda: MixChoice(m() for m in (SnapMix,CutMix)), "mixes=.'cut_mix', 'snap_mix'. then"),
-    'inside':          (lambda: MixChoice([CutMix(p=lambda t: t), None]), lambda: MixChoice([CutMix(p=lambda t: 1-t), None]), r'mix_choice.0.cut_mix.p=<lambda> \['),
+    'method':          (lambda: CutMix(p=Curve(.5).__call__), lambda: CutMix(p=Curve(.6).__call__),
+        r'cut_mix.p=.*Curve\(_top=0.5'),
+    'schedule':        (lambda: CutMix(p=.5), lambda: CutMix(p=ramp(0,.5)),
+        r'cut_mix.p=0.5 then, cut_mix.p=ramp\(start=0, end=0.5'),
+    'choice p':        (lambda: MixChoice([CutMix(), SnapMix()], p=[1,2]),
+        lambda: MixChoice([CutMix(), SnapMix()], p=[2,1]), r'mix_choice.p=\[1, 2\] then'),
+    'choice p None':   (lambda: MixChoice([CutMix(), SnapMix()]), lambda: MixChoice([CutMix(), SnapMix()], p=[1,1]),
+        'mix_choice.p=None then'),
+    'choice lambda':   (lambda: MixChoice([CutMix(), SnapMix()], p=[1, lambda t: t]),
+        lambda: MixChoice([CutMix(), SnapMix()], p=[1, lambda t: 1-t]), 'mix_choice.p='),
+    'order':           (lambda: MixChoice([CutMix(), SnapMix()]), lambda: MixChoice([SnapMix(), CutMix()]),
+        "mixes=.'cut_mix', 'snap_mix'. then"),
+    'order of a generator': (lambda: MixChoice(m() for m in (CutMix,SnapMix)),
+        lambda: MixChoice(m() for m in (SnapMix,CutMix)), "mixes=.'cut_mix', 'snap_mix'. then"),
+    'inside':          (lambda: MixChoice([CutMix(p=lambda t: t), None]),
+        lambda: MixChoice([CutMix(p=lambda t: 1-t), None]), r'mix_choice.0.cut_mix.p=<lambda> \['),
     'subclass':        (lambda: Strong(1.), lambda: Strong(2.), 'strong.strength=1.0 then, strong.strength=2.0 now'),
-    'passed on':       (lambda: Strong(), lambda: Strong(partner='other'), 'strong.partner=any then, strong.partner=other now'),
-    'delegated':       (lambda: Chosen([CutMix(), None]), lambda: Chosen([CutMix(), None], p=(1,3)), 'chosen.p=None then'),
+    'passed on':       (lambda: Strong(), lambda: Strong(partner='other'),
+        'strong.partner=any then, strong.partner=other now'),
+    'delegated':       (lambda: Chosen([CutMix(), None]), lambda: Chosen([CutMix(), None], p=(1,3)),
+        'chosen.p=None then'),
     'grid':            (lambda: GridMask(d=(.2,.5)), lambda: GridMask(d=(.2,.4)), r'grid_mask.d=\[0.2, 0.5\] then'),
-    'branch':          (lambda: MidLevelBranch(layer='3'), lambda: MidLevelBranch(layer='6'), 'mid_level_branch.layer=3 then'),
-    'branch None':     (lambda: MidLevelBranch(layer='3'), lambda: MidLevelBranch(layer='3', hidden=4), 'mid_level_branch.hidden=None then'),
-    'correction':      (lambda: ProgressiveLabelCorrection(lambda t: .5), lambda: ProgressiveLabelCorrection(lambda t: .4), 'progressive_label_correction.theta='),
-    'protected':       (lambda: ProgressiveLabelCorrection(protect=[1,2]), lambda: ProgressiveLabelCorrection(protect=[1,3]), r'progressive_label_correction.protect=\[1, 2\]'),
-    'protected None':  (lambda: ProgressiveLabelCorrection(), lambda: ProgressiveLabelCorrection(protect_classes=['class1']), 'progressive_label_correction.protect_classes=None'),
-    'sizes':           (lambda: ProgressiveResize(multiple_of=4), lambda: ProgressiveResize(multiple_of=4, sizes=[8,12]), 'progressive_resize.sizes=None'),
+    'branch':          (lambda: MidLevelBranch(layer='3'), lambda: MidLevelBranch(layer='6'),
+        'mid_level_branch.layer=3 then'),
+    'branch None':     (lambda: MidLevelBranch(layer='3'), lambda: MidLevelBranch(layer='3', hidden=4),
+        'mid_level_branch.hidden=None then'),
+    'correction':      (lambda: ProgressiveLabelCorrection(lambda t: .5),
+        lambda: ProgressiveLabelCorrection(lambda t: .4), 'progressive_label_correction.theta='),
+    'protected':       (lambda: ProgressiveLabelCorrection(protect=[1,2]),
+        lambda: ProgressiveLabelCorrection(protect=[1,3]), r'progressive_label_correction.protect=\[1, 2\]'),
+    'protected None':  (lambda: ProgressiveLabelCorrection(),
+        lambda: ProgressiveLabelCorrection(protect_classes=['class1']),
+        'progressive_label_correction.protect_classes=None'),
+    'sizes':           (lambda: ProgressiveResize(multiple_of=4),
+        lambda: ProgressiveResize(multiple_of=4, sizes=[8,12]), 'progressive_resize.sizes=None'),
     "fastai's mix":    (lambda: FastaiMixUp(.4), lambda: FastaiMixUp(.3), r'mix_up.distrib=Beta\(concentration1=0.4'),
-    "fastai's None":   (lambda: ShortEpochCallback(.9), lambda: ShortEpochCallback(.9, None), 'short_epoch.short_valid=True then, short_epoch.short_valid=None now'),
+    "fastai's None":   (lambda: ShortEpochCallback(.9), lambda: ShortEpochCallback(.9, None),
+        'short_epoch.short_valid=True then, short_epoch.short_valid=None now'),
     'foreign None':    (noisy(None), noisy(.5), 'own.value=None then, own.value=0.5 now'),
     'foreign to None': (noisy('word'), noisy(None), 'own.value=word then, own.value=None now'),
     'foreign list':    (noisy([None,.5]), noisy([None,.6]), r'own.value=\[None, 0.5\] then'),
@@ -270,10 +312,12 @@ def test_every_argument_counts(name, make, tmp_path):
 def test_globals_of_a_schedule_count(make, tmp_path, monkeypatch):
     for p,change in ((ramped, dict(high=.6)), (lambda t: high, dict(high=.7)), (doubled, dict(lowered=lambda t: .3*t))):
         folder = tmp_path/p.__name__
-        with suppress(KeyboardInterrupt), resumable(learn := make('sgd', at=10, cbs=lambda: CutMix(p=p)), folder): learn.fit(3)
+        with suppress(KeyboardInterrupt), resumable(learn := make('sgd', at=10, cbs=lambda: CutMix(p=p)), folder):
+            learn.fit(3)
         with monkeypatch.context() as m:
             for k,v in change.items(): m.setitem(globals(), k, v)
-            with pytest.raises(ValueError, match=r'cut_mix.p=.* \['), resumable(learn := make('sgd', cbs=lambda: CutMix(p=p)), folder): learn.fit(3)
+            learn = make('sgd', cbs=lambda: CutMix(p=p))
+            with pytest.raises(ValueError, match=r'cut_mix.p=.* \['), resumable(learn, folder): learn.fit(3)
         with resumable(learn := make('sgd', cbs=lambda: CutMix(p=p)), folder): learn.fit(3)
 
 same_settings = {
@@ -283,12 +327,14 @@ same_settings = {
     'default':  (lambda: CutMix(), lambda: CutMix(1., p=1., partner='any', echo=False)),
     'passed on':(lambda: Strong(), lambda: Strong(1., partner='any', alpha=1.)),
     'place':    (noisy('a/1.csv'), noisy('b/2.csv')), # a path may be another one
-    'inside':   (lambda: Own((lambda at: lambda: at)(3)), lambda: Own((lambda at: lambda: at)(4))), # which need not be a setting
+    'inside':   (lambda: Own((lambda at: lambda: at)(3)), lambda: Own((lambda at: lambda: at)(4))),
+    # which need not be a setting
     'moved':    (lambda: CutMix(p=until(.5)), lambda: CutMix(p=(lambda up: lambda x, least=.1: max(least, up*x))(.5))),
 }
 
 @pytest.mark.parametrize('name', same_settings)
-def test_the_same_settings_written_otherwise(name, make, tmp_path): assert len(goes_on(*same_settings[name], make, tmp_path).history)==3
+def test_the_same_settings_written_otherwise(name, make, tmp_path):
+    assert len(goes_on(*same_settings[name], make, tmp_path).history)==3
 
 def test_a_layer_is_known_by_its_name(make, toy, tmp_path):
     def run(at, layer):
@@ -311,14 +357,18 @@ class Weighed(nn.Module):
 def smooth(eps): return lambda p, y: F.cross_entropy(p, y, label_smoothing=eps)
 
 losses = {
-    'partial':  (lambda: partial(F.cross_entropy, label_smoothing=.1), lambda: partial(F.cross_entropy, label_smoothing=.2)),
-    'weight':   (lambda: partial(F.cross_entropy, weight=torch.tensor([1.,2,3])), lambda: partial(F.cross_entropy, weight=torch.tensor([1.,2,4]))),
+    'partial':  (lambda: partial(F.cross_entropy, label_smoothing=.1),
+        lambda: partial(F.cross_entropy, label_smoothing=.2)),
+    'weight':   (lambda: partial(F.cross_entropy, weight=torch.tensor([1.,2,3])),
+        lambda: partial(F.cross_entropy, weight=torch.tensor([1.,2,4]))),
     'closure':  (lambda: smooth(.1), lambda: smooth(.2)),
     'function': (lambda: lambda p, y: F.cross_entropy(p, y), lambda: lambda p, y: F.cross_entropy(2*p, y)),
     'gamma':    (lambda: FocalLossFlat(gamma=2.), lambda: FocalLossFlat(gamma=3.)),
-    'nested':   (lambda: Weighed(nn.CrossEntropyLoss(label_smoothing=.1)), lambda: Weighed(nn.CrossEntropyLoss(label_smoothing=.2))),
+    'nested':   (lambda: Weighed(nn.CrossEntropyLoss(label_smoothing=.1)),
+        lambda: Weighed(nn.CrossEntropyLoss(label_smoothing=.2))),
     'list':     (lambda: Weighed(F.cross_entropy, [.5,.5]), lambda: Weighed(F.cross_entropy, [.5,.6])),
-    'buffer':   (lambda: Weighed(F.cross_entropy, mass=torch.ones(3)), lambda: Weighed(F.cross_entropy, mass=torch.zeros(3))),
+    'buffer':   (lambda: Weighed(F.cross_entropy, mass=torch.ones(3)),
+        lambda: Weighed(F.cross_entropy, mass=torch.zeros(3))),
     'kind':     (lambda: Weighed(CrossEntropyLossFlat()), lambda: Weighed(FocalLossFlat())),
 }
 
@@ -326,28 +376,33 @@ losses = {
 def test_every_setting_of_the_loss_counts(name, make, tmp_path):
     was,now = losses[name]
     none = lambda: []
-    with pytest.raises(ValueError, match='is of another fit, .*loss'): goes_on(none, none, make, tmp_path, loss_func=(was(),now()))
+    with pytest.raises(ValueError, match='is of another fit, .*loss'):
+        goes_on(none, none, make, tmp_path, loss_func=(was(),now()))
     assert len(goes_on(none, none, make, tmp_path/'same', loss_func=(was(),was())).history)==3
 
 halves,body = (lambda m: L(m[:6],m[6:]).map(params)),(lambda m: L(m[:3],m[3:]).map(params))
 class OtherAdam(torch.optim.Adam): pass
 def lookahead(ps, lr, k=6): return Lookahead(SGD(ps, lr), k=k)
 trainings = {
-    'decay':     (dict(opt_func=(Adam, partial(Adam, decouple_wd=False))), r"optimizer=.*weight_decay.* then, .*l2_reg"),
+    'decay':     (dict(opt_func=(Adam, partial(Adam, decouple_wd=False))),
+        r"optimizer=.*weight_decay.* then, .*l2_reg"),
     'class':     (dict(opt_func=(RMSProp, partial(RMSProp, mom=.9))), 'another fit'),
     'alike':     (dict(opt_func=(Adam, partial(Lamb, wd=.01))), r"optimizer=.*adam_step.* then, .*lamb_step"),
-    'torch':     (dict(opt_func=(partial(OptimWrapper, opt=torch.optim.Adam), partial(OptimWrapper, opt=OtherAdam))), "'Adam'.* then, .*'OtherAdam'"),
+    'torch':     (dict(opt_func=(partial(OptimWrapper, opt=torch.optim.Adam), partial(OptimWrapper, opt=OtherAdam))),
+        "'Adam'.* then, .*'OtherAdam'"),
     'lookahead': (dict(opt_func=(lookahead, partial(lookahead, k=5))), "'k': 6.* then, .*'k': 5"),
     'eps':       (dict(opt_func=(Adam, partial(Adam, eps=1e-3))), "'eps': .1e-05. *.* then"),
     'groups':    (dict(splitter=(halves, body)), 'groups=.* then'),
-    'metrics':   (dict(metrics=(accuracy, [accuracy,error_rate])), "metrics=.'accuracy'. then, metrics=.'accuracy', 'error_rate'. now"),
+    'metrics':   (dict(metrics=(accuracy, [accuracy,error_rate])),
+        "metrics=.'accuracy'. then, metrics=.'accuracy', 'error_rate'. now"),
 }
 
 @pytest.mark.parametrize('name', trainings)
 def test_what_else_makes_a_training(name, toy, tmp_path):
     kwargs,says = trainings[name]
     def run(i, folder, at=None):
-        with resumable(learn := toy(cbs=Stop(at), path=tmp_path, **{k: v[i] for k,v in kwargs.items()}), folder) as fits: learn.fit(3)
+        learn = toy(cbs=Stop(at), path=tmp_path, **{k: v[i] for k,v in kwargs.items()})
+        with resumable(learn, folder) as fits: learn.fit(3)
         return fits
     with suppress(KeyboardInterrupt): run(0, tmp_path/'c', 10)
     with pytest.raises(ValueError, match=says): run(1, tmp_path/'c')
@@ -398,7 +453,8 @@ def old_file(file):
 
 def test_a_file_without_settings_leaves_arguments_alone(make, tmp_path):
     "It goes on, and what callbacks were made with is what it is made with now"
-    with suppress(KeyboardInterrupt), resumable(learn := make('sgd', 10, cbs=lambda: Strong(partner='any')), tmp_path): learn.fit(3)
+    with suppress(KeyboardInterrupt), resumable(learn := make('sgd', 10, cbs=lambda: Strong(partner='any')), tmp_path):
+        learn.fit(3)
     old_file(tmp_path/'fit0.safetensors')
     with resumable(learn := make('sgd', cbs=lambda: Strong(partner='other')), tmp_path) as fits: learn.fit(3)
     assert learn.strong.partner_rule=='other' and len(fits.history)==3
@@ -413,10 +469,13 @@ def make_fitted(make, cbs):
 
 def test_arguments_are_kept_by_copies(make, tmp_path):
     cb = Strong(2., partner='other', p=until(.5))
-    assert cb.made_with['strength']==2. and cb.made_with['partner']=='other' and cb.made_with['echo'] is False and cb.made_with['alpha']==1.
-    for other in (deepcopy(cb), cloudpickle.loads(cloudpickle.dumps(cb))): assert list(other.made_with)==list(cb.made_with) and other.made_with['partner']=='other'
+    assert cb.made_with['strength']==2. and cb.made_with['partner']=='other' and cb.made_with['echo'] is False
+    assert cb.made_with['alpha']==1.
+    for other in (deepcopy(cb), cloudpickle.loads(cloudpickle.dumps(cb))):
+        assert list(other.made_with)==list(cb.made_with) and other.made_with['partner']=='other'
     assert pickle.loads(pickle.dumps(SnapMix(layer='3'))).made_with['layer']=='3'
-    assert list(inspect.signature(Strong).parameters)==['strength','kwargs'] and 'partner' in inspect.signature(CutMix).parameters
+    assert list(inspect.signature(Strong).parameters)==['strength','kwargs']
+    assert 'partner' in inspect.signature(CutMix).parameters
     class Plain(CutMix): pass
     assert inspect.signature(Plain)==inspect.signature(CutMix)
     with pytest.raises(TypeError, match='unexpected'): CutMix(beta=1)
@@ -425,7 +484,9 @@ def test_arguments_are_kept_by_copies(make, tmp_path):
         with resumable(learn := make('sgd', cbs=lambda: again), tmp_path/'c'): learn.fit(3)
 
 def test_numbers_of_one_kind_are_not_confused(tmp_path):
-    def some(k): return {'scalar': np.float64(k), 'list': [np.float64(k), np.float64(k+.5)], 'tensors': [torch.tensor(k), torch.tensor(k+.5)], 'array': np.array([k])}
+    def some(k):
+        return {'scalar': np.float64(k), 'list': [np.float64(k), np.float64(k+.5)],
+            'tensors': [torch.tensor(k), torch.tensor(k+.5)], 'array': np.array([k])}
     state = [some(float(k)) for k in range(50)]
     save_state(tmp_path/'s.safetensors', state)
     for o,k in zip(load_state(tmp_path/'s.safetensors'), range(50)):
@@ -433,16 +494,22 @@ def test_numbers_of_one_kind_are_not_confused(tmp_path):
 
 def test_state_of_many_kinds(tmp_path):
     w = torch.rand(4, 3)
-    state = dict(a=[1, 2.5, True, None, 'x', float('nan')], b=(1,(2,)), c=L(1,'2'), w=w, same=w, part=w[:,1], half=w.bfloat16(), empty=torch.zeros(0, 3),
-        losses=L(torch.tensor(i/3) for i in range(5)), lrs=[np.float64(i/3) for i in range(5)], mixed=[np.float32(1), 2], u=np.arange(3, dtype=np.uint32), d={1:{2:3}, (1,2):4})
+    state = dict(a=[1, 2.5, True, None, 'x', float('nan')], b=(1,(2,)), c=L(1,'2'), w=w, same=w, part=w[:,1],
+        half=w.bfloat16(), empty=torch.zeros(0, 3),
+        losses=L(torch.tensor(i/3) for i in range(5)), lrs=[np.float64(i/3) for i in range(5)],
+        mixed=[np.float32(1), 2], u=np.arange(3, dtype=np.uint32), d={1:{2:3}, (1,2):4})
     save_state(tmp_path/'s.safetensors', state)
     back = load_state(tmp_path/'s.safetensors')
-    assert back.keys()==state.keys() and back['b']==state['b'] and back['c']==state['c'] and back['d']==state['d'] and back['a'][:5]==state['a'][:5]
-    assert isinstance(back['a'][5], float) and back['a'][5]!=back['a'][5] and isinstance(back['a'][2], bool) and isinstance(back['c'], L)
+    assert back.keys()==state.keys() and back['b']==state['b'] and back['c']==state['c'] and back['d']==state['d']
+    assert back['a'][:5]==state['a'][:5]
+    assert isinstance(back['a'][5], float) and back['a'][5]!=back['a'][5] and isinstance(back['a'][2], bool)
+    assert isinstance(back['c'], L)
     for k in ('w','same','part','half','empty'): assert torch.equal(back[k], state[k]) and back[k].dtype==state[k].dtype
-    assert [float(o) for o in back['losses']]==[float(o) for o in state['losses']] and back['lrs']==state['lrs'] and isinstance(back['lrs'][0], np.float64)
+    assert [float(o) for o in back['losses']]==[float(o) for o in state['losses']] and back['lrs']==state['lrs']
+    assert isinstance(back['lrs'][0], np.float64)
     assert isinstance(back['mixed'][0], np.float32) and back['u'].dtype==np.uint32 and back['u'].tolist()==[0,1,2]
-    names = dict(one=np.unique(['a','b'])[0], several=list(np.unique(['a','b'])), counted=Counter(np.array(['a','b','a'])))
+    names = dict(one=np.unique(['a','b'])[0], several=list(np.unique(['a','b'])),
+        counted=Counter(np.array(['a','b','a'])))
     save_state(tmp_path/'s.safetensors', names)
     assert load_state(tmp_path/'s.safetensors')==names
     with pytest.raises(TypeError): save_state(tmp_path/'s.safetensors', {'x': object()})
@@ -450,7 +517,9 @@ def test_state_of_many_kinds(tmp_path):
 
 def test_a_broken_file_is_named(make, tmp_path):
     (tmp_path/'fit0.safetensors').write_bytes(b'broken')
-    with pytest.raises(ValueError, match='fit0.safetensors is broken .*remove it'), resumable(learn := make('sgd'), tmp_path): learn.fit(1)
+    learn = make('sgd')
+    with pytest.raises(ValueError, match='fit0.safetensors is broken .*remove it'), resumable(learn, tmp_path):
+        learn.fit(1)
 
 def test_failed_write_keeps_the_old_file(tmp_path):
     write_atomic(tmp_path/'f', lambda f: f.write_text('old'))
