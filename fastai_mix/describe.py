@@ -143,15 +143,15 @@ def plain_settings(
     name:str, # What the names in the result begin with
 ): # Pairs of a name and a value
     "Numbers, words, schedules and lists of numbers that a callback was made with, and callbacks inside it, by name"
-    def is_plain(v): return isinstance(v, (bool,int,float)) or isinstance(v, str) and v.isidentifier()
+    def is_value(v): return isinstance(v, (bool,int,float)) or isinstance(v, str) and v.isidentifier()
     # ramp(0,.5), but no function
     def has_repr(v): return callable(v) and not isinstance(v, nn.Module) and ' at 0x' not in repr(v)
     for k in inspect.signature(type(cb)).parameters:
         v = vars(cb).get(k)
         items = list(v) if isinstance(v, (list,tuple,L)) else []
-        if is_plain(v): yield f'{name}.{k}',v
+        if is_value(v): yield f'{name}.{k}',v
         elif has_repr(v): yield f'{name}.{k}',repr(v)
-        elif items and all(map(is_plain, items)): yield f'{name}.{k}',items
+        elif items and all(map(is_value, items)): yield f'{name}.{k}',items
         for i,o in enumerate(items):
             if isinstance(o, Callback): yield from plain_settings(o, f'{name}.{i}.{o.name}')
 
