@@ -1,7 +1,6 @@
 "The command: what it writes, and what it says to wrong input."
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 
@@ -146,7 +145,7 @@ def test_home_in_options(folders, tmp_path, monkeypatch):
     assert e.value.args[0].out==tmp_path/'run'
 
 def test_data_of_another_kind(csv, folders, tmp_path, capsys):
-    file = csv('image_id,label\np0,a\n', 'p0.png', 'p1.png')
+    csv('image_id,label\np0,a\n', 'p0.png', 'p1.png')
     for name,names in (('pictures.zip',('p0.png','p1.png')), ('one.zip',('p0.png',))):
         with zipfile.ZipFile(tmp_path/name, 'w') as z:
             for o in names: z.write(tmp_path/o, o)
