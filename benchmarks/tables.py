@@ -95,7 +95,7 @@ def corrected(n, wrong=False):
     return run
 
 def twins(n, near=None, copies=2):
-    from fastai_mix.data.check import _twins
+    from fastai_mix.data.similar import repeated_pictures
     rng,y,_ = table(n)
     content = rng.integers(max(n//copies, 1), size=n)
     bits = [None]*n
@@ -104,7 +104,7 @@ def twins(n, near=None, copies=2):
         for i in rng.choice(n, n//10, replace=False): a[i] = a[rng.integers(n)]*np.where(rng.random(256)<.15*rng.random(), -1, 1)
         bits = list(a)
     found,names,classes = [([], int(k).to_bytes(8, 'big'), b) for k,b in zip(content, bits)],[f'{i}.jpg' for i in range(n)],[str(k) for k in y]
-    return lambda: sum(1 for _ in _twins(found, names, near, classes))
+    return lambda: sum(1 for _ in repeated_pictures(found, names, near, classes))
 
 cases = {
     'add_folds': folded, 'add_folds by identity, one of 2,000 characters': long_id,

@@ -1,4 +1,5 @@
 "Networks, data and callbacks that several tests share."
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -37,6 +38,14 @@ class Record(Callback):
             self.seen.append((self.learn.pred.detach().clone(), self.learn.yb[0], cb.w.clone(), cb.w2.clone(), cb.y2.clone()))
 
 def weights(learn): return torch.cat([p.detach().reshape(-1).double() for p in learn.model.state_dict().values()])
+
+def peak_memory(f):
+    "Bytes that `f` has at most at a time"
+    tracemalloc.start()
+    try:
+        f()
+        return tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
 
 class Syncs(TorchDispatchMode):
     "Counts what makes a GPU wait for its host"

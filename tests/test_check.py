@@ -3,13 +3,13 @@ import os, socket, struct, threading, warnings, zlib
 import numpy as np
 import pandas as pd
 import pytest
-from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem, ImageBlock, IndexSplitter, Normalize, Path, PILImageBW, Resize,
+from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem, ImageBlock, IndexSplitter, Normalize,
+    Path, PILImageBW, Resize,
                                aug_transforms, imagenet_stats)
-from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageFile
-from fastai_mix.data import check
-from fastai_mix.data.check import (_close_pairs, _nearest, _ones, _packed, _search_plan, _similar, channel_stats, check_images, check_leaks, label_table, picture_groups,
-                                   plot_faults, require_images, unsafe_names, unusable_faults)
+from fastai_mix.data.check import (channel_stats, check_images, check_leaks, picture_groups, plot_faults,
+    require_images,
+    unusable_faults)
 
 def noise(seed=0, size=(64,48), grid=8):
     "A picture with structure of its own"
@@ -55,7 +55,8 @@ cases = {
     'gone':           (lambda d: d/'gone.jpg', ['missing'], 'No such file'),
     'folder':         (made('a.jpg', Path.mkdir), ['missing'], 'directory'),
     'zero bytes':     (made('a.jpg', lambda p: p.write_bytes(b'')), ['empty'], '0 bytes'),
-    'text':           (made('a.jpg', lambda p: p.write_text('<html>not found</html>')), ['not an image'], '<html>not fo'),
+    'text':           (made('a.jpg', lambda p: p.write_text('<html>not found</html>')), ['not an image'],
+        '<html>not fo'),
     'zeros':          (made('a.jpg', lambda p: p.write_bytes(b'\0'*5000)), ['not an image'], ''),
     'cut jpeg':       (both('a.jpg', im), ['truncated'], 'truncated'),
     'cut png':        (both('a.png', im), ['truncated'], ''),
@@ -66,9 +67,12 @@ cases = {
     'bomb':           (made('a.png', lambda p: bomb(p, 20000)), ['huge'], '400000000 pixels'),
     'large':          (made('a.png', lambda p: bomb(p, 11000)), ['huge'], '11000×11000'),
     'CMYK':           (save('a.jpg', im.convert('CMYK')), ['mode'], 'CMYK'),
-    '16 bits':        (save('a.png', Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16)*200)), ['lost in RGB','mode'], 'mode I;16 with values'),
-    '16 bits of 8':   (save('a.png', Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16))), ['mode'], '16 bits'),
-    'float':          (save('a.tif', Image.fromarray(np.asarray(im.convert('L'), np.float32))), ['mode'], '16 bits or more'),
+    '16 bits':        (save('a.png', Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16)*200)),
+        ['lost in RGB','mode'], 'mode I;16 with values'),
+    '16 bits of 8':   (save('a.png', Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16))), ['mode'],
+        '16 bits'),
+    'float':          (save('a.tif', Image.fromarray(np.asarray(im.convert('L'), np.float32))), ['mode'],
+        '16 bits or more'),
     'palette':        (save('a.png', im.quantize(16)), ['mode'], 'palette'),
     'transparent':    (save('a.png', im.convert('RGBA')), ['mode'], 'transparency'),
     'bilevel':        (save('a.png', im.convert('1')), ['mode'], '1 bit'),
@@ -99,7 +103,8 @@ def test_large_but_not_refused_by_pillow_may_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000) # Pillow warns above, and refuses above the double
     im.save(tmp_path/'a.png')
     assert look([tmp_path/'a.png']).fault.tolist()==['huge']
-    with pytest.raises(ValueError, match=r'a.png huge \(64×48 pixels, the limit is 2,000\)'): require_images([tmp_path/'a.png'])
+    with pytest.raises(ValueError, match=r'a.png huge \(64×48 pixels, the limit is 2,000\)'):
+        require_images([tmp_path/'a.png'])
     assert look([tmp_path/'a.png'], max_pixels=4000).fault.tolist()==[]
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     with pytest.raises(ValueError, match='huge'): require_images([tmp_path/'a.png'])
@@ -110,7 +115,8 @@ def test_large_but_not_refused_by_pillow_may_be_used(tmp_path, monkeypatch):
 
 def test_what_the_check_calls_huge_is_refused(tmp_path): # between Pillow's warning and its error
     bomb(tmp_path/'a.png', 13000)
-    with pytest.raises(ValueError, match='a.png huge .13000×13000 pixels, the limit is 89,478,485'): require_images([tmp_path/'a.png'])
+    with pytest.raises(ValueError, match='a.png huge .13000×13000 pixels, the limit is 89,478,485'):
+        require_images([tmp_path/'a.png'])
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
     im.save(tmp_path/'a.png')
@@ -121,7 +127,8 @@ def test_a_file_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
     assert faults.fault.tolist()==['huge'] and '1,099,511,627,776 bytes, the limit is 536,870,912' in faults.detail[0]
     with pytest.raises(ValueError, match='a.png huge'): require_images([tmp_path/'a.png'])
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000)
-    assert look([tmp_path/'a.png']).fault.tolist()==['huge'] # few pixels may have long notes: the limit in bytes does not fall
+    # few pixels may have long notes: the limit in bytes does not fall
+    assert look([tmp_path/'a.png']).fault.tolist()==['huge']
 
 def in_time(f):
     "What `f` gives, or None if it hangs"
@@ -140,7 +147,8 @@ def listening(p):
         finally: os.chdir(was)
 specials = {
     'pipe': (pipe, 'not an image', 'a named pipe, no regular file'),
-    'link to a pipe': (lambda p: (pipe(p.parent/'pipe'), p.symlink_to(p.parent/'pipe')), 'not an image', 'a named pipe'),
+    'link to a pipe': (lambda p: (pipe(p.parent/'pipe'), p.symlink_to(p.parent/'pipe')), 'not an image',
+        'a named pipe'),
     'socket': (listening, 'not an image', 'a socket, no regular file'),
     'endless': (lambda p: p.symlink_to('/dev/zero'), 'not an image', 'a device, no regular file'),
     'null': (lambda p: p.symlink_to('/dev/null'), 'not an image', 'a device, no regular file'),
@@ -157,7 +165,8 @@ def test_only_regular_files_are_read(name, tmp_path):
     make(tmp_path/'a.jpg')
     faults = in_time(lambda: look([tmp_path/'a.jpg']))
     assert faults is not None and faults.fault.tolist()==[fault] and detail in faults.detail[0]
-    with pytest.raises(ValueError, match=f'1 of 1 pictures cannot be used: .*a.jpg {fault} '): require_images([tmp_path/'a.jpg'])
+    with pytest.raises(ValueError, match=f'1 of 1 pictures cannot be used: .*a.jpg {fault} '):
+        require_images([tmp_path/'a.jpg'])
 
 def test_a_name_with_a_zero_byte():
     assert look(['a\0.jpg']).fault.tolist()==['missing']
@@ -168,7 +177,8 @@ def test_pillow_told_to_load_truncated_files(tmp_path, monkeypatch):
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 grey = np.asarray(noise().convert('L'))
-def shape(colour, alpha=grey): return Image.merge('RGBA', [*Image.new('RGB', (64,48), colour).split(), Image.fromarray(alpha)])
+def shape(colour, alpha=grey):
+    return Image.merge('RGBA', [*Image.new('RGB', (64,48), colour).split(), Image.fromarray(alpha)])
 def palette(colours, alpha):
     "A picture of eight palette entries, each with its transparency"
     p = Image.fromarray(grey//32, 'P')
@@ -176,7 +186,8 @@ def palette(colours, alpha):
     return p,bytes(alpha)
 
 lost = {
-    '16 bits':              (Image.fromarray(grey.astype(np.uint16)*257), 'a.png', 'mode I;16 with values 6682 to 60138'),
+    '16 bits':              (Image.fromarray(grey.astype(np.uint16)*257), 'a.png',
+        'mode I;16 with values 6682 to 60138'),
     '12 bits in 16':        (Image.fromarray(grey.astype(np.uint16)*16), 'a.tif', 'cut to 0 to 255'),
     'a little too large':   (Image.fromarray(grey.astype(np.uint16)*2), 'a.png', 'cut to 0 to 255'),
     '32 bits':              (Image.fromarray(grey.astype(np.int32)*1000), 'a.tif', 'mode I with values'),
@@ -184,7 +195,8 @@ lost = {
     'floats to 1':          (Image.fromarray(grey.astype(np.float32)/255), 'a.tif', 'mode F with values 0.'),
     'floats around 0':      (Image.fromarray((grey.astype(np.float32)-128)/60), 'a.tif', 'cut to 0 to 255'),
     'floats to 5':          (Image.fromarray(grey.astype(np.float32)/50), 'a.tif', 'cut to whole numbers'),
-    'not a number':         (Image.fromarray(np.where(grey<60, np.nan, grey).astype(np.float32)), 'a.tif', 'values nan to nan'),
+    'not a number':         (Image.fromarray(np.where(grey<60, np.nan, grey).astype(np.float32)), 'a.tif',
+        'values nan to nan'),
     'alpha on black':       (shape((0,0,0)), 'a.png', 'only its transparency draws'),
     'alpha on white':       (shape((255,255,255)), 'a.webp', 'only its transparency draws'),
     'alpha and grey':       (shape((90,90,90)).convert('LA'), 'a.png', 'mode LA'),
@@ -207,7 +219,8 @@ def test_content_that_8_bits_of_rgb_lose(name, tmp_path):
     made,file,why = lost[name]
     made.save(tmp_path/file, **(dict(lossless=True) if file.endswith('webp') else {}))
     with pytest.raises(ValueError, match='1 of 1 pictures cannot be used') as e: require_images([tmp_path/file])
-    assert f'{tmp_path/file} lost in RGB (mode {Image.open(tmp_path/file).mode} ' in str(e.value) and why in str(e.value) and ': save it ' in str(e.value)
+    assert f'{tmp_path/file} lost in RGB (mode {Image.open(tmp_path/file).mode} ' in str(e.value)
+    assert why in str(e.value) and ': save it ' in str(e.value)
     faults = look([tmp_path/file])
     assert faults.fault.tolist()==['lost in RGB','mode'] and not len(look(faults[:1], drop=True))
 
@@ -227,7 +240,8 @@ def test_a_palette_with_transparency(colours, expected, tmp_path):
 def flat(colour, noise=0, size=(320,240), seed=0):
     "A picture of one colour, with up to `noise` grey levels added or taken away"
     rng = np.random.default_rng(seed)
-    return Image.fromarray((np.array(colour)+rng.integers(-noise, noise+1, (size[1],size[0],1))+np.zeros(3)).astype(np.uint8))
+    change = rng.integers(-noise, noise+1, (size[1],size[0],1))+np.zeros(3)
+    return Image.fromarray((np.array(colour)+change).astype(np.uint8))
 
 def saved(folder, **ims):
     "Table of pictures saved as PNG, those whose name has q as JPEG"
@@ -237,8 +251,10 @@ def saved(folder, **ims):
 def near_pairs(t): return {(o.other.stem, o.path.stem) for o in look(t).itertuples() if o.fault=='near duplicate'}
 
 def test_pictures_of_one_colour_are_near_to_nothing(tmp_path):
-    t = saved(tmp_path, a=flat((200,30,30)), b=flat((20,90,200)), b2=flat((20,90,200)), c=flat((20,90,200), size=(100,80)), dq=flat((90,90,20)), eq=flat((10,20,30)),
-        f=flat((99,99,99), 1), g=flat((120,130,140), 1), h=flat((50,60,70), 1, (64,64)), i=flat((80,90,100), 1, (64,64)), jq=flat((90,90,90), 2), k=noise(3, (320,240)), z=flat((0,0,0)))
+    t = saved(tmp_path, a=flat((200,30,30)), b=flat((20,90,200)), b2=flat((20,90,200)),
+        c=flat((20,90,200), size=(100,80)), dq=flat((90,90,20)), eq=flat((10,20,30)),
+        f=flat((99,99,99), 1), g=flat((120,130,140), 1), h=flat((50,60,70), 1, (64,64)),
+        i=flat((80,90,100), 1, (64,64)), jq=flat((90,90,90), 2), k=noise(3, (320,240)), z=flat((0,0,0)))
     faults = look(t)
     assert [(o.fault, o.path.stem, o.other.stem) for o in faults.itertuples()]==[('duplicate','b2','b')]
     assert picture_groups(t).tolist()==[0,1,1,*range(2, 12)]
@@ -247,7 +263,8 @@ def test_pictures_of_one_colour_are_near_to_nothing(tmp_path):
 def test_pictures_of_one_colour_in_grey_and_16_bits(tmp_path):
     for i,k in enumerate((0,70,4000,65535)): Image.fromarray(np.full((48,64), k, np.uint16)).save(tmp_path/f'{i}.png')
     stripes = np.where(np.arange(64)//8%2, 90, 0)[None]+np.zeros((48,1), int) # red and green of one brightness
-    Image.merge('RGB', [Image.fromarray(o.astype(np.uint8)) for o in (stripes*587//299, 90-stripes, stripes*0)]).save(tmp_path/'z.png')
+    channels = [Image.fromarray(o.astype(np.uint8)) for o in (stripes*587//299, 90-stripes, stripes*0)]
+    Image.merge('RGB', channels).save(tmp_path/'z.png')
     assert 'near duplicate' not in set(look(sorted(tmp_path.iterdir())).fault)
 
 def test_gradients_are_compared_by_their_frequencies(tmp_path):
@@ -255,7 +272,8 @@ def test_gradients_are_compared_by_their_frequencies(tmp_path):
     y = np.linspace(0, 255, 240)[:,None]+np.zeros((1,320))
     make = lambda a: Image.fromarray(a.astype(np.uint8))
     bars = (np.arange(320)//20%2*255)[None]+np.zeros((240,1))
-    t = saved(tmp_path, across=make(x), acrossq=make(x), back=make(255-x), bars=make(bars), barsq=make(bars), down=make(y), downhalf=make(y).resize((160,120)), flat=flat((90,90,90)),
+    t = saved(tmp_path, across=make(x), acrossq=make(x), back=make(255-x), bars=make(bars), barsq=make(bars),
+        down=make(y), downhalf=make(y).resize((160,120)), flat=flat((90,90,90)),
         photo=noise(0, (320,240)), up=make(255-y), wide=make(bars).resize((640,240)).crop((0,0,320,240)))
     assert near_pairs(t)=={('across','acrossq'), ('bars','barsq'), ('down','downhalf')}
     g = picture_groups(t)
@@ -268,11 +286,13 @@ def pictures(tmp_path):
     for new,old in ((3,2), (7,6)): (tmp_path/f'{new}.jpg').write_bytes((tmp_path/f'{old}.jpg').read_bytes())
     noise(4, (800,600)).save(tmp_path/'4.jpg')
     Image.open(tmp_path/'4.jpg').resize((120,90)).save(tmp_path/'5.jpg', quality=60)
-    return pd.DataFrame({'id': list('abcdefghij'), 'path': [tmp_path/f'{i}.jpg' for i in range(10)], 'label': ['x']*7+['y']+['x']*2})
+    return pd.DataFrame({'id': list('abcdefghij'), 'path': [tmp_path/f'{i}.jpg' for i in range(10)],
+        'label': ['x']*7+['y']+['x']*2})
 
 def test_pictures_that_are_the_same(pictures):
     faults = look(pictures, label_col='label', id_col='id')
-    assert list(zip(faults.id, faults.fault, [getattr(o, 'name', None) for o in faults.other]))==[('d','duplicate','2.jpg'), ('h','duplicate','6.jpg'),
+    others = [getattr(o, 'name', None) for o in faults.other]
+    assert list(zip(faults.id, faults.fault, others))==[('d','duplicate','2.jpg'), ('h','duplicate','6.jpg'),
         ('g','conflicting labels','7.jpg'), ('h','conflicting labels','6.jpg'), ('f','near duplicate','4.jpg')]
     assert "'x' here, 'y' at" in faults.detail[2]
     assert look(pictures, near=None).fault.tolist()==['duplicate']*2
@@ -282,7 +302,8 @@ def test_pictures_that_are_the_same(pictures):
 
 def test_near_duplicate_with_another_label_says_so(pictures):
     pictures.loc[5,'label'] = 'y'
-    assert "which is 'x' and this 'y'" in look(pictures, label_col='label').query("fault=='near duplicate'").detail.item()
+    near = look(pictures, label_col='label').query("fault=='near duplicate'")
+    assert "which is 'x' and this 'y'" in near.detail.item()
 
 def test_conflicts_of_many_equal_files(tmp_path):
     noise().save(tmp_path/'a.png')
@@ -293,24 +314,12 @@ def test_conflicts_of_many_equal_files(tmp_path):
         want = {i: next((k for k in own.values() if k!=own[i]), None) for i in own} # the first row of another label
         assert dict(zip(faults.id, faults.detail.str.extract(", '(.)' at")[0]))=={k: v for k,v in want.items() if v}
 
-names = {
-    'formula': ['=1+1', '+cmd|x', '-leaf', '@sum', '=', '-', '-1-1', '+1 a', '--1', '-1_000', '-inf'],
-    'control': ['a\x1b[2J', 'a\x07', 'a\x9b1m', 'a\x7f', 'a\0', '\x1b]0;x\x07', 'a\nb', 'a\tb', 'a\rb'],
-    'both': ['\tx', '\r=x'],
-    'safe': ['rust', 'a=b', 'a-b', "don't", 'é', '', ' ', '-3', '+3.5', '-.5', '-1e5', '-1.', 3, -3, -3.5, None, 'x@y', 'übel', 'İ', '病'],
-}
-
-@pytest.mark.parametrize('kind', names)
-def test_unsafe_names(kind):
-    bad = unsafe_names(names[kind]*2)
-    assert list(bad)==([] if kind=='safe' else names[kind])
-    if kind in ('formula','both'): assert set(bad.values())=={'a formula in a spreadsheet'}
-    if kind=='control': assert set(bad.values())=={'control characters'}
-
 def test_rows_with_unsafe_names(pictures):
-    t = pictures.assign(id=['=1','b\x1b[2J',*'cdefghij'], label=['@x',*'xy'*4,'-1'], tags=['a @x','a','@x a','','a','a','a','a','a','a'], lists=[['a','=b']]+[['a']]*9)
+    t = pictures.assign(id=['=1','b\x1b[2J',*'cdefghij'], label=['@x',*'xy'*4,'-1'],
+        tags=['a @x','a','@x a','','a','a','a','a','a','a'], lists=[['a','=b']]+[['a']]*9)
     t['=c'] = [0,1]*5
-    def found(t, **kwargs): return look(t, near=None, **kwargs).query("fault=='unsafe name'")[['id','detail']].to_numpy().tolist()
+    def found(t, **kwargs):
+        return look(t, near=None, **kwargs).query("fault=='unsafe name'")[['id','detail']].to_numpy().tolist()
     ids = [['=1', "id '=1': a formula in a spreadsheet"], ['b\x1b[2J', "id 'b\\x1b[2J': control characters"]]
     before = t.copy(deep=True)
     assert found(t, id_col='id')==ids
@@ -328,7 +337,8 @@ def test_the_command_says_one_line_of_unsafe_names(capsys):
     _show_unsafe(df[:1], None)
     assert capsys.readouterr().out==''
     _show_unsafe(df, df[:2].assign(id=['a','@t']))
-    assert capsys.readouterr().out=="3 names of pictures or classes are unsafe in the tables this writes, the first '=b': a formula in a spreadsheet\n"
+    assert capsys.readouterr().out==("3 names of pictures or classes are unsafe in the tables this writes, "
+        "the first '=b': a formula in a spreadsheet\n")
 
 def test_drop(pictures):
     def kept(drop, **kwargs): return ''.join(look(pictures, label_col='label', drop=drop, **kwargs).id)
@@ -354,14 +364,16 @@ def test_order_of_several_labels_is_no_conflict(pictures):
     assert look(t, label_col='label').fault.tolist()==['duplicate']
 
 def test_pictures_of_16_bits_are_compared_by_all_of_them(tmp_path):
-    for i in range(2): Image.fromarray(np.asarray(noise(i).convert('L')).astype(np.uint16)*100+2000).save(tmp_path/f'{i}.png')
+    for i in range(2):
+        Image.fromarray(np.asarray(noise(i).convert('L')).astype(np.uint16)*100+2000).save(tmp_path/f'{i}.png')
     assert look(sorted(tmp_path.iterdir())).fault.tolist()==['lost in RGB']*2+['mode']*2
 
 def test_faults_have_a_picture(pictures, tmp_path):
     import matplotlib.pyplot as plt
     faults = look([*pictures.path, tmp_path/'gone.jpg'])
     plot_faults(faults)
-    assert [ax.get_title().split('\n')[0] for ax in plt.gcf().axes if ax.get_title()]==['missing','duplicate (2)','duplicate (2)','near duplicate']
+    titles = [ax.get_title().split('\n')[0] for ax in plt.gcf().axes if ax.get_title()]
+    assert titles==['missing','duplicate (2)','duplicate (2)','near duplicate']
     plt.close()
     plot_faults(faults[:0])
 
@@ -372,82 +384,15 @@ def test_wrong_arguments(pictures):
     assert look(pictures.assign(path=None)).fault.tolist()==['missing']*10
     assert len(look([]))==0
 
-bits = st.integers(1, 40).flatmap(lambda n: st.lists(st.integers(0, 5), min_size=n, max_size=n))
-
-@given(bits, st.integers(0, 2**31), st.integers(0, 12))
-@settings(max_examples=60, deadline=None)
-def test_search_for_similar_hashes(which, seed, near):
-    rng = np.random.default_rng(seed)
-    base = rng.choice([-1,1], (6,64)).astype(np.int8)
-    b = base[which]*np.where(rng.random((len(which),64))<.08, -1, 1).astype(np.int8)
-    d = (b[:,None]!=b[None]).sum(-1)
-    assert set(zip(*_similar(b, near, chunk=7)))==set(zip(*np.nonzero(d<=near)))
-    at,far = _nearest(b, b, before=True, chunk=7)
-    assert far[0]==np.inf and all(far[i]==d[i,:i].min()==d[i,at[i]] and at[i]<i for i in range(1, len(b)))
-    at,far = _nearest(b[:5], b[::-1], chunk=3)
-    assert (far==0).all()
-
-def hashes(rng, n, few=.2):
-    "Hashes of `n` pictures, half of them like an earlier one, some with frequencies"
-    a = rng.choice([-1,1], (n,256)).astype(np.int8)
-    freq = rng.normal(size=(n,256))
-    for i in range(1, n):
-        if rng.random()<.5:
-            j = rng.integers(i)
-            a[i] = a[j]*np.where(rng.random(256)<rng.random()*.3, -1, 1)
-            freq[i] = freq[j]+rng.normal(size=256)*rng.random()
-    freq *= 16/np.linalg.norm(freq, axis=1, keepdims=True)
-    return [np.concatenate([o, f]) if rng.random()<few else o for o,f in zip(a, freq)]
-
-@pytest.mark.parametrize('near,flips', [(0,0), (5,0), (5,1), (17,1), (16,2), (24,2), (32,2)])
-@pytest.mark.parametrize('few', [0,.3,1])
-def test_search_by_parts_finds_what_comparing_all_finds(near, flips, few):
-    rng = np.random.default_rng(near)
-    a,b = hashes(rng, 400, few),hashes(rng, 200, few)
-    b[:50] = [o*np.where(np.arange(len(o))<rng.integers(20), -1, 1) for o in a[:50]]
-    parts,was = near//(flips+1)+1,check._close_pairs
-    plan = parts,flips,min(256//parts, 14)
-    with pytest.MonkeyPatch.context() as m:
-        for x,y,before in ((a,a,True), (a,b,False), (b,a,False)):
-            m.setattr(check, '_close_pairs', lambda *_: None)
-            at,far = _nearest(x, y, before)
-            m.setattr(check, '_close_pairs', lambda *args: was(*args, plan=plan))
-            at2,far2 = _nearest(x, y, before, near=near)
-            assert was(x, y, near, before, plan=plan) is not None
-            near_ones = far<=near
-            assert (near_ones==(far2<=near)).all() and (at[near_ones]==at2[near_ones]).all() and np.allclose(far[near_ones], far2[near_ones], atol=2e-3)
-        pairs = set(zip(*_similar(a, near)))
-        m.setattr(check, '_close_pairs', lambda *_: None)
-        assert pairs==set(zip(*_similar(a, near)))|{(i,i) for i in range(400)}
-
-@pytest.mark.parametrize('near', [0,1,31,32,33,40,128,32.5])
-def test_every_plan_of_a_search_misses_nothing(near):
-    for n in (100, 10**4, 10**6):
-        plan = _search_plan(256, near, n, n)
-        if plan: assert plan[0]*(plan[1]+1)>near and plan[0]<=256 # so not all parts can differ in more than so many bits
-    assert _search_plan(256, 32, 10**5, 10**5) and not _search_plan(256, 128, 10**5, 10**5)
-
-def test_where_most_are_alike_all_are_compared():
-    b = np.ones((3000,256), np.int8)
-    b[np.arange(3000),np.arange(3000)%256] = -1
-    assert _search_plan(256, 32, 3000, 3000) and _close_pairs(list(b), list(b), 32, True) is None
-    at,far = _nearest(b, b, before=True, near=32)
-    assert far[1:].max()==2 and (far[256:]==0).all() and at[300]==44 and len(_similar(b, 32).T)==3000**2
-
-def test_bits_are_counted_without_the_function_of_numpy_2(monkeypatch):
-    a = np.random.default_rng(0).choice([-1,1], (50,200)).astype(np.int8)
-    want = (a>0).sum(1).tolist()
-    assert _ones(_packed(a)).tolist()==want
-    monkeypatch.delattr(np, 'bitwise_count', raising=False)
-    assert _ones(_packed(a)).tolist()==want
-
 def test_groups_of_pictures(pictures):
     g = picture_groups(pictures)
     assert g.tolist()==[0,1,2,2,3,3,4,4,5,6]
     assert picture_groups(pictures, near=None).tolist()==[0,1,2,2,3,4,5,5,6,7]
     tree = pictures.assign(tree=[0,1,1,2,2,3,4,5,6,6])
-    assert picture_groups(tree, group_col='tree').tolist()==[0,1,1,1,1,1,2,2,3,3] # 1-2 by tree, 2-3 by bytes, 3-4 by tree, 4-5 by look
-    with pytest.raises(ValueError, match='1 of 11 pictures are missing'): picture_groups(pd.concat([pictures, pictures[:1].assign(path='/none.jpg')]))
+    # 1-2 by tree, 2-3 by bytes, 3-4 by tree, 4-5 by look
+    assert picture_groups(tree, group_col='tree').tolist()==[0,1,1,1,1,1,2,2,3,3]
+    with pytest.raises(ValueError, match='1 of 11 pictures are missing'):
+        picture_groups(pd.concat([pictures, pictures[:1].assign(path='/none.jpg')]))
 
 def leaks(t, valid, **kwargs):
     held = t.index.isin(valid)
@@ -458,16 +403,20 @@ def leaks(t, valid, **kwargs):
 
 def test_leaks(pictures):
     assert leaks(pictures, [2,3,4,5,6,7], id_col='id')==[]
-    with pytest.raises(ValueError, match=r'1 pictures are on both sides, the first \S*2.jpg and \S*3.jpg'): leaks(pictures, [3])
+    with pytest.raises(ValueError, match=r'1 pictures are on both sides, the first \S*2.jpg and \S*3.jpg'):
+        leaks(pictures, [3])
     with pytest.raises(ValueError, match='pictures are on both sides'): leaks(pictures, [3], near=None)
     said = leaks(pictures, [4])
     assert len(said)==1 and '1 of 1 pictures to validate on' in said[0] and '4.jpg and' in said[0]
     assert leaks(pictures, [4], near=None)==[]
-    with pytest.raises(ValueError, match="2 identities of 'id' are on both sides, the first 'a'"): leaks(pictures.assign(id=list('abcdefghab')), [0,1], id_col='id')
-    with pytest.raises(ValueError, match="1 groups of 'tree' are on both sides, the first 3"): leaks(pictures.assign(tree=[1,2,3,3,4,4,5,5,6,7]), [3], group_col='tree')
+    with pytest.raises(ValueError, match="2 identities of 'id' are on both sides, the first 'a'"):
+        leaks(pictures.assign(id=list('abcdefghab')), [0,1], id_col='id')
+    with pytest.raises(ValueError, match="1 groups of 'tree' are on both sides, the first 3"):
+        leaks(pictures.assign(tree=[1,2,3,3,4,4,5,5,6,7]), [3], group_col='tree')
     with pytest.raises(ValueError, match="2 identities of the index are on both sides.*reset_index"):
         check_leaks(pictures[:5], pd.concat([pictures[3:]]))
-    with pytest.raises(ValueError, match="1 rows to validate on are there twice by 'id', the first 'j'"): leaks(pictures.assign(id=list('abcdefghjj')), [8,9], id_col='id')
+    with pytest.raises(ValueError, match="1 rows to validate on are there twice by 'id', the first 'j'"):
+        leaks(pictures.assign(id=list('abcdefghjj')), [8,9], id_col='id')
     with pytest.raises(ValueError, match="no column 'patient'"): leaks(pictures, [3], group_col='patient')
 
 def test_picture_changed_on_disk_is_read_again(pictures):
@@ -480,18 +429,6 @@ def test_unreadable_pictures_do_not_stop_the_leak_check(pictures):
     cut(pictures.path[0])
     pictures.path[1].write_bytes(b'')
     assert leaks(pictures, [1,2,3,4,5,6,7])==[]
-
-# ---- labels
-
-def test_label_table_forms_agree():
-    t = pd.DataFrame({'s': ['a b','b','','c'], 'l': [['a','b'],['b'],[],['c']], 'a': [1,0,0,0], 'b': [True,True,False,False], 'c': [0.,0,0,1]})
-    want = [[1,1,0],[0,1,0],[0,0,0],[0,0,1]]
-    for got in (label_table(t, 's', ' '), label_table(t, 'l'), label_table(t, ['a','b','c'])):
-        assert got.astype(int).to_numpy().tolist()==want and list(got.columns)==['a','b','c'] and got.dtypes.eq(bool).all()
-    assert label_table(t.assign(n=[3,1,3,2]), 'n').columns.tolist()==[1,2,3]
-    assert label_table(pd.DataFrame({'l':['early blight | rust','rust','early blight']}), 'l', ' | ').columns.tolist()==['early blight','rust']
-    with pytest.raises(ValueError, match="'a' holds nan"): label_table(t.assign(a=[1,None,0,0]), ['a','b'])
-    with pytest.raises(ValueError, match="no label in 's'"): label_table(t.assign(s=['a',None,'','c']), 's', ' ')
 
 # ---- channel_stats
 
@@ -506,9 +443,11 @@ def truth(df, mode='RGB'):
 
 @pytest.mark.parametrize('tfms', ['none','normalize','augmented'])
 def test_channel_stats(coloured, tfms):
-    batch = dict(none=None, normalize=[Normalize.from_stats(*imagenet_stats, cuda=False)], augmented=[*aug_transforms(do_flip=True, max_lighting=.9, p_lighting=1.),
+    batch = dict(none=None, normalize=[Normalize.from_stats(*imagenet_stats, cuda=False)],
+        augmented=[*aug_transforms(do_flip=True, max_lighting=.9, p_lighting=1.),
                  Normalize.from_stats(*imagenet_stats, cuda=False)])[tfms]
-    block = DataBlock((ImageBlock, CategoryBlock), splitter=IndexSplitter([0,5]), get_x=ColReader('path'), get_y=ColReader('label'),
+    block = DataBlock((ImageBlock, CategoryBlock), splitter=IndexSplitter([0,5]), get_x=ColReader('path'),
+        get_y=ColReader('label'),
                       item_tfms=[DihedralItem(), Resize((40,50))] if tfms=='augmented' else None, batch_tfms=batch)
     dls = block.dataloaders(coloured, bs=4, num_workers=0, device='cpu') # 11 pictures: the last batch is short
     mean,std = channel_stats(dls, progress=False)
@@ -519,7 +458,8 @@ def test_channel_stats(coloured, tfms):
     assert sum(isinstance(o, Normalize) for o in dls.valid.after_batch.fs)==(tfms!='none')
 
 def test_channel_stats_of_one_channel(coloured):
-    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), splitter=IndexSplitter([0]), get_x=ColReader('path'), get_y=ColReader('label'))
+    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), splitter=IndexSplitter([0]), get_x=ColReader('path'),
+        get_y=ColReader('label'))
     mean,std = channel_stats(block.dataloaders(coloured, bs=4, num_workers=0, device='cpu'), progress=False)
     want = truth(coloured[1:], 'L')
     assert len(mean)==1 and abs(mean[0]-want[0][0])<1e-6 and abs(std[0]-want[1][0])<1e-6

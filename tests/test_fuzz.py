@@ -1,4 +1,4 @@
-"Functions without state, given every dtype, memory layout, batch size and number: what comes out is whole, and what went in is as it was."
+"Functions without state, for every dtype, memory layout, batch size and number: valid results, same arguments after."
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,14 +11,15 @@ from fastai_mix.callback.mix import draw_beta, draw_partner, mix_loss
 from fastai_mix.callback.plc import correct_labels, label_gap
 from fastai_mix.callback.snapmix import snapmix
 from fastai_mix.crossval import blend, fill_sample, fit_weights, score_probs, score_table
-from fastai_mix.data.check import label_table, unsafe_names
 from fastai_mix.data.folds import add_folds, draw_rows
 from fastai_mix.data.sampling import class_weights, sample_weights
 from fastai_mix.data.soft import soft_accuracy, soft_labels
+from fastai_mix.data.table import label_table, unsafe_names
 from fastai_mix.vision.box import box_area, box_mask, paste_box, rand_box
 from fastai_mix.vision.cam import semantic_map, semantic_mass
 
-def fuzz(n=60): return settings(max_examples=n//3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def fuzz(n=60):
+    return settings(max_examples=n//3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 seeds,batches,sides = st.integers(0, 2**31),st.sampled_from([0,1,2,3,7]),st.integers(1, 17)
 floats = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -37,20 +38,27 @@ def channels_last(t): return t.contiguous(memory_format=torch.channels_last) if 
 def spread(t): return t[:1].expand_as(t) if len(t) else t
 layouts = st.sampled_from([strided, turned, channels_last])
 
-def same(a, b): return torch.allclose(torch.as_tensor(a).double(), torch.as_tensor(b).double(), rtol=1e-5, atol=1e-6, equal_nan=True)
+def same(a, b):
+    return torch.allclose(torch.as_tensor(a).double(), torch.as_tensor(b).double(), rtol=1e-5, atol=1e-6,
+        equal_nan=True)
 
 def unchanged(f, *args):
-    "What `f` gives, having left its arguments as they were"
-    was = [o.clone() for o in args]
+    "The result of `f`, which must not change its arguments"
+    copies = [o.clone() for o in args]
     out = f(*args)
-    for a,b in zip(args, was): assert torch.equal(a.nan_to_num(7) if a.is_floating_point() else a, b.nan_to_num(7) if b.is_floating_point() else b)
+    for a,b in zip(args, copies):
+        assert torch.equal(a.nan_to_num(7) if a.is_floating_point() else a,
+            b.nan_to_num(7) if b.is_floating_point() else b)
     return out
 
 @st.composite
 def boxes(draw, n, size, far=True):
-    "Boxes in the picture, beyond it, empty, inside out"
-    at = lambda k: st.integers(-k-3, 2*k+3) if not far else st.one_of(st.integers(-k-3, 2*k+3), st.sampled_from([-2**40, 2**40]))
-    return torch.tensor([[draw(at(size[i%2])) for i in range(4)] for _ in range(n)], dtype=torch.int64).reshape(n, 4)
+    "Boxes in the picture, beyond it, empty, or with bottom < top or right < left"
+    def coordinate(side):
+        around = st.integers(-side-3, 2*side+3)
+        return st.one_of(around, st.sampled_from([-2**40, 2**40])) if far else around
+    values = [[draw(coordinate(size[i%2])) for i in range(4)] for _ in range(n)]
+    return torch.tensor(values, dtype=torch.int64).reshape(n, 4)
 
 @fuzz(100)
 @given(batches, sides, sides, st.lists(st.sampled_from(extremes), min_size=7, max_size=7), floats, seeds)
@@ -92,8 +100,10 @@ def test_paste_box(data, n, c, h, w, dtype, layout, seed, resized):
 @fuzz(150)
 @given(batches, st.integers(1, 5), st.integers(1, 5), sides, sides, floats, layouts, st.data())
 def test_semantic_map(n, a, b, h, w, dtype, layout, data):
-    numbers = st.one_of(st.sampled_from(extremes), st.floats(-10, 10, width=32)) if data.draw(st.booleans()) else st.floats(-1, 1, width=16)
-    cam = torch.tensor(data.draw(st.lists(numbers, min_size=n*a*b, max_size=n*a*b)), dtype=torch.float64).reshape(n, a, b).to(dtype)
+    wild = st.one_of(st.sampled_from(extremes), st.floats(-10, 10, width=32))
+    numbers = wild if data.draw(st.booleans()) else st.floats(-1, 1, width=16)
+    values = data.draw(st.lists(numbers, min_size=n*a*b, max_size=n*a*b))
+    cam = torch.tensor(values, dtype=torch.float64).reshape(n, a, b).to(dtype)
     m = unchanged(lambda o: semantic_map(o, (h,w)), cam)
     assert m.shape==(n,h,w) and m.dtype==torch.float32 and (m>=0).all()
     torch.testing.assert_close(m.sum((1,2)), torch.ones(n), rtol=0, atol=1e-5)
@@ -107,27 +117,33 @@ def test_semantic_map(n, a, b, h, w, dtype, layout, data):
 @given(st.data(), batches, sides, sides, pixels, layouts, seeds)
 def test_snapmix(data, n, h, w, dtype, layout, seed):
     g = torch.Generator().manual_seed(seed)
-    x,cam,partner = torch.rand(n, 3, h, w, generator=g).mul(255).to(dtype),torch.randn(n, 2, 3, generator=g),torch.randperm(n, generator=g)
+    x,cam = torch.rand(n, 3, h, w, generator=g).mul(255).to(dtype),torch.randn(n, 2, 3, generator=g)
+    partner = torch.randperm(n, generator=g)
     box,src_box = data.draw(boxes(n, (h,w))),data.draw(boxes(n, (h,w)))
     out,own,theirs = unchanged(snapmix, x, cam, partner, box, src_box)
-    assert out.shape==x.shape and out.dtype==dtype and all(o.shape==(n,) and (o>=0).all() and (o<=1).all() for o in (own,theirs))
+    assert out.shape==x.shape and out.dtype==dtype
+    assert all(o.shape==(n,) and (o>=0).all() and (o<=1).all() for o in (own,theirs))
     none = (box_area(box, (h,w))==0) | (box_area(src_box, (h,w))==0)
     assert torch.equal(out[none], x[none]) and (own[none]==1).all() and (theirs[none]==0).all()
     for a,b in zip((out,own,theirs), snapmix(*map(layout, (x,cam,partner,box,src_box)))): assert same(a, b)
 
 @fuzz(100)
-@given(batches, sides, sides, st.floats(1e-9, 1, exclude_max=True), st.booleans(), st.sampled_from(['grid','checker']), whole, layouts, st.data())
+@given(batches, sides, sides, st.floats(1e-9, 1, exclude_max=True), st.booleans(), st.sampled_from(['grid','checker']),
+    whole, layouts, st.data())
 def test_grid_mask(n, h, w, ratio, invert, pattern, dtype, layout, data):
     d = torch.tensor(data.draw(st.lists(st.sampled_from([0,1,2,3,17,96,255]), min_size=n, max_size=n))).to(dtype)
-    offset = torch.tensor(data.draw(st.lists(st.integers(0, 100), min_size=2*n, max_size=2*n)), dtype=torch.int64).reshape(n, 2)
-    angle = torch.tensor(data.draw(st.lists(st.sampled_from([0,45,90,359,-7,3600]), min_size=n, max_size=n)), dtype=torch.int64)
+    offset = torch.tensor(data.draw(st.lists(st.integers(0, 100), min_size=2*n, max_size=2*n)),
+        dtype=torch.int64).reshape(n, 2)
+    angle = torch.tensor(data.draw(st.lists(st.sampled_from([0,45,90,359,-7,3600]), min_size=n, max_size=n)),
+        dtype=torch.int64)
     args = ((h,w), d, ratio, offset, angle)
     keep = grid_mask(*args, invert, pattern)
     assert keep.shape==(n,h,w) and keep.dtype==torch.bool and torch.equal(~keep, grid_mask(*args, not invert, pattern))
     assert torch.equal(keep, grid_mask((h,w), layout(d), ratio, layout(offset), layout(angle), invert, pattern))
 
 @fuzz(100)
-@given(batches, st.integers(2, 5), floats, whole, layouts, seeds, st.floats(.01, 1), st.sampled_from(['gap','ratio']), st.booleans())
+@given(batches, st.integers(2, 5), floats, whole, layouts, seeds, st.floats(.01, 1), st.sampled_from(['gap','ratio']),
+    st.booleans())
 def test_correct_labels(n, c, dtype, kind, layout, seed, theta, rule, several):
     g = torch.Generator().manual_seed(seed)
     p = (torch.rand(n, c, generator=g) if several else torch.randn(n, c, generator=g).mul(4).softmax(1)).to(dtype)
@@ -138,11 +154,14 @@ def test_correct_labels(n, c, dtype, kind, layout, seed, theta, rule, several):
     assert torch.equal(new, correct_labels(layout(p), layout(y), theta, rule))
 
 @fuzz(100)
-@given(st.integers(1, 5), st.integers(2, 4), st.sampled_from([torch.float32, torch.float64]), layouts, seeds, st.sampled_from(['mean','sum','none']), st.booleans())
+@given(st.integers(1, 5), st.integers(2, 4), st.sampled_from([torch.float32, torch.float64]), layouts, seeds,
+    st.sampled_from(['mean','sum','none']), st.booleans())
 def test_mix_loss(n, c, dtype, layout, seed, reduction, several):
     g = torch.Generator().manual_seed(seed)
     pred = torch.randn(n, c, generator=g, dtype=dtype)
-    y,y2 = (torch.randint(2, (n,c), generator=g).to(dtype) if several else torch.randint(c, (n,), generator=g) for _ in range(2))
+    def labels():
+        return torch.randint(2, (n,c), generator=g).to(dtype) if several else torch.randint(c, (n,), generator=g)
+    y,y2 = labels(),labels()
     w,w2 = torch.rand(2, n, generator=g, dtype=dtype)
     loss = nn.BCEWithLogitsLoss(reduction=reduction) if several else nn.CrossEntropyLoss(reduction=reduction)
     one = F.binary_cross_entropy_with_logits if several else F.cross_entropy
@@ -151,7 +170,8 @@ def test_mix_loss(n, c, dtype, layout, seed, reduction, several):
     want = k*at(y)+k2*at(y2)
     want = want if reduction=='none' else getattr(want, reduction)()
     torch.testing.assert_close(mix_loss(loss, pred, (y,), (y2,), w, w2), want, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mix_loss(loss, layout(pred), (layout(y),), (layout(y2),), strided(w), strided(w2)), want, rtol=1e-5, atol=1e-6)
+    got = mix_loss(loss, layout(pred), (layout(y),), (layout(y2),), strided(w), strided(w2))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 @fuzz(60)
 @given(st.integers(1, 9), st.sampled_from([1e-3, .2, 1, 5, 1e3]), seeds)
@@ -182,18 +202,21 @@ def test_scores(seed, n, c, scale, certain):
     s = score_probs(p*scale, y)
     assert s['n']==n and all(0<=s[k]<=1 for k in ('accuracy','macro_f1')) and 0<=s['log_loss']<40
     assert 0<=s['auc']<=1 if len(set(y))==c else np.isnan(s['auc'])
-    for o,v in zip(forms(p*scale), (y, y.tolist(), y.astype(np.uint8), y.astype(float), torch.tensor(y), y)): assert score_probs(o, v)==pytest.approx(s, nan_ok=True)
+    for o,v in zip(forms(p*scale), (y, y.tolist(), y.astype(np.uint8), y.astype(float), torch.tensor(y), y)):
+        assert score_probs(o, v)==pytest.approx(s, nan_ok=True)
     t = score_table(p, y, np.arange(n)%3)
     assert t.loc['pooled'].to_dict()==pytest.approx(score_probs(p, y), nan_ok=True) and len(t)==min(n, 3)+3
 
 @fuzz(60)
-@given(seeds, st.integers(1, 4), st.integers(0, 12), st.integers(1, 4), st.sampled_from(['mean','gmean','rank','weights']), st.booleans())
+@given(seeds, st.integers(1, 4), st.integers(0, 12), st.integers(1, 4),
+    st.sampled_from(['mean','gmean','rank','weights']), st.booleans())
 def test_blend(seed, k, n, c, how, certain):
     rng = np.random.default_rng(seed)
     p,w = simplex(rng, k, n, c),simplex(rng, k)
     if certain: p = np.eye(c)[p.argmax(2)]
     out = blend(p, how, w)
-    assert out.shape==(n,c) and (out>=0).all() and (how=='rank' or np.allclose(out.sum(1), 1)) and np.isfinite(out).all()
+    assert out.shape==(n,c) and (out>=0).all() and (how=='rank' or np.allclose(out.sum(1), 1))
+    assert np.isfinite(out).all()
     for o in forms(p): assert np.allclose(blend(o, how, list(w)), out)
     assert np.allclose(blend(p[:1], 'gmean'), p[0], atol=1e-9)
     if n:
@@ -224,7 +247,8 @@ def test_tables_of_labels(seed, n, c, kind, category, other_index):
     has = label_table(df, 'label')
     assert has.index.equals(df.index) and (has.sum(axis=1)==1).all() and has.idxmax(axis=1).tolist()==df.label.tolist()
     w,rows = class_weights(df.label),sample_weights(df.label)
-    assert np.isclose((w*has.sum()).sum()/n, 1, atol=1e-5) and np.allclose(rows, df.label.astype(object).map(w.to_dict()))
+    assert np.isclose((w*has.sum()).sum()/n, 1, atol=1e-5)
+    assert np.allclose(rows, df.label.astype(object).map(w.to_dict()))
     pos = draw_rows(has, oversample='balance', seed=seed)
     counts = has.iloc[pos].sum()
     assert set(pos)==set(range(n)) and counts.max()-counts.min()<=1
@@ -233,11 +257,13 @@ def test_tables_of_labels(seed, n, c, kind, category, other_index):
     pd.testing.assert_frame_equal(df, before)
 
 @fuzz(40)
-@given(seeds, st.integers(2, 20), st.integers(2, 4), st.floats(0, 1), st.sampled_from(['all','disagree']), st.booleans())
+@given(seeds, st.integers(2, 20), st.integers(2, 4), st.floats(0, 1), st.sampled_from(['all','disagree']),
+    st.booleans())
 def test_soft_labels(seed, n, c, a, where, hard):
     rng = np.random.default_rng(seed)
     classes = [f'k{i}' for i in range(c)]
-    df = pd.DataFrame({'label': np.array(classes)[np.r_[0, 1, rng.integers(c, size=n-2)]]}, index=[f'r{i}' for i in range(n)])
+    df = pd.DataFrame({'label': np.array(classes)[np.r_[0, 1, rng.integers(c, size=n-2)]]},
+        index=[f'r{i}' for i in range(n)])
     oof = pd.DataFrame(simplex(rng, n, c), df.index, classes)
     soft = soft_labels(df, oof.sample(frac=1, random_state=0), 'label', a, where, hard)[classes].to_numpy()
     assert (soft>=-1e-9).all() and np.allclose(soft.sum(1), 1)

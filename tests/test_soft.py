@@ -8,7 +8,8 @@ import sklearn.metrics as skm
 import torch
 import torch.nn.functional as F
 from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
-from fastai.vision.all import (Callback, ClassificationInterpretation, ColReader, CrossEntropyLossFlat, DataBlock, F1Score, ImageBlock, IndexSplitter, Resize,
+from fastai.vision.all import (Callback, ClassificationInterpretation, ColReader, CrossEntropyLossFlat, DataBlock,
+    F1Score, ImageBlock, IndexSplitter, Resize,
     RocAuc, TensorImage, accuracy, load_learner, nn, plt, show_results, skm_to_fastai, top_k_accuracy, vision_learner)
 from hypothesis import given, settings, strategies as st
 from fastai_mix.callback.choice import MixChoice
@@ -17,7 +18,8 @@ from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix, mix_loss
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_classes, leaf_data
 from fastai_mix.data.sampling import class_weights
-from fastai_mix.data.soft import (SoftCategorize, SoftCategoryBlock, SoftCrossEntropyLossFlat, TensorSoftCategory, soft_accuracy,
+from fastai_mix.data.soft import (SoftCategorize, SoftCategoryBlock, SoftCrossEntropyLossFlat, TensorSoftCategory,
+    soft_accuracy,
     soft_labels, soft_metric)
 from fastai_mix.interpret import Scores
 from fastai_mix.vision.cam import ClassActivation
@@ -68,7 +70,8 @@ def test_rows_are_found_by_column_or_index():
 
 def test_a_tie_of_the_given_class_agrees():
     df = pd.DataFrame({'label': ['b','a']})
-    assert soft_labels(df, pd.DataFrame({'a': [.5,.5], 'b': [.5,.5]}), 'label')[['a','b']].to_numpy().tolist()==[[0,1],[1,0]]
+    soft = soft_labels(df, pd.DataFrame({'a': [.5,.5], 'b': [.5,.5]}), 'label')
+    assert soft[['a','b']].to_numpy().tolist()==[[0,1],[1,0]]
 
 def test_classes_that_are_numbers_get_columns_of_text():
     df,oof = table()
@@ -89,7 +92,8 @@ def test_the_label_one_hot_is_replaced_in_place_and_other_columns_are_not():
     hot = pd.concat([pd.get_dummies(df.label, dtype=int), df], axis=1)
     soft = soft_labels(hot, oof, 'label')
     assert list(soft.columns)==list(hot.columns) and soft[V].equals(soft_labels(df, oof, 'label')[V])
-    with pytest.raises(ValueError, match="column 'b' that is not the label one-hot: pass prefix='soft_'"): soft_labels(df.assign(b=1), oof, 'label')
+    with pytest.raises(ValueError, match="column 'b' that is not the label one-hot: pass prefix='soft_'"):
+        soft_labels(df.assign(b=1), oof, 'label')
     with pytest.raises(ValueError, match="column 'a'"): soft_labels(df.rename(columns={'label':'a'}), oof, 'a')
     assert 'soft_b' in soft_labels(df.assign(b=1), oof, 'label', prefix='soft_')
 
@@ -97,7 +101,8 @@ def _nan(o, i, c): o = o.copy(); o.loc[i, c] = np.nan; return o
 bad = {
     'no prediction': (lambda d,o: (d, o.drop([3,7])), "2 of 30 rows have no out-of-fold prediction, the first 3, 7"),
     'NaN': (lambda d,o: (d, _nan(o, 5, 'b')), "1 of 30 rows have no out-of-fold prediction, the first 5"),
-    'unknown label': (lambda d,o: (d.replace({'label': {'c': 'd'}}), o), "no column for the label 'd' of 'label': it has 'a', 'b', 'c'"),
+    'unknown label': (lambda d,o: (d.replace({'label': {'c': 'd'}}), o),
+        "no column for the label 'd' of 'label': it has 'a', 'b', 'c'"),
     'class lacks': (lambda d,o: (d, o[['a','b']]), "no column for the label 'c'"),
     'sum': (lambda d,o: (d, o*.9), "expected numbers from 0 up that add to 1"),
     'further number': (lambda d,o: (d, o.assign(fold=1)), "with a column per class and no others"),
@@ -105,10 +110,12 @@ bad = {
     'text': (lambda d,o: (d, o.assign(id=d.id)), r"`oof` has 'id': .*or id_col='id'"),
     'double column': (lambda d,o: (d, pd.concat([o, o.a], axis=1)), "`oof` has 'a'"),
     'double row': (lambda d,o: (d, pd.concat([o, o.loc[[4]]])), "`oof` has 4 more than once in the index"),
-    'double row of the table': (lambda d,o: (pd.concat([d, d.loc[[4]]]), o), "the table has 4 more than once in the index"),
+    'double row of the table': (lambda d,o: (pd.concat([d, d.loc[[4]]]), o),
+        "the table has 4 more than once in the index"),
     'label of text': (lambda d,o: (d, o.assign(label=d.label)), "`oof` has 'label': .*pass `oof.classes.`$"),
     'array': (lambda d,o: (d, o.to_numpy()), "`oof` is a ndarray: expected a table"),
-    'named index': (lambda d,o: (d, o.set_axis(pd.Index(d.id, name='id'))), "30 of 30 rows have no .*: pass id_col='id'"),
+    'named index': (lambda d,o: (d, o.set_axis(pd.Index(d.id, name='id'))),
+        "30 of 30 rows have no .*: pass id_col='id'"),
     'no label': (lambda d,o: (_nan(d, 2, 'label'), o), "1 of 30 rows have no label in 'label', the first at row 2"),
     'no column': (lambda d,o: (d.drop(columns='label'), o), "no column 'label'"),
 }
@@ -117,8 +124,10 @@ def test_a_wrong_table_is_refused(case):
     change,message = bad[case]
     with pytest.raises(ValueError, match=message): soft_labels(*change(*table()), 'label')
 
-@pytest.mark.parametrize('kwargs,message', [(dict(a=1.5), "a=1.5"), (dict(a=-.1), "a=-0.1"), (dict(a=float('nan')), "a=nan"), (dict(a='.5'), "a='.5'"),
-    (dict(where='some'), "where='some': expected 'disagree' or 'all'"), (dict(id_col='nr'), "the table has no column 'nr'"),
+@pytest.mark.parametrize('kwargs,message',
+    [(dict(a=1.5), "a=1.5"), (dict(a=-.1), "a=-0.1"), (dict(a=float('nan')), "a=nan"), (dict(a='.5'), "a='.5'"),
+    (dict(where='some'), "where='some': expected 'disagree' or 'all'"),
+    (dict(id_col='nr'), "the table has no column 'nr'"),
     (dict(id_col='id'), "`oof` has no column 'id'")])
 def test_wrong_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message): soft_labels(*table(), 'label', **kwargs)
@@ -127,19 +136,26 @@ def test_ids_by_column_are_named_in_errors():
     df,oof = table()
     oof = oof.assign(id=df.id)
     with pytest.raises(ValueError, match="the first r3 "): soft_labels(df, oof.drop(3), 'label', id_col='id')
-    with pytest.raises(ValueError, match="`oof` has r4 more than once in 'id'"): soft_labels(df, pd.concat([oof, oof.loc[[4]]]), 'label', id_col='id')
+    with pytest.raises(ValueError, match="`oof` has r4 more than once in 'id'"):
+        soft_labels(df, pd.concat([oof, oof.loc[[4]]]), 'label', id_col='id')
 
 # the block
 
 def test_targets_of_every_kind():
     tfm = SoftCategorize(V)
-    for o in ([.2,.3,.5], np.array([.2,.3,.5]), pd.Series([.2,.3,.5]), torch.tensor([.2,.3,.5]), pd.Series([.2,.3,.5], dtype=object)):
+    for o in ([.2,.3,.5], np.array([.2,.3,.5]), pd.Series([.2,.3,.5]), torch.tensor([.2,.3,.5]),
+        pd.Series([.2,.3,.5], dtype=object)):
         t = tfm(o)
-        assert type(t) is TensorSoftCategory and t.dtype==torch.float32 and torch.allclose(t.as_subclass(torch.Tensor), torch.tensor([.2,.3,.5]))
-    assert tfm('b').tolist()==[0,1,0] and SoftCategorize([3,5])(5).tolist()==[0,1] and SoftCategorize([3,5])(np.int64(5)).tolist()==[0,1]
+        assert type(t) is TensorSoftCategory and t.dtype==torch.float32
+        assert torch.allclose(t.as_subclass(torch.Tensor), torch.tensor([.2,.3,.5]))
+    assert tfm('b').tolist()==[0,1,0] and SoftCategorize([3,5])(5).tolist()==[0,1]
+    assert SoftCategorize([3,5])(np.int64(5)).tolist()==[0,1]
 
-@pytest.mark.parametrize('o,message', [('d', "'d' is no class of .'a', 'b', 'c'."), (.5, "0.5 is no class .*not a tuple"), ([.5,.5], 'expected 3 numbers'),
-    ([.5,.5,.5], 'that add to 1'), ([-.5,1,.5], 'from 0 up'), ([float('nan'),.5,.5], 'expected 3 numbers'), ([[.2,.3,.5]], 'expected 3 numbers')])
+@pytest.mark.parametrize('o,message',
+    [('d', "'d' is no class of .'a', 'b', 'c'."), (.5, "0.5 is no class .*not a tuple"),
+        ([.5,.5], 'expected 3 numbers'),
+    ([.5,.5,.5], 'that add to 1'), ([-.5,1,.5], 'from 0 up'), ([float('nan'),.5,.5], 'expected 3 numbers'),
+    ([[.2,.3,.5]], 'expected 3 numbers')])
 def test_wrong_targets_are_refused(o, message):
     with pytest.raises(ValueError, match=message): SoftCategorize(V)(o)
 
@@ -147,7 +163,8 @@ def test_wrong_targets_are_refused(o, message):
 def test_a_wrong_vocab_is_refused(vocab):
     with pytest.raises(ValueError, match='two or more class names, each once'): SoftCategoryBlock(vocab)
 
-@pytest.mark.parametrize('o,text,top', [([0,.5,.5], 'b .5 · c .5', V[1:]), ([1,0,0], 'a', ['a']), ([.05,.9,.05], 'b .9 · a .05 · c .05', ['b']),
+@pytest.mark.parametrize('o,text,top',
+    [([0,.5,.5], 'b .5 · c .5', V[1:]), ([1,0,0], 'a', ['a']), ([.05,.9,.05], 'b .9 · a .05 · c .05', ['b']),
     ([.999,.001,0], 'a', ['a']), ([.33,.33,.34], 'c .34 · a .33 · b .33', ['c'])])
 def test_what_is_shown(o, text, top):
     d = SoftCategorize(V).decode(TensorSoftCategory(o))
@@ -205,7 +222,8 @@ def test_half_precision():
         assert abs(loss.item()-SoftCrossEntropyLossFlat()(pred, soft).item())<.05
 
 def test_targets_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="targets are \\[7\\] .*CrossEntropyLossFlat"): SoftCrossEntropyLossFlat()(pred, y)
+    with pytest.raises(ValueError, match="targets are \\[7\\] .*CrossEntropyLossFlat"):
+        SoftCrossEntropyLossFlat()(pred, y)
     with pytest.raises(ValueError, match="targets are \\[7, 3\\]"): SoftCrossEntropyLossFlat()(pred, soft[:,:3])
 
 @pytest.mark.parametrize('eps', [0.,.1])
@@ -215,8 +233,8 @@ def test_mixed_is_the_sum_by_hand(k, eps):
     t = (1-eps)*(w[:,None]*soft + w2[:,None]*soft2).double() + eps/c*(w+w2)[:,None].double()
     want = -(t*pred.double().log_softmax(1)*(1 if k is None else k.double())).sum(1).mean()
     assert abs(mix_loss(lf, pred, (soft,), (soft2,), w, w2).item()-want.item())<1e-5
-    torch.testing.assert_close(mix_loss(lf, pred, (soft,), (soft2,), torch.ones(n), torch.zeros(n)).as_subclass(torch.Tensor),
-                               lf(pred, soft).as_subclass(torch.Tensor))
+    unmixed = mix_loss(lf, pred, (soft,), (soft2,), torch.ones(n), torch.zeros(n))
+    torch.testing.assert_close(unmixed.as_subclass(torch.Tensor), lf(pred, soft).as_subclass(torch.Tensor))
     assert lf.reduction=='mean'
 
 # mixes in a Learner
@@ -224,17 +242,21 @@ def test_mixed_is_the_sum_by_hand(k, eps):
 def softly(learn, a=.7):
     "Make the targets of a toy Learner soft, with the part `a` of the class"
     t = learn.dls.train.dataset.t
-    learn.dls.train.dataset.t = TensorSoftCategory(a*t + (1-a)*torch.rand(t.shape, generator=torch.Generator().manual_seed(0)).softmax(1))
+    other = torch.rand(t.shape, generator=torch.Generator().manual_seed(0)).softmax(1)
+    learn.dls.train.dataset.t = TensorSoftCategory(a*t + (1-a)*other)
     return learn
 
-mixes = dict(plain=lambda: None, mixup=MixUp, cutmix=CutMix, resizemix=ResizeMix, snapmix=SnapMix, echo=lambda: SnapMix(echo=True),
+mixes = dict(plain=lambda: None, mixup=MixUp, cutmix=CutMix, resizemix=ResizeMix, snapmix=SnapMix,
+    echo=lambda: SnapMix(echo=True),
     published=lambda: SnapMix(same_label='published'), gridmask=lambda: GridMask(p=1.),
-    choice=lambda: MixChoice([SnapMix(), CutMix(), MixUp(), None]), choice_echo=lambda: MixChoice([SnapMix(), CutMix()], echo=True),
+    choice=lambda: MixChoice([SnapMix(), CutMix(), MixUp(), None]),
+    choice_echo=lambda: MixChoice([SnapMix(), CutMix()], echo=True),
     fastai_mixup=FastaiMixUp, fastai_cutmix=FastaiCutMix)
 
 @pytest.mark.parametrize('mix', mixes)
 def test_every_mix_trains(mix, toy):
-    learn = softly(toy(cbs=mixes[mix](), n=64, target='hot', loss_func=SoftCrossEntropyLossFlat(), metrics=soft_accuracy, lr=3e-3))
+    learn = softly(toy(cbs=mixes[mix](), n=64, target='hot', loss_func=SoftCrossEntropyLossFlat(),
+        metrics=soft_accuracy, lr=3e-3))
     before = learn.validate()[0]
     learn.fit(4)
     assert learn.validate()[0]<before and type(learn.dls.one_batch()[1]) is TensorSoftCategory
@@ -258,7 +280,8 @@ def test_snapmix_maps_follow_the_shares(toy):
     xb,yb = learn.dls.one_batch()
     activation = ClassActivation(learn.model)
     cam,_ = activation(xb, yb)
-    parts = sum(yb[:,j,None,None].as_subclass(torch.Tensor)*activation(xb, torch.full((len(xb),), j))[0] for j in range(3))
+    parts = sum(yb[:,j,None,None].as_subclass(torch.Tensor)*activation(xb, torch.full((len(xb),), j))[0]
+        for j in range(3))
     torch.testing.assert_close(cam, parts, atol=1e-5, rtol=1e-4)
 
 # metrics
@@ -269,13 +292,17 @@ class Fixed(nn.Module):
     def forward(self, x): return x.mean((2,3))*self.k
 
 def _low(inp, targ): return (inp.argmax(-1)<targ).float().mean()
-metrics = {'accuracy': accuracy, 'partial': partial(top_k_accuracy, k=2), 'own': _low, 'f1': F1Score(average='macro'), 'auc': RocAuc(),
-    'recall': skm_to_fastai(skm.recall_score, average='macro', name='recall'), 'class': F1Score(average=None, labels=[0])}
-names = dict(accuracy='accuracy', partial='top_k_accuracy', own='_low', f1='f1_score', auc='roc_auc_score', recall='recall', **{'class':'f1_score'})
+metrics = {'accuracy': accuracy, 'partial': partial(top_k_accuracy, k=2), 'own': _low, 'f1': F1Score(average='macro'),
+    'auc': RocAuc(),
+    'recall': skm_to_fastai(skm.recall_score, average='macro', name='recall'),
+    'class': F1Score(average=None, labels=[0])}
+names = dict(accuracy='accuracy', partial='top_k_accuracy', own='_low', f1='f1_score', auc='roc_auc_score',
+    recall='recall', **{'class':'f1_score'})
 
 @pytest.mark.parametrize('name', metrics)
 def test_a_metric_reads_the_largest_share(name, toy):
-    soft = softly(toy(model=Fixed(), n=30, target='hot', loss_func=SoftCrossEntropyLossFlat(), metrics=soft_metric(metrics[name])), a=.1)
+    soft = softly(toy(model=Fixed(), n=30, target='hot', loss_func=SoftCrossEntropyLossFlat(),
+        metrics=soft_metric(metrics[name])), a=.1)
     hard = toy(model=Fixed(), n=30, metrics=metrics[name])
     hard.dls.train.dataset.t = soft.dls.train.dataset.t.argmax(1).as_subclass(torch.Tensor)
     got,want = soft.validate()[1],hard.validate()[1]
@@ -289,10 +316,12 @@ def test_a_metric_reads_the_largest_share(name, toy):
 def test_soft_accuracy_and_calls_without_a_learner():
     want = (pred.argmax(1)==soft.argmax(1)).float().mean()
     assert soft_accuracy(pred, soft)==want==soft_metric(accuracy)(pred, soft)==soft_accuracy(pred, soft.argmax(1))
-    assert soft_metric(F1Score(average='macro'))(pred.argmax(1), soft)==skm.f1_score(soft.argmax(1), pred.argmax(1), average='macro')
+    macro_f1 = soft_metric(F1Score(average='macro'))
+    assert macro_f1(pred.argmax(1), soft)==skm.f1_score(soft.argmax(1), pred.argmax(1), average='macro')
 
 def test_a_metric_that_averages_weighs_batches_by_size(toy):
-    learn = softly(toy(model=Fixed(), n=30, bs=8, target='hot', loss_func=SoftCrossEntropyLossFlat(), metrics=[soft_metric(accuracy), soft_accuracy]), a=.1)
+    learn = softly(toy(model=Fixed(), n=30, bs=8, target='hot', loss_func=SoftCrossEntropyLossFlat(),
+        metrics=[soft_metric(accuracy), soft_accuracy]), a=.1)
     x,t = learn.dls.train.dataset.x,learn.dls.train.dataset.t
     want = (x.mean((2,3)).argmax(1)==t.argmax(1)).float().mean().item()
     assert 0<want<1 and list(learn.validate()[1:])==pytest.approx([want,want], abs=1e-6)
@@ -305,7 +334,8 @@ def life(tmp_path_factory):
     df = pd.read_csv(path/'train.csv')
     oof = pd.DataFrame(np.random.default_rng(0).dirichlet(np.ones(4)*.3, len(df)), df.index, leaf_classes)
     soft = soft_labels(df, oof, 'labels', hard=False)
-    block = DataBlock((ImageBlock, SoftCategoryBlock(leaf_classes)), splitter=IndexSplitter(range(16)), get_y=ColReader(leaf_classes),
+    block = DataBlock((ImageBlock, SoftCategoryBlock(leaf_classes)), splitter=IndexSplitter(range(16)),
+        get_y=ColReader(leaf_classes),
         get_x=ColReader('image_id', pref=f'{path}/images/', suff='.jpg'), item_tfms=Resize(32))
     dls = block.dataloaders(soft, bs=8, num_workers=0)
     learn = vision_learner(dls, 'test_resnet', pretrained=False, path=path, cbs=SnapMix(),
@@ -316,7 +346,8 @@ def life(tmp_path_factory):
 
 def test_weights_as_class_weights_gives_them():
     w,p,y = class_weights(['a','b','b']),torch.randn(4, 2),torch.rand(4, 2).softmax(1)
-    torch.testing.assert_close(SoftCrossEntropyLossFlat(weight=w)(p, y), SoftCrossEntropyLossFlat(weight=w.tolist())(p, y))
+    torch.testing.assert_close(SoftCrossEntropyLossFlat(weight=w)(p, y),
+        SoftCrossEntropyLossFlat(weight=w.tolist())(p, y))
 
 def test_dataloaders_bring_vocab_classes_and_loss(life):
     learn,soft = life
@@ -332,7 +363,8 @@ def test_predictions(life):
     want = -(targs*preds.log()).sum(1)
     np.testing.assert_allclose(losses, want, atol=1e-4)
     loss,acc,acc2,f1 = learn.validate()
-    assert loss==pytest.approx(want.mean().item(), abs=1e-4) and acc==acc2==pytest.approx((preds.argmax(1)==targs.argmax(1)).float().mean().item())
+    assert loss==pytest.approx(want.mean().item(), abs=1e-4)
+    assert acc==acc2==pytest.approx((preds.argmax(1)==targs.argmax(1)).float().mean().item())
     assert f1==pytest.approx(skm.f1_score(targs.argmax(1), preds.argmax(1), average='macro'))
     probs,t = learn.tta(n=2)
     assert probs.shape==t.shape==(16,4) and torch.allclose(probs.sum(1), torch.ones(16))
@@ -351,11 +383,13 @@ def test_pictures(life):
         assert ' · '.join(target)==t and pred==leaf_classes[p]
     plt.close('all')
 
-@pytest.mark.parametrize('share,color', [([0,0,.5,.5],'green'), ([0,1,0,0],'red'), ([0,.6,0,.4],'red'), ([0,0,0,1],'green')])
+@pytest.mark.parametrize('share,color',
+    [([0,0,.5,.5],'green'), ([0,1,0,0],'red'), ([0,.6,0,.4],'red'), ([0,0,0,1],'green')])
 def test_a_right_prediction_is_green(share, color):
     tfm = SoftCategorize(leaf_classes)
     samples = [(TensorImage(torch.zeros(3,4,4)), tfm.decode(tfm(share)))]
-    ax, = show_results(TensorImage(torch.zeros(1,3,4,4)), TensorSoftCategory([share]), samples, [(tfm.decode(torch.tensor(3)),)])
+    ax, = show_results(TensorImage(torch.zeros(1,3,4,4)), TensorSoftCategory([share]), samples,
+        [(tfm.decode(torch.tensor(3)),)])
     assert ax.title.get_color()==color
     plt.close('all')
 
@@ -383,22 +417,27 @@ def test_interpretation(life):
 def test_scores(life):
     learn,_ = life
     s,(preds,targs) = learn.scores(),learn.get_preds()
-    assert s.accuracy==pytest.approx(learn.validate()[1]) and s.macro_f1==pytest.approx(learn.validate()[3]) and 'rust' in s.report()
+    assert s.accuracy==pytest.approx(learn.validate()[1])
+    assert s.macro_f1==pytest.approx(learn.validate()[3]) and 'rust' in s.report()
     assert len(s.plot_confusion().texts)==len(s.vocab)**2
     many = Scores(np.eye(50)[np.arange(100)%50], np.arange(100)%50, range(50)).plot_confusion()
     assert not many.texts and not len(many.get_xticks())
     plt.close('all')
-    with pytest.raises(ValueError, match='no labels: use test_dl'): learn.scores(dl=learn.dls.test_dl(learn.dls.valid.items))
+    with pytest.raises(ValueError, match='no labels: use test_dl'):
+        learn.scores(dl=learn.dls.test_dl(learn.dls.valid.items))
     with pytest.raises(ValueError, match='add to 1'): Scores(preds, torch.ones(16,4), leaf_classes)
 
 def test_a_class_name_will_do_for_a_row(life):
     learn,soft = life
-    block = DataBlock((ImageBlock, SoftCategoryBlock(leaf_classes)), splitter=IndexSplitter(range(16)), item_tfms=Resize(32),
-        get_x=ColReader('image_id', pref=f'{learn.path}/images/', suff='.jpg'), get_y=lambda r: r.true_label if r.name<16 else r[leaf_classes])
+    block = DataBlock((ImageBlock, SoftCategoryBlock(leaf_classes)), splitter=IndexSplitter(range(16)),
+        item_tfms=Resize(32),
+        get_x=ColReader('image_id', pref=f'{learn.path}/images/', suff='.jpg'),
+        get_y=lambda r: r.true_label if r.name<16 else r[leaf_classes])
     dls = block.dataloaders(soft, bs=8, num_workers=0)
     assert [leaf_classes[o[1].argmax()] for o in dls.valid_ds]==soft.true_label[:16].tolist()
     np.testing.assert_allclose(dls.train_ds[0][1], soft.loc[16, leaf_classes].tolist(), atol=1e-6)
 
 def test_macro_f1_is_that_of_the_report():
     s = Scores(np.eye(3)[[0,0,1,1]], [0,0,1,0], 'abc')
-    assert f'{s.macro_f1:.2f}' in next(o for o in s.report().splitlines() if 'macro avg' in o) and ' c ' not in s.report()
+    assert f'{s.macro_f1:.2f}' in next(o for o in s.report().splitlines() if 'macro avg' in o)
+    assert ' c ' not in s.report()
