@@ -1,4 +1,4 @@
-"""Targets that are shares of classes: made from out-of-fold predictions, with the block, loss and metrics to train on them
+"""Targets that are shares of classes: made from out-of-fold predictions, with a block, a loss and metrics to train on them
 
 Docs: https://fastai-mix.github.io/fastai_mix/data.soft.html.md"""
 
@@ -14,43 +14,76 @@ from numbers import Number
 from fastai.vision.all import *
 from fastai.learner import mk_metric
 
-from .check import *
+from ..args import bad_arg, check_choice, check_share
+from .table import *
 
 # %% ../../nbs/05_data.soft.ipynb #0975db26
-def _first(o): return ', '.join(map(str, list(o)[:5]))
+def _first(values): return ', '.join(map(str, list(values)[:5]))
+
+def _ids(df, oof, id_col):
+    "Identities of the rows of `df`, and `oof` with its identities as index"
+    if id_col is None: return df.index,oof
+    check_columns(df, id_col)
+    if oof.index.name!=id_col:
+        check_columns(oof, id_col, table='`oof`')
+        oof = oof.set_index(id_col)
+    return pd.Index(df[id_col]),oof
+
+def _check_prob_columns(df, oof, label_col, id_col):
+    "ValueError if `oof` has columns that are not numbers, or a column twice"
+    classes = oof.columns
+    if not classes.is_unique: wrong = list(classes[classes.duplicated()])
+    else: wrong = [c for c in classes if not pd.api.types.is_numeric_dtype(oof[c])]
+    if not wrong: return
+    is_id = id_col is None and wrong[0] in df and wrong[0]!=label_col
+    raise ValueError(
+        f"`oof` has {_first(map(repr, wrong))}: expected one column of probabilities per class and no others, "
+        "pass `oof[classes]`" + (f" or id_col={wrong[0]!r}" if is_id else ""))
+
+def _class_indices(y, classes, label_col):
+    "Position `[n]` of each label among `classes`"
+    idx = classes.get_indexer(y)
+    unknown = y[idx<0].unique()
+    if not len(unknown): return idx
+    raise ValueError(
+        f"`oof` has no column for the label {_first(map(repr, unknown))} of {label_col!r}: "
+        f"it has {', '.join(map(repr, classes))}")
+
+def _matched(df, oof, ids, id_col):
+    "The rows of `oof` in the order of `ids`; ValueError if an identity repeats or has no row"
+    by = repr(id_col) if id_col else 'the index'
+    for index,table in ((ids,'the table'),(oof.index,'`oof`')):
+        if index.is_unique: continue
+        repeated = index[index.duplicated()].unique()
+        raise ValueError(
+            f"{table} has {_first(repeated)} more than once in {by}: a row needs a name of its own, drop the copies")
+    found = oof if ids.equals(oof.index) else oof.reindex(ids)
+    lacking = found.isna().any(axis=1).to_numpy()
+    if not lacking.any(): return found
+    fix = "fit the missing folds, or drop the rows"
+    if id_col is None and oof.index.name in df: fix = f"pass id_col={oof.index.name!r}"
+    raise ValueError(
+        f"{lacking.sum()} of {len(df)} rows have no out-of-fold prediction, the first {_first(ids[lacking])} "
+        f"(by {by}): {fix}")
 
 def _oof_probs(df, oof, label_col, id_col):
-    "Probabilities `[n,c]` for the rows of `df`, and the class indices `[n]` of their labels"
+    "Probabilities `[n,c]` for the rows of `df`, class indices `[n]` of their labels, and the classes"
     check_labels(df, label_col)
-    if not isinstance(oof, pd.DataFrame): raise ValueError(f"`oof` is a {type(oof).__name__}: expected a table, "
-        "pd.DataFrame(oof, index=df.index, columns=classes)")
-    ids = df.index
-    if id_col is not None:
-        check_columns(df, id_col)
-        ids = pd.Index(df[id_col])
-        if oof.index.name!=id_col:
-            check_columns(oof, id_col, table='`oof`')
-            oof = oof.set_index(id_col)
-    classes,y,what = oof.columns,df[label_col],repr(id_col) if id_col else 'the index'
-    text = [c for c in classes if not pd.api.types.is_numeric_dtype(oof[c])] if classes.is_unique else list(classes[classes.duplicated()])
-    if text: raise ValueError(f"`oof` has {_first(map(repr, text))}: expected one column of probabilities per class and no others, "
-        "pass `oof[classes]`" + (f" or id_col={text[0]!r}" if id_col is None and text[0] in df and text[0]!=label_col else ""))
-    unknown = y[~y.isin(classes)].unique()
-    if len(unknown): raise ValueError(f"`oof` has no column for the label {_first(map(repr, unknown))} of {label_col!r}: "
-        f"it has {', '.join(map(repr, classes))}")
-    for o,table in ((ids,'the table'),(oof.index,'`oof`')):
-        twice = o[o.duplicated()].unique()
-        if len(twice): raise ValueError(f"{table} has {_first(twice)} more than once in {what}: a row needs a name of its own, drop the copies")
-    found = oof.reindex(ids)
-    none = found.isna().any(axis=1)
-    if none.any(): raise ValueError(f"{none.sum()} of {len(df)} rows have no out-of-fold prediction, the first {_first(ids[none])} "
-        f"(by {what}): " + (f"pass id_col={oof.index.name!r}" if id_col is None and oof.index.name in df else
-        "fit the folds that lack, or drop the rows"))
-    p = found.to_numpy(float)
-    off = ~((p>=0).all(1) & (abs(p.sum(1)-1)<.01))
-    if off.any(): raise ValueError(f"the probabilities of row {ids[off][0]} in `oof` are {', '.join(f'{v:.4g}' for v in p[off][0])}: "
-        "expected numbers from 0 up that add to 1, with a column per class and no others")
-    return p/p.sum(1, keepdims=True), classes.get_indexer(y)
+    if not isinstance(oof, pd.DataFrame):
+        raise ValueError(
+            f"`oof` is a {type(oof).__name__}: expected a table, pd.DataFrame(oof, index=df.index, columns=classes)")
+    ids,oof = _ids(df, oof, id_col)
+    _check_prob_columns(df, oof, label_col, id_col)
+    y = _class_indices(df[label_col], oof.columns, label_col)
+    probs = _matched(df, oof, ids, id_col).to_numpy(float)
+    total = probs.sum(1)
+    wrong = ~((probs>=0).all(1) & (abs(total-1)<.01))
+    if wrong.any():
+        given = ', '.join(f'{v:.4g}' for v in probs[wrong][0])
+        raise ValueError(
+            f"the probabilities of row {ids[wrong][0]} in `oof` are {given}: "
+            "expected numbers from 0 up that add to 1, with a column per class and no others")
+    return probs/total[:,None],y,oof.columns
 
 def soft_labels(
     df:pd.DataFrame, # A table, a row per picture; left as it is
@@ -58,43 +91,49 @@ def soft_labels(
     label_col:str, # Column of `df` with the given labels
     a:float=.5, # Share of the given label, 0 to 1; the prediction has the rest
     where:str='disagree', # Rows to soften: those where the predicted class is not the given one ('disagree'), or 'all'
-    hard:bool=True, # Take the predicted class as a certainty? If not, its probabilities are taken as they are
-    id_col:str=None, # Column of both tables that says which row is which; None: their index
-    prefix:str='', # What the new columns' names begin with; the name of the class follows
+    hard:bool=True, # Use the predicted class alone? If False, the probabilities of all classes are used
+    id_col:str=None, # Column of both tables with the identity of each row; None: their index
+    prefix:str='', # Start of the new columns' names; the name of the class follows
 )->pd.DataFrame: # A copy of `df` with a column of shares per class, in the order of `oof`
     "Shares of the classes: `a` times the given label and 1-`a` times the out-of-fold prediction"
-    if not isinstance(a, Number) or not 0<=a<=1: raise ValueError(f"a={a!r}: expected the share of the given label, a number from 0 to 1")
-    if where not in ('disagree','all'): raise ValueError(f"where={where!r}: expected 'disagree' or 'all'")
-    p,y = _oof_probs(df, oof, label_col, id_col)
-    one_hot,i = np.eye(p.shape[1]),np.arange(len(y))
-    given,top = one_hot[y],np.where(p[i,y]==p.max(1), y, p.argmax(1))
-    soft = a*given + (1-a)*(one_hot[top] if hard else p)
-    if where=='disagree': soft[top==y] = given[top==y]
-    cols = [f'{prefix}{c}' for c in oof.columns.drop(id_col, errors='ignore')]
-    taken = [c for c,g in zip(cols, given.T) if c in df and not (df[c]==g).all()]
-    if taken: raise ValueError(f"the table has a column {_first(map(repr, taken))} that is not the label one-hot: pass prefix='soft_', or drop it")
-    return df.assign(**dict(zip(cols, soft.T)))
+    check_share('a', a)
+    check_choice('where', where, ('disagree','all'))
+    probs,y,classes = _oof_probs(df, oof, label_col, id_col)
+    top = np.where(probs[np.arange(len(y)),y]==probs.max(1), y, probs.argmax(1)) # the given class wins a tie
+    shares = {}
+    for k,name in enumerate(f'{prefix}{c}' for c in classes): # by class, as a table of one-hot rows takes more memory
+        given = (y==k).astype(float)
+        if name in df and not (df[name]==given).all():
+            raise ValueError(
+                f"the table has a column {name!r} that is not the label one-hot: pass prefix='soft_', or drop it")
+        share = a*given + (1-a)*((top==k) if hard else probs[:,k])
+        shares[name] = np.where(top==y, given, share) if where=='disagree' else share
+    return df.assign(**shares)
 
 # %% ../../nbs/05_data.soft.ipynb #b63b3625
 class SoftCrossEntropyLossFlat(BaseLoss):
     "Same as `nn.CrossEntropyLoss` for targets that are shares of classes, but flattens input and target"
     y_int = False
     def __init__(self,
-        weight:Tensor|list=None, # Weight of each class `[c]`, such as `class_weights` gives; None: all 1
-        label_smoothing:float=0., # Part of each target that is spread evenly over the classes, 0 to 1
+        weight:Tensor|list=None, # Weight of each class `[c]`, as from `class_weights`; None: all 1
+        label_smoothing:float=0., # Share of each target that is spread evenly over the classes, 0 to 1
         reduction:str='mean', # 'mean' over the samples, whatever `weight` is; 'sum' or 'none'
         axis:int=-1, # Class axis
     ):
-        if weight is not None: weight = torch.as_tensor(weight if isinstance(weight, Tensor) else np.asarray(weight), dtype=torch.float32)
+        if weight is not None:
+            if not isinstance(weight, Tensor): weight = np.asarray(weight)
+            weight = torch.as_tensor(weight, dtype=torch.float32)
         super().__init__(nn.CrossEntropyLoss, axis=axis, weight=weight, label_smoothing=label_smoothing, reduction=reduction)
 
     def __call__(self,
         inp:Tensor, # Logits
         targ:Tensor, # Shares of the classes, of the same shape
     )->TensorBase: # The loss, or one per sample if `reduction` is 'none'
-        if targ.shape!=inp.shape: raise ValueError(f"targets are {list(targ.shape)} for predictions of {list(inp.shape)}: expected a share "
-            "for every class, as SoftCategoryBlock gives; for class indices use CrossEntropyLossFlat()")
-        inp,targ = (o.flatten(0, -2) for o in map(self._contiguous, (inp,targ)))
+        if targ.shape!=inp.shape:
+            raise ValueError(
+                f"targets are {list(targ.shape)} for predictions of {list(inp.shape)}: expected a share for every class, "
+                "as from SoftCategoryBlock; for class indices use CrossEntropyLossFlat()")
+        inp,targ = (self._contiguous(o).flatten(0, -2) for o in (inp,targ))
         return self.func(inp, targ)
 
     def activation(self, x:Tensor)->Tensor: return F.softmax(x, dim=self.axis)
@@ -104,11 +143,12 @@ class SoftCrossEntropyLossFlat(BaseLoss):
 class TensorSoftCategory(TensorCategory): "Shares of the classes, float32, `[c]` or `[n,c]`"
 
 class SoftCategory(str):
-    "Class names with their shares; `top` has those of the largest share"
+    "Class names with their shares; `top` lists the classes of the largest share"
     def show(self, ctx=None, **kwargs):
-        "As a title, in small print, with a line for each class if it is long"
+        "Show as a title in small print, with a line for each class if it is long"
         is_plot = hasattr(ctx, 'set_title')
-        ctx = show_title(self.replace(' · ', '\n') if is_plot and len(self)>28 else str(self), ctx=ctx, **{'label':'category', **kwargs})
+        title = self.replace(' · ', '\n') if is_plot and len(self)>28 else str(self)
+        ctx = show_title(title, ctx=ctx, **{'label':'category', **kwargs})
         if is_plot: ctx.title.set_fontsize(9)
         return ctx
 
@@ -121,23 +161,27 @@ class SoftCategorize(DisplayedTransform):
         names = L(vocab)
         self.vocab = CategoryMap(names, sort=False)
         self.c = len(self.vocab)
-        if self.c<2 or self.c<len(names): raise ValueError(f"vocab={list(names)}: expected two or more class names, each once")
+        if self.c<2 or self.c<len(names): raise bad_arg('vocab', list(names), 'two or more class names, each once')
+
+    def _one_hot(self, i): return one_hot(i, self.c).float()
 
     def encodes(self, o):
         if isinstance(o, (str,Number)):
-            if o not in self.vocab.o2i: raise ValueError(f"{o!r} is no class of {list(self.vocab)}: give a class name or a list "
-                f"of {self.c} shares (not a tuple, which fastai takes apart)")
-            return TensorSoftCategory(one_hot(self.vocab.o2i[o], self.c).float())
+            if o in self.vocab.o2i: return TensorSoftCategory(self._one_hot(self.vocab.o2i[o]))
+            raise ValueError(
+                f"{o!r} is no class of {list(self.vocab)}: give a class name or a list of {self.c} shares "
+                "(not a tuple, which fastai takes apart)")
         t = torch.tensor(np.asarray(o, np.float32))
-        if t.shape!=(self.c,) or not (t>=0).all() or abs(t.sum()-1)>.01: raise ValueError(
+        if t.shape==(self.c,) and (t>=0).all() and abs(t.sum()-1)<=.01: return TensorSoftCategory(t)
+        raise ValueError(
             f"shares {t.tolist()}: expected {self.c} numbers from 0 up that add to 1, in the order of {list(self.vocab)}")
-        return TensorSoftCategory(t)
 
     def decodes(self, o):
-        t = one_hot(int(o), self.c).float() if o.ndim==0 else o.as_subclass(Tensor).float().cpu()
-        names = [(self.vocab[i],f'{t[i]:.2f}'.strip('0')) for i in t.argsort(descending=True, stable=True).tolist()]
-        seen = [(n,v) for n,v in names if v!='.'][:3]
-        res = SoftCategory(' · '.join(f'{n} {v}' for n,v in seen) if len(seen)>1 else (seen or names)[0][0])
+        t = self._one_hot(int(o)) if o.ndim==0 else o.as_subclass(Tensor).float().cpu()
+        shares = [(self.vocab[i],f'{t[i]:.2f}'.strip('0')) for i in t.argsort(descending=True, stable=True).tolist()]
+        shown = [(name,share) for name,share in shares if share!='.'][:3] # '.' is a share that rounds to 0
+        if len(shown)>1: res = SoftCategory(' · '.join(f'{name} {share}' for name,share in shown))
+        else: res = SoftCategory((shown or shares)[0][0])
         res.top = [self.vocab[i] for i in range(self.c) if t[i]==t.max()]
         return res
 
@@ -149,7 +193,8 @@ def SoftCategoryBlock(
 
 # %% ../../nbs/05_data.soft.ipynb #faebcb08
 @dispatch
-def show_results(x:TensorImage, y:TensorSoftCategory, samples, outs, ctxs=None, max_n=10, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_results(x:TensorImage, y:TensorSoftCategory, samples, outs, ctxs=None, max_n=10,
+                 nrows=None, ncols=None, figsize=None, **kwargs):
     if ctxs is None: ctxs = get_grid(min(len(samples), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
     for (im,targ),(pred,),ctx in zip(samples, outs, ctxs):
         im.show(ctx=ctx, **kwargs)
@@ -158,7 +203,8 @@ def show_results(x:TensorImage, y:TensorSoftCategory, samples, outs, ctxs=None, 
     return ctxs
 
 @dispatch
-def plot_top_losses(x:TensorImage, y:TensorSoftCategory, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None, **kwargs):
+def plot_top_losses(x:TensorImage, y:TensorSoftCategory, samples, outs, raws, losses,
+                    nrows=None, ncols=None, figsize=None, **kwargs):
     axs = get_grid(len(samples), nrows=nrows, ncols=ncols, figsize=figsize, title='Prediction and loss / Target')
     for ax,(im,targ),(pred,),probs,loss in zip(axs, samples, outs, raws, losses):
         im.show(ctx=ax, **kwargs)
@@ -173,7 +219,7 @@ def soft_accuracy(
     inp:Tensor, # Logits or probabilities `[n,c]`
     targ:Tensor, # Shares of the classes `[n,c]`, or class indices `[n]`
 )->Tensor: # 0 to 1
-    "Part of the samples where the predicted class is that of the largest share"
+    "Share of the samples whose predicted class is that of the largest share"
     return accuracy(inp, _hard(targ))
 
 class _HardTargets(GetAttr):
@@ -184,7 +230,7 @@ class _HardTargets(GetAttr):
     def y(self): return detuplify(self.yb)
 
 class soft_metric(Metric):
-    "A metric for class indices that takes soft targets too, by their largest share"
+    "A metric for class indices that also takes soft targets, by their largest share"
     def __init__(self,
         func:Callable|Metric, # Any metric of fastai: a function such as `accuracy`, or a `Metric` such as `F1Score(average='macro')`
     ): self.metric = mk_metric(func)
@@ -195,7 +241,7 @@ class soft_metric(Metric):
     @property
     def name(self): return self.metric.name
     def __call__(self,
-        inp:Tensor, # What the metric takes: logits or probabilities `[n,c]`; class indices for those of scikit-learn
+        inp:Tensor, # As the metric takes it: logits or probabilities `[n,c]`; class indices for those of scikit-learn
         targ:Tensor, # Shares of the classes `[n,c]`, or class indices `[n]`
     ): # Value of the metric
         "The metric of one batch"
