@@ -113,7 +113,7 @@ def trees(seed, n=60):
 @pytest.mark.parametrize('splitter', [StratifiedGroupKFold, ShufflesAtRandom], ids=['installed','before 1.8'])
 @pytest.mark.parametrize('rare', ['error','train'])
 def test_groups_are_stratified(splitter, rare, monkeypatch):
-    monkeypatch.setattr('fastai_mix.data.folds.StratifiedGroupKFold', splitter)
+    monkeypatch.setattr('sklearn.model_selection.StratifiedGroupKFold', splitter)
     for seed in range(8):
         df = trees(seed)
         if rare=='train': df = pd.concat([df, pd.DataFrame({'tree': [-1,30,99], 'label': 'mould'})], ignore_index=True)

@@ -12,180 +12,229 @@ from numbers import Integral, Number
 
 from fastai.basics import *
 from fastcore.meta import method
-from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
-from scipy.sparse import csr_array
-from sklearn.model_selection import StratifiedKFold, StratifiedGroupKFold
-from sklearn.utils import check_random_state
 
-from .check import *
-from .check import label_matrix
+from ..args import bad_arg, check_choice, check_count
+from .check import check_leaks
+from .table import *
+from .table import label_matrix
 
 # %% ../../nbs/03_data.folds.ipynb #4da2c879
+def _check_scale(df, label_col):
+    "ValueError if the labels are fractional numbers"
+    if not isinstance(label_col, str) or label_col not in df: return
+    y = df[label_col]
+    if not pd.api.types.is_float_dtype(y) or (y.dropna()%1==0).all(): return
+    raise ValueError(
+        f"{label_col!r} holds numbers on a scale, the first {y.iloc[0]:g}, and no classes: to spread a regression target "
+        f"evenly, bin it, df['bin'] = pd.qcut(df[{label_col!r}], 10, labels=False), and give label_col='bin'")
+
 def _check_fold_args(df, label_col, n_splits, group_col, col, id_col, label_delim, rare):
-    if not isinstance(n_splits, Integral) or n_splits<2: raise ValueError(f"n_splits={n_splits!r}: expected a whole number, 2 or more")
-    if rare not in ('error','train'): raise ValueError(f"rare={rare!r}: expected 'error' or 'train'")
-    if col in (*L(label_col), group_col, id_col): raise ValueError(f"col={col!r} would overwrite a column that is read: give another name")
+    check_count('n_splits', n_splits, 2)
+    check_choice('rare', rare, ('error','train'))
+    if col in (*L(label_col), group_col, id_col):
+        raise ValueError(f"col={col!r} would overwrite a column that is read: give another name")
     if group_col: check_filled(df, group_col, 'group')
     if id_col: check_filled(df, id_col, 'identity')
-    if not isinstance(label_col, str) or label_delim or label_col not in df: return
-    y = df[label_col]
-    if pd.api.types.is_float_dtype(y) and (y.dropna()%1!=0).any(): raise ValueError(
-        f"{label_col!r} holds numbers on a scale, the first {y.iloc[0]:g}, and no classes: to spread a regression target evenly, bin it, "
-        f"df['bin'] = pd.qcut(df[{label_col!r}], 10, labels=False), and give label_col='bin'")
+    if not label_delim: _check_scale(df, label_col)
 
-def _order(df, id_col, group_col):
-    "Positions of the rows in an order that depends on identities alone"
+def _check_repeated_ids(df, id_col, group_col):
+    "ValueError if rows of one identity could come into different folds"
+    repeated = df[df[id_col].duplicated(keep=False)]
+    if not len(repeated): return
+    if group_col and (repeated.groupby(id_col)[group_col].nunique()==1).all(): return
+    raise ValueError(
+        f"{repeated[id_col].tolist()[0]!r} and {repeated[id_col].nunique()-1} more identities of {id_col!r} stand for several "
+        f"rows that could come into different folds: drop the repeated rows, or give group_col={id_col!r}")
+
+def _row_order(df, id_col, group_col):
+    "Positions of the rows, sorted by identity"
     if not id_col: return np.arange(len(df))
-    again = df[df[id_col].duplicated(keep=False)]
-    if len(again) and (not group_col or (again.groupby(id_col)[group_col].nunique()>1).any()): raise ValueError(
-        f"{again[id_col].tolist()[0]!r} and {again[id_col].nunique()-1} more identities of {id_col!r} stand for several rows "
-        f"that could come into different folds: drop the repeated rows, or give group_col={id_col!r}")
-    # as objects: in an array of text every row would take the room of the longest identity
+    _check_repeated_ids(df, id_col, group_col)
+    # as objects: an array of text needs the memory of the longest identity for every row
     return np.argsort(df[id_col].astype(str).to_numpy(dtype=object), kind='stable')
 
-def _common(has, classes, n_splits, what, rare):
-    "Which units (rows or groups) can be folded: those without a class that has fewer units than folds"
+def _foldable(has, classes, n_splits, unit_name, rare):
+    "Which units (rows or groups) `[u]` can be folded: those with no class that has fewer units than folds"
     keep = np.ones(has.shape[0], bool)
     while True:
-        n = keep.astype(int)@has
-        few = (0<n) & (n<n_splits)
-        if not few.any(): break
+        n_units = keep.astype(int)@has # of each class
+        too_few = (0<n_units) & (n_units<n_splits)
+        if not too_few.any(): break
         if rare=='error':
-            least = n[few].min()
-            raise ValueError(f"{', '.join(f'{c!r} has {k} {what}' for c,k in zip(classes[few], n[few]))}, too few for {n_splits} folds: "
-                + (f"use n_splits={least}" if least>1 else "merge or drop that class") + ", or rare='train' to keep them for training")
-        keep &= ~(has@few) # a group leaves whole, and may take another class below the number of folds
-    if keep.sum()<n_splits: raise ValueError(f"{keep.sum()} {what} are left for {n_splits} folds: use a smaller n_splits")
-    return keep
+            counts = ', '.join(f'{c!r} has {n} {unit_name}' for c,n in zip(classes[too_few], n_units[too_few]))
+            least = n_units[too_few].min()
+            fix = f"use n_splits={least}" if least>1 else "merge or drop that class"
+            raise ValueError(
+                f"{counts}, too few for {n_splits} folds: {fix}, or rare='train' to keep them for training")
+        keep &= ~(has@too_few) # a group leaves whole, which may take another class below the number of folds
+    if keep.sum()>=n_splits: return keep
+    raise ValueError(f"{keep.sum()} {unit_name} are left for {n_splits} folds: use a smaller n_splits")
 
-def _shuffled(unit, seed):
-    "Groups `unit` under new numbers in random order: before 1.8 scikit-learn's own shuffle undid the stratification"
-    groups,of = np.unique(unit, return_inverse=True)
-    return check_random_state(seed).permutation(len(groups)).argsort()[of]
+def _shuffled_groups(unit, seed):
+    "Numbers of groups `unit`, renumbered at random: before 1.8 scikit-learn's own shuffle undid the stratification"
+    from sklearn.utils import check_random_state
+    groups,idx = np.unique(unit, return_inverse=True)
+    return check_random_state(seed).permutation(len(groups)).argsort()[idx]
+
+def _fold_by_labels(has, unit, keep, n_splits, seed):
+    "Folds `[n]` of rows with several labels or none: `has` `[u,c]` are the labels of units, `unit` `[n]` the unit of each row"
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+    units = np.flatnonzero(keep)
+    labels = has[units].toarray()
+    labels = np.c_[labels, ~labels.any(1)] # units without labels are spread evenly, too
+    fold_of_unit = np.full(len(keep), -1)
+    splits = MultilabelStratifiedKFold(n_splits, shuffle=True, random_state=seed).split(labels, labels)
+    for k,(_,valid) in enumerate(splits): fold_of_unit[units[valid]] = k
+    return fold_of_unit[unit]
+
+def _fold_by_class(y, unit, keep, n_splits, seed, by_group):
+    "Folds `[n]` of rows with one class each, of index `y` `[n]`; -1 for rows whose unit is not kept"
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    fold,rows = np.full(len(unit), -1),np.flatnonzero(keep[unit])
+    if by_group: splits = StratifiedGroupKFold(n_splits).split(rows, y[rows], _shuffled_groups(unit[rows], seed))
+    else: splits = StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(rows, y[rows])
+    for k,(_,valid) in enumerate(splits): fold[rows[valid]] = k
+    return fold
+
+def _strata(df, label_col, label_delim):
+    "Sparse labels `[n,c]` to stratify by, and the classes; without labels all rows are of one class"
+    from scipy.sparse import csr_array
+    if label_col is None: return csr_array(np.ones((len(df),1), bool)),pd.Index(['all'])
+    return label_matrix(df, label_col, label_delim)
+
+def _units(df, group_col):
+    "Number of the unit (row or group) of each row `[n]`, and a sparse array `[u,n]`: which unit has which rows"
+    from scipy.sparse import csr_array
+    n = len(df)
+    unit = pd.factorize(df[group_col])[0] if group_col else np.arange(n)
+    return unit,csr_array((np.ones(n, bool), (unit,np.arange(n))), (unit.max()+1,n))
 
 def add_folds(
     df:pd.DataFrame, # A table, a row per picture; left as it is
-    label_col:str|list, # Column of labels, or columns of 0 and 1: each fold gets the same share of every class; None: whatever comes
+    label_col:str|list, # Column of labels, or columns of 0 and 1, to stratify by; None: folds are not stratified
     n_splits:int=5, # Number of folds, 2 or more
     group_col:str=None, # Column of groups (patient, tree) that must not be split over folds
     col:str='fold', # Name of the new column
     seed:int=0, # Same seed and rows, same folds
-    id_col:str=None, # Column of identities: same folds whatever the order of the rows
-    label_delim:str=None, # What separates several labels in a cell
-    rare:str='error', # A class with fewer rows, or groups, than folds: 'error', or 'train', so that its rows get fold -1, never validated
-)->pd.DataFrame: # A copy of `df` with the column `col`: 0 to `n_splits`-1, or -1 for rows to train on always
+    id_col:str=None, # Column of identities: same folds in any order of the rows
+    label_delim:str=None, # Separates several labels in a cell
+    rare:str='error', # Classes with fewer rows (or groups) than folds: 'error', or 'train': their rows get fold -1
+)->pd.DataFrame: # A copy of `df` with the column `col`: 0 to `n_splits`-1, or -1 for rows that are never validated
     "Stratified folds, by group if there is `group_col`, by iterative stratification if pictures have several labels"
     _check_fold_args(df, label_col, n_splits, group_col, col, id_col, label_delim, rare)
-    order = _order(df, id_col, group_col)
-    if label_col is None: has,classes = csr_array(np.ones((len(df),1), bool)),pd.Index(['all'])
-    else: has,classes = label_matrix(df, label_col, label_delim)
+    order = _row_order(df, id_col, group_col)
+    has,classes = _strata(df, label_col, label_delim)
     has = has[order]
-    unit = pd.factorize(df[group_col].iloc[order])[0] if group_col else np.arange(len(df))
-    rows_of = csr_array((np.ones(len(df), bool), (unit, np.arange(len(df)))), (unit.max()+1, len(df)))
-    of_unit = rows_of@has
-    what = 'groups' if group_col else 'rows'
-    keep = _common(of_unit, classes, n_splits, what, rare)
-    rows,shuffle = np.flatnonzero(keep[unit]),dict(shuffle=True, random_state=seed)
-    if (has.sum(1)!=1).any() or is_listy(label_col):
-        units = np.flatnonzero(keep)
-        labels = of_unit[units].toarray()
-        labels = np.c_[labels, ~labels.any(1)] # to have none is spread evenly too
-        of = np.full(len(keep), -1)
-        splits = MultilabelStratifiedKFold(n_splits, **shuffle).split(labels, labels)
-        for k,(_,valid) in enumerate(splits): of[units[valid]] = k
-        fold = of[unit]
-    else:
-        fold,y = np.full(len(df), -1),has[rows].indices
-        if group_col: splits = StratifiedGroupKFold(n_splits).split(rows, y, _shuffled(unit[rows], seed))
-        else: splits = StratifiedKFold(n_splits, **shuffle).split(rows, y)
-        for k,(_,valid) in enumerate(splits): fold[rows[valid]] = k
+    unit,rows_of_unit = _units(df.iloc[order], group_col)
+    unit_has = rows_of_unit@has
+    unit_name = 'groups' if group_col else 'rows'
+    keep = _foldable(unit_has, classes, n_splits, unit_name, rare)
+    one_class_each = (has.sum(1)==1).all() and not is_listy(label_col)
+    if one_class_each: fold = _fold_by_class(has.indices, unit, keep, n_splits, seed, bool(group_col))
+    else: fold = _fold_by_labels(unit_has, unit, keep, n_splits, seed)
     empty = set(range(n_splits))-set(fold)
-    if empty: raise ValueError(f"fold {min(empty)} came out empty, as {keep.sum()} {what} are few: use n_splits={n_splits-len(empty)}")
+    if empty:
+        raise ValueError(
+            f"fold {min(empty)} is empty, as {keep.sum()} {unit_name} are few: use n_splits={n_splits-len(empty)}")
     res = df.assign(**{col: fold[np.argsort(order)]})
     if id_col and not df[id_col].is_unique: id_col = None # its rows are together by their group
     res.attrs['add_folds'] = dict(label_col=label_col, label_delim=label_delim, id_col=id_col, group_col=group_col)
     return res
 
 # %% ../../nbs/03_data.folds.ipynb #14c0a1dd
-def _columns(df, **given):
-    "The arguments given, and for those that are None what `add_folds` was told about this table"
-    told = {k:v for k,v in df.attrs.get('add_folds', {}).items() if all(c in df for c in L(v)) or k=='label_delim'}
-    if given.get('label_col') is not None: told.pop('label_delim', None)
-    return AttrDict({k: told.get(k) if v is None else v for k,v in given.items()})
+def fold_args(df, **given):
+    "The arguments `given`, and for those that are None their values as given to `add_folds`"
+    stored = {k: v for k,v in df.attrs.get('add_folds', {}).items() if k=='label_delim' or all(c in df for c in L(v))}
+    if given.get('label_col') is not None: stored.pop('label_delim', None)
+    return AttrDict({k: stored.get(k) if v is None else v for k,v in given.items()})
 
-def _need_labels(label_col, who):
+def need_labels(label_col, who):
+    "ValueError by the function `who` if there is no `label_col`"
     if label_col is None: raise ValueError(f"{who} does not know which column holds the labels: give label_col")
+
+# %% ../../nbs/03_data.folds.ipynb #e163a519
+def _draw_counts(ax, counts, share):
+    "Write the `counts` of classes and folds on the cells of `ax`, whose colours are `share`"
+    for i,j in np.ndindex(counts.shape):
+        color = 'w' if abs(share[i,j]-1)>.6 else 'k'
+        ax.text(j, i, counts.iat[i,j], ha='center', va='center', color=color, fontsize=9)
+    ax.set_yticks(range(len(counts)), counts.index)
 
 def show_folds(
     df:pd.DataFrame, # From `add_folds`
-    label_col:str|list=None, # Column of labels, or columns of 0 and 1; None: what `add_folds` was told
+    label_col:str|list=None, # Column of labels, or columns of 0 and 1; None: as given to `add_folds`
     col:str='fold', # Column of folds
-    label_delim:str=None, # What separates several labels in a cell; None: what `add_folds` was told
+    label_delim:str=None, # Separates several labels in a cell; None: as given to `add_folds`
     ax=None, # Matplotlib axes to draw on
 ):
-    "How many rows of each class are in each fold; the colour says how far that is from an even share"
+    "How many rows of each class are in each fold; the colour is the ratio to an even share"
     check_columns(df, col)
-    o = _columns(df, label_col=label_col, label_delim=label_delim)
-    _need_labels(o.label_col, 'show_folds')
-    n = label_table(df, o.label_col, o.label_delim).groupby(df[col].to_numpy()).sum().T
-    even = n.loc[:,n.columns!=-1].mean(axis=1).clip(lower=1e-9)
-    share = n.div(even, axis=0).to_numpy()
-    if ax is None: ax = plt.subplots(figsize=(1.6+.75*n.shape[1], .8+.32*min(len(n), 40)))[1]
+    args = fold_args(df, label_col=label_col, label_delim=label_delim)
+    need_labels(args.label_col, 'show_folds')
+    counts = label_table(df, args.label_col, args.label_delim).groupby(df[col].to_numpy()).sum().T
+    n_classes,n_folds = counts.shape
+    even = counts.loc[:,counts.columns!=-1].mean(axis=1).clip(lower=1e-9)
+    share = counts.div(even, axis=0).to_numpy()
+    if ax is None: ax = plt.subplots(figsize=(1.6+.75*n_folds, .8+.32*min(n_classes, 40)))[1]
     im = ax.imshow(share, cmap='PuOr', vmin=0, vmax=2, aspect='auto')
-    if len(n)<=40:
-        for i,j in np.ndindex(n.shape):
-            ax.text(j, i, n.iat[i,j], ha='center', va='center', color='w' if abs(share[i,j]-1)>.6 else 'k', fontsize=9)
-        ax.set_yticks(range(len(n)), n.index)
-    else: ax.set_ylabel(f'{len(n)} classes')
-    ax.set_xticks(range(n.shape[1]), ['train\nonly' if o==-1 else o for o in n.columns])
+    if n_classes<=40: _draw_counts(ax, counts, share)
+    else: ax.set_ylabel(f'{n_classes} classes')
+    ax.set_xticks(range(n_folds), ['train\nonly' if k==-1 else k for k in counts.columns])
     ax.set_xlabel(col)
     ax.figure.colorbar(im, ax=ax, label='of an even share')
     return ax
 
 # %% ../../nbs/03_data.folds.ipynb #8c88cd43
-def _factors(n, how, up):
-    "How many times its number `n` each class should have"
-    name = 'oversample' if up else 'undersample'
-    if isinstance(how, dict):
-        for k,v in how.items():
-            if k not in n.index: raise ValueError(f"{name} names {k!r}, but the classes to train on are {', '.join(map(repr, n.index))}")
-            if isinstance(v, bool) or not isinstance(v, Number) or not (1<=v<np.inf if up else 0<v<=1): raise ValueError(
-                f"{name}={{{k!r}: {v!r}}}: expected " + ("a multiple of 1 or more" if up else "a share above 0 and up to 1"))
-        return pd.Series({k: float(how.get(k, 1)) for k in n.index})
-    if not (how in ('balance','sqrt') if isinstance(how, str) else isinstance(how, Integral) and not isinstance(how, bool) and how>0):
-        raise ValueError(f"{name}={how!r}: expected a dict such as {{'rust': {3 if up else .5}}}, 'balance', 'sqrt' or "
-            "a whole number of rows")
-    n = n[n>0]
-    end = n.max() if up else n.min()
-    goal = end if how=='balance' else (n*end)**.5 if how=='sqrt' else how
-    return (goal/n).clip(**{'lower' if up else 'upper': 1.})
+def _dict_factors(counts, ways, name, up):
+    "Multiples or shares of `ways`, for all classes of `counts`"
+    for k,v in ways.items():
+        if k not in counts.index:
+            raise ValueError(f"{name} names {k!r}, but the classes to train on are {', '.join(map(repr, counts.index))}")
+        is_number = isinstance(v, Number) and not isinstance(v, bool)
+        if is_number and (1<=v<np.inf if up else 0<v<=1): continue
+        expected = 'a multiple of 1 or more' if up else 'a share above 0 and up to 1'
+        raise ValueError(f"{name}={{{k!r}: {v!r}}}: expected {expected}")
+    return pd.Series({k: float(ways.get(k, 1)) for k in counts.index})
 
-def _repeats(has, how, up, rng):
-    "How often each row of the label table `has` is to be taken"
-    factor = _factors(has.sum(), how, up)
-    has = has.reindex(columns=factor.index).to_numpy() # an index of bools would be a mask
-    lead,share = np.full(len(has), -1),np.zeros(len(has))
-    for k,f in enumerate(factor): # a class at a time: a table of factors would take eight times the room of that of labels
-        more = has[:,k] & (f>share)
-        lead[more],share[more] = k,f
-    share[lead<0] = 1.
-    times = np.floor(share).astype(int)
-    for k in set(lead)-{-1}:
-        rows = np.flatnonzero(lead==k)
-        extra = round(share[rows].sum()) - times[rows].sum()
-        times[rng.permutation(rows)[:extra]] += 1
+def _factors(counts, way, up):
+    "The multiple of its number `counts` that each class should have"
+    name = 'oversample' if up else 'undersample'
+    if isinstance(way, dict): return _dict_factors(counts, way, name, up)
+    is_count = isinstance(way, Integral) and not isinstance(way, bool) and way>0
+    if not is_count and not (isinstance(way, str) and way in ('balance','sqrt')):
+        example = {'rust': 3 if up else .5}
+        raise bad_arg(name, way, f"a dict such as {example}, 'balance', 'sqrt' or a whole number of rows")
+    counts = counts[counts>0]
+    extreme = counts.max() if up else counts.min()
+    goal = extreme if way=='balance' else (counts*extreme)**.5 if way=='sqrt' else way
+    return (goal/counts).clip(**{'lower' if up else 'upper': 1.})
+
+def _repeats(labels, way, up, rng):
+    "How often each row of the label table is taken `[n]`"
+    factor = _factors(labels.sum(), way, up)
+    labels = labels.reindex(columns=factor.index).to_numpy() # an index of bools would be a mask
+    decisive,multiple = np.full(len(labels), -1),np.zeros(len(labels)) # the class with the largest factor decides
+    for k,f in enumerate(factor): # class by class, as a table of factors takes eight times the memory of the labels
+        larger = labels[:,k] & (f>multiple)
+        decisive[larger],multiple[larger] = k,f
+    multiple[decisive<0] = 1.
+    times = np.floor(multiple).astype(int)
+    for k in set(decisive)-{-1}:
+        rows = np.flatnonzero(decisive==k)
+        n_extra = round(multiple[rows].sum()) - times[rows].sum()
+        times[rng.permutation(rows)[:n_extra]] += 1
     return times
 
 def draw_rows(
     labels:pd.DataFrame, # From `label_table`, of the rows to train on
-    oversample:dict|str|int=None, # Multiples by class, 'balance', 'sqrt' or a number of rows every class should have at least
-    undersample:dict|str|int=None, # Shares by class, 'balance', 'sqrt' or a number of rows every class should have at most; comes first
+    oversample:dict|str|int=None, # Multiples by class, 'balance', 'sqrt' or a least number of rows for every class
+    undersample:dict|str|int=None, # Shares by class, 'balance', 'sqrt' or a largest number of rows; applied first
     seed:int=0, # Same seed, same rows
 )->np.ndarray: # Positions of rows, in order, some several times
     "Which rows to train on, and how often"
     rng,pos = np.random.default_rng(seed),np.arange(len(labels))
-    for how,up in ((undersample,False), (oversample,True)):
-        if how is not None and len(pos): pos = np.repeat(pos, _repeats(labels.iloc[pos], how, up, rng))
+    for way,up in ((undersample,False), (oversample,True)):
+        if way is not None and len(pos): pos = np.repeat(pos, _repeats(labels.iloc[pos], way, up, rng))
     return pos
 
 # %% ../../nbs/03_data.folds.ipynb #63377ca9
@@ -193,28 +242,30 @@ def FoldSplitter(
     fold:int, # The fold to validate on
     col:str='fold', # Column of folds
     oversample:dict|str|int=None, # Of the training part: multiples by class, 'balance', 'sqrt' or a number; see `draw_rows`
-    undersample:dict|str|int=None, # Of the training part: shares by class, 'balance', 'sqrt' or a number; comes first
+    undersample:dict|str|int=None, # Of the training part: shares by class, 'balance', 'sqrt' or a number; applied first
     seed:int=0, # Same seed, same rows
-    label_col:str|list=None, # Column of labels, or columns of 0 and 1; None: what `add_folds` was told, or the block's `get_y`
-    label_delim:str=None, # What separates several labels in a cell
-    id_col:str=None, # Column of identities; None: what `add_folds` was told, or the index
-    group_col:str=None, # Column of groups that must stay on one side; None: what `add_folds` was told
+    label_col:str|list=None, # Labels, or columns of 0 and 1; None: as given to `add_folds`, or the block's `get_y`
+    label_delim:str=None, # Separates several labels in a cell
+    id_col:str=None, # Column of identities; None: as given to `add_folds`, or the index
+    group_col:str=None, # Column of groups that must stay on one side; None: as given to `add_folds`
     get_x:str|Callable=None, # Column or function for the path of a row's picture; None: the block's `get_x`
     check:bool=True, # Is a leak an error?
-    near:int=32, # Near duplicates, of which a warning tells, differ in up to this many of 256 bits; None: no look for them
-)->Callable: # From a table to positions of rows to train on, of which some may repeat, and to validate on
+    near:int=32, # Warn of near duplicates, which differ in up to this many of 256 bits; None: do not look for them
+)->Callable: # From a table to positions of rows to train on, some of which may repeat, and to validate on
     "Split a table by its column of folds, for `DataBlock(splitter=...)`"
-    return method(partial(_split_by_fold, **locals())) # a DataBlock hands itself to a splitter that is a method
+    return method(partial(_split_by_fold, **locals())) # a DataBlock passes itself to a splitter that is a method
 
-def _labels_of(block, df, o):
-    "Label table of `df`, by column or by the block's `get_y`"
-    if o.label_col is not None: return label_table(df, o.label_col, o.label_delim)
+def _block_labels(block, df):
+    "Label table of `df` by the `get_y` of `block`"
     get_y = getattr(block, 'get_y', None)
-    if not callable(get_y): _need_labels(None, 'FoldSplitter')
+    if not callable(get_y): need_labels(None, 'FoldSplitter')
     if isinstance(get_y, ColReader) and len(get_y.cols)>1: return label_table(df, list(get_y.cols))
     ys = [get_y(df.iloc[i]) for i in range(len(df))]
-    twice = next((y for y in ys if is_listy(y) and set(y)<={0,1} and len(set(y))<len(y)), None)
-    if twice is not None: raise ValueError(f"get_y gives {list(twice)}, which names a label twice: for columns of 0 and 1 give FoldSplitter label_col, their names")
+    zero_one = next((y for y in ys if is_listy(y) and set(y)<={0,1} and len(set(y))<len(y)), None)
+    if zero_one is not None:
+        raise ValueError(
+            f"get_y gives {list(zero_one)}, which names a label twice: "
+            "for columns of 0 and 1 give FoldSplitter label_col, their names")
     return label_table(pd.DataFrame({'label': pd.Series(ys, df.index, dtype=object)}), 'label')
 
 def _reads_path(get_x, df):
@@ -222,20 +273,29 @@ def _reads_path(get_x, df):
     try: return isinstance(get_x(df.iloc[0]), (str,Path)) and Path(get_x(df.iloc[0])).suffix.lower() in image_extensions
     except Exception: return False # the block's own error will say more
 
-def _split_by_fold(block, df, *, fold, col, oversample, undersample, seed, label_col, label_delim, id_col, group_col, get_x, check, near):
-    if not isinstance(df, pd.DataFrame): raise ValueError(f"FoldSplitter splits a DataFrame, but got a {type(df).__name__}: "
-        "call block.dataloaders(df), with no get_items")
+def _fold_positions(df, fold, col):
+    "Positions of the rows to train on, and of those of `fold`"
+    if not isinstance(df, pd.DataFrame):
+        raise ValueError(
+            f"FoldSplitter splits a DataFrame, but got a {type(df).__name__}: call block.dataloaders(df), with no get_items")
     check_filled(df, col, 'fold')
     folds = sorted(set(df[col])-{-1})
-    if fold not in folds: raise ValueError(f"fold={fold!r} has no rows: {col!r} holds {', '.join(map(repr, folds[:12]))}" + (
-        ", and -1 is for training" if fold==-1 else ''))
-    held = (df[col]==fold).to_numpy()
-    train,valid = np.flatnonzero(~held),np.flatnonzero(held)
-    if not len(train): raise ValueError(f"all rows are in fold {fold!r}: none are left to train on")
-    o = _columns(df, label_col=label_col, label_delim=label_delim, id_col=id_col, group_col=group_col)
+    if fold not in folds:
+        train_only = ', and -1 is for training' if fold==-1 else ''
+        raise ValueError(f"fold={fold!r} has no rows: {col!r} holds {', '.join(map(repr, folds[:12]))}{train_only}")
+    in_fold = (df[col]==fold).to_numpy()
+    if in_fold.all(): raise ValueError(f"all rows are in fold {fold!r}: none are left to train on")
+    return np.flatnonzero(~in_fold),np.flatnonzero(in_fold)
+
+def _split_by_fold(block, df, *, fold, col, oversample, undersample, seed, label_col, label_delim, id_col, group_col,
+                   get_x, check, near):
+    train,valid = _fold_positions(df, fold, col)
+    args = fold_args(df, label_col=label_col, label_delim=label_delim, id_col=id_col, group_col=group_col)
     if check:
         get_xs = [get_x] if get_x is not None else [f for f in L(getattr(block, 'get_x', None)) if _reads_path(f, df)]
-        for f in get_xs or [None]: check_leaks(df.iloc[train], df.iloc[valid], o.id_col, o.group_col, f, near)
+        for f in get_xs or [None]: check_leaks(df.iloc[train], df.iloc[valid], args.id_col, args.group_col, f, near)
     if oversample is not None or undersample is not None:
-        train = train[draw_rows(_labels_of(block, df, o).iloc[train], oversample, undersample, seed)]
+        if args.label_col is None: labels = _block_labels(block, df)
+        else: labels = label_table(df, args.label_col, args.label_delim)
+        train = train[draw_rows(labels.iloc[train], oversample, undersample, seed)]
     return train.tolist(),valid.tolist()

@@ -10,76 +10,87 @@ __all__ = ['oversample', 'undersample', 'class_weights', 'sample_weights']
 # %% ../../nbs/04_data.sampling.ipynb #0d8cfeb7
 from fastai.basics import *
 
-from .check import *
-from .folds import *
-from .folds import _columns, _need_labels
+from ..args import bad_arg, check_choice
+from .folds import draw_rows, fold_args, need_labels
+from .table import *
 
 # %% ../../nbs/04_data.sampling.ipynb #733aee6b
+def _in_fold(df, fold, col):
+    "Which rows `[n]` validate"
+    if fold is None:
+        if col not in df: return np.zeros(len(df), bool)
+        raise ValueError(
+            f"the table has a column {col!r}: say which fold validates, fold=0 for the first, so that its rows stay as they are")
+    check_filled(df, col, 'fold')
+    in_fold = (df[col]==fold).to_numpy()
+    if fold!=-1 and in_fold.any(): return in_fold
+    raise ValueError(
+        f"fold={fold!r} has no rows to validate on: {col!r} holds {', '.join(map(repr, sorted(set(df[col]))[:12]))}")
+
 def _resampled(df, who, how, fold, col, label_col, label_delim, seed):
-    o = _columns(df, label_col=label_col, label_delim=label_delim)
-    _need_labels(o.label_col, who)
-    if fold is None and col in df: raise ValueError(f"the table has a column {col!r}: say which fold validates, fold=0 for the first, "
-        "so that its rows stay as they are")
-    if fold is not None:
-        check_filled(df, col, 'fold')
-        if fold==-1 or not (df[col]==fold).any(): raise ValueError(f"fold={fold!r} has no rows to validate on: "
-            f"{col!r} holds {', '.join(map(repr, sorted(set(df[col]))[:12]))}")
-    held = np.zeros(len(df), bool) if fold is None else (df[col]==fold).to_numpy()
-    train = np.flatnonzero(~held)
-    train = train[draw_rows(label_table(df, o.label_col, o.label_delim).iloc[train], **{who: how}, seed=seed)]
-    return df.iloc[np.sort(np.concatenate([train, np.flatnonzero(held)]))]
+    args = fold_args(df, label_col=label_col, label_delim=label_delim)
+    need_labels(args.label_col, who)
+    in_fold = _in_fold(df, fold, col)
+    train,valid = np.flatnonzero(~in_fold),np.flatnonzero(in_fold)
+    labels = label_table(df, args.label_col, args.label_delim)
+    train = train[draw_rows(labels.iloc[train], **{who: how}, seed=seed)]
+    return df.iloc[np.sort(np.concatenate([train, valid]))]
 
 def oversample(
     df:pd.DataFrame, # A table, a row per picture
-    how:dict|str|int, # Multiples by class, 'balance', 'sqrt' or a number of rows every class should have at least; see `draw_rows`
+    how:dict|str|int, # Multiples by class, 'balance', 'sqrt' or a least number of rows for every class; see `draw_rows`
     fold:int=None, # The fold to validate on, which stays as it is; None: the table has no folds and is all for training
     col:str='fold', # Column of folds
-    label_col:str|list=None, # Column of labels, or columns of 0 and 1; None: what `add_folds` was told
-    label_delim:str=None, # What separates several labels in a cell
+    label_col:str|list=None, # Column of labels, or columns of 0 and 1; None: as given to `add_folds`
+    label_delim:str=None, # Separates several labels in a cell
     seed:int=0, # Same seed, same rows
-)->pd.DataFrame: # Rows of `df`, in order, copies under one index
-    "The table with rows of rare classes repeated, those to validate on excepted"
+)->pd.DataFrame: # Rows of `df`, in order; copies have the same index
+    "The table with rows of rare classes repeated, except those to validate on"
     return _resampled(df, 'oversample', how, fold, col, label_col, label_delim, seed)
 
 def undersample(
     df:pd.DataFrame, # A table, a row per picture
-    how:dict|str|int, # Shares by class, 'balance', 'sqrt' or a number of rows every class should have at most; see `draw_rows`
+    how:dict|str|int, # Shares by class, 'balance', 'sqrt' or a largest number of rows for every class; see `draw_rows`
     fold:int=None, # The fold to validate on, which stays as it is; None: the table has no folds and is all for training
     col:str='fold', # Column of folds
-    label_col:str|list=None, # Column of labels, or columns of 0 and 1; None: what `add_folds` was told
-    label_delim:str=None, # What separates several labels in a cell
+    label_col:str|list=None, # Column of labels, or columns of 0 and 1; None: as given to `add_folds`
+    label_delim:str=None, # Separates several labels in a cell
     seed:int=0, # Same seed, same rows
 )->pd.DataFrame: # Rows of `df`, in order
-    "The table with rows of common classes left out, those to validate on excepted"
+    "The table with rows of common classes left out, except those to validate on"
     return _resampled(df, 'undersample', how, fold, col, label_col, label_delim, seed)
 
 # %% ../../nbs/04_data.sampling.ipynb #d6d7611d
+def _label_sets(labels):
+    "Label table of a list, Series or Tensor of labels, or of a DataFrame of 0 and 1"
+    if isinstance(labels, pd.DataFrame): return label_table(labels, list(labels.columns))
+    if isinstance(labels, Tensor): labels = labels.tolist()
+    return label_table(pd.DataFrame({'label': pd.Series(list(labels), dtype=object)}), 'label')
+
 def class_weights(
     labels, # Labels of the rows to train on, a list or Series; with several a picture, lists of them, or a DataFrame of 0 and 1
     scheme:str='inverse', # 'inverse': 1/n; 'sqrt': 1/√n; 'effective': 1 over the effective number of samples
     beta:float=.999, # β of 'effective', 0 to below 1; the paper tries .9, .99, .999 and .9999
     vocab:list=None, # Classes in the order to return, such as `dls.vocab`; None: sorted
-)->pd.Series: # A weight for each class, whose mean over the labels is 1
-    "Weights that make up for the numbers of each class"
-    if scheme not in ('inverse','sqrt','effective'): raise ValueError(f"scheme={scheme!r}: expected 'inverse', 'sqrt' or 'effective'")
-    if not 0<=beta<1: raise ValueError(f"beta={beta}: expected 0 to below 1")
-    n = _label_sets(labels).sum()
-    lack = [k for k in (n.index if vocab is None else vocab) if not n.get(k, 0)]
-    if lack: raise ValueError(f"no rows have label {lack[0]!r}: a class without rows has no weight, leave it out of the vocab")
-    if vocab is not None: n = n.reindex(list(vocab)) # a list of bools would be a mask
-    w = 1/n if scheme=='inverse' else n**-.5 if scheme=='sqrt' else (1-beta)/(1-beta**n)
-    return (w*n.sum()/(w*n).sum()).astype(np.float32)
-
-def _label_sets(labels):
-    if isinstance(labels, pd.DataFrame): return label_table(labels, list(labels.columns))
-    if isinstance(labels, Tensor): labels = labels.tolist()
-    return label_table(pd.DataFrame({'label': pd.Series(list(labels), dtype=object)}), 'label')
+)->pd.Series: # A float32 weight for each class `[c]`, with mean 1 over the labels
+    "Weights of the classes for a loss, larger for rare classes"
+    check_choice('scheme', scheme, ('inverse','sqrt','effective'))
+    if not 0<=beta<1: raise bad_arg('beta', beta, '0 to below 1')
+    counts = _label_sets(labels).sum()
+    absent = [k for k in (counts.index if vocab is None else vocab) if not counts.get(k, 0)]
+    if absent:
+        raise ValueError(f"no rows have label {absent[0]!r}: a class without rows has no weight, leave it out of the vocab")
+    if vocab is not None: counts = counts.reindex(list(vocab)) # a list of bools would be a mask
+    if scheme=='inverse': w = 1/counts
+    elif scheme=='sqrt': w = counts**-.5
+    else: w = (1-beta)/(1-beta**counts)
+    return (w*counts.sum()/(w*counts).sum()).astype(np.float32)
 
 def sample_weights(
     labels, # Labels of all rows, as for `class_weights`
     scheme:str='inverse', # 'inverse', 'sqrt' or 'effective', as for `class_weights`
     beta:float=.999, # β of 'effective', 0 to below 1
-)->np.ndarray: # `[n]` the weight of each row: that of its class, of its rarest if it has several, 1 if it has none
+)->np.ndarray: # `[n]` the weight of each row: that of its class, of its rarest class if it has several, 1 if it has none
     "Weights of rows for `DataBlock.weighted_dataloaders`"
     w,has = class_weights(labels, scheme, beta),_label_sets(labels)
     return np.where(has.any(axis=1), np.where(has, w.to_numpy(), -np.inf).max(1), 1.)
