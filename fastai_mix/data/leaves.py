@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from fastai.vision.all import *
 from fastcore.xdg import xdg_cache_home
 from PIL import Image,ImageDraw,ImageFilter
-from sklearn.model_selection import train_test_split
+
+from ..args import check_choice, check_count, check_share
 
 # %% ../../nbs/01_data.leaves.ipynb #79171dce
 leaf_classes = ['healthy', 'multiple_diseases', 'rust', 'scab']
@@ -26,190 +27,212 @@ def _grid(s):
     g = (np.arange(s, dtype=np.float32)+.5)*2/s - 1
     return np.meshgrid(g, g)
 
-def _noise(rng, s, k):
-    "Smooth noise of `s`x`s` pixels, about -1 to 1, with `k` bumps a side"
-    return np.asarray(Image.fromarray(rng.uniform(-1, 1, (k,k)).astype(np.float32)).resize((s,s), Image.BICUBIC))
+def _noise(rng, s, n_bumps):
+    "Smooth noise of `s`x`s` pixels, about -1 to 1, with `n_bumps` on each side"
+    coarse = rng.uniform(-1, 1, (n_bumps,n_bumps)).astype(np.float32)
+    return np.asarray(Image.fromarray(coarse).resize((s,s), Image.BICUBIC))
 
-def _blob(rng, s, c, r, rough=0., pad=1.6):
-    "Window of a round or ragged blob around `c`=(row,col) and, in it, distance to the centre over the edge's"
-    e = r*pad + 1
-    sl = tuple(slice(max(0, int(o-e)), max(0, min(s, int(o+e)+1))) for o in c)
-    y,x = np.ogrid[sl]
-    y,x = y-c[0],x-c[1]
-    ph,edge = rng.uniform(0, 2*np.pi, 4),1.
+def _blob(rng, s, centre, radius, rough=0., pad=1.6):
+    "Window around a round or ragged blob with `centre` (row,col), and the distances to the centre in it; the edge is at 1"
+    reach = radius*pad + 1
+    window = tuple(slice(max(0, int(c-reach)), max(0, min(s, int(c+reach)+1))) for c in centre)
+    y,x = np.ogrid[window]
+    y,x = y-centre[0],x-centre[1]
+    phases,edge = rng.uniform(0, 2*np.pi, 4),1.
     if rough:
-        th = np.arctan2(y, x)
-        edge = 1 + rough*sum(np.sin(k*th+p)/k**.5 for k,p in zip((2,3,5,9), ph))
-    return sl,np.hypot(x, y)/(r*np.maximum(edge, .35))
+        angle = np.arctan2(y, x)
+        edge = 1 + rough*sum(np.sin(k*angle+phase)/k**.5 for k,phase in zip((2,3,5,9), phases))
+    return window,np.hypot(x, y)/(radius*np.maximum(edge, .35))
 
-def _rgb(*c): return np.array(c, np.float32)[:,None,None]
+def _rgb(*channels): return np.array(channels, np.float32)[:,None,None]
 
-def _soft(d, r): return np.clip((1-d)*r/2 + .5, 0, 1)
+def _hsv(rng, *ranges):
+    "Colour with hue, saturation and value drawn from `ranges`"
+    return _rgb(*colorsys.hsv_to_rgb(*(rng.uniform(*o) for o in ranges)))
 
-def _mix(a, sl, rgb, w):
-    sl = (slice(None),*sl)
-    a[sl] += (rgb-a[sl])*w
+def _soft(dist, radius):
+    "Opacity of a blob with an antialiased edge"
+    return np.clip((1-dist)*radius/2 + .5, 0, 1)
 
-def _hsv(rng, h, s, v): return _rgb(*colorsys.hsv_to_rgb(*(rng.uniform(*o) for o in (h,s,v))))
+def _mix(a, window, rgb, opacity):
+    "Mix the colour `rgb` into `window` of picture `a`, in place"
+    window = (slice(None),*window)
+    a[window] += (rgb-a[window])*opacity
 
 # %% ../../nbs/01_data.leaves.ipynb #4a99f027
 def _foliage(rng): return _hsv(rng, (.17,.36), (.25,.7), (.08,.7))
-def _soil(rng):    return _hsv(rng, (.03,.12), (.25,.6), (.12,.6))
+def _soil(rng): return _hsv(rng, (.03,.12), (.25,.6), (.12,.6))
+
+def _polygon(rng, q):
+    "Outline of a leaf or clod in a picture of side `q`: `[14,2]`"
+    (x,y),length = rng.uniform(0, q, 2),rng.uniform(.06, .3)*q
+    turn,width = rng.uniform(0, 2*np.pi),rng.uniform(.3, 1)
+    t = np.linspace(0, 2*np.pi, 14)
+    a,b = length*np.cos(t),length*width*np.sin(t)*(.6+.4*np.cos(t/2))
+    return np.stack([x+a*np.cos(turn)-b*np.sin(turn), y+a*np.sin(turn)+b*np.cos(turn)], 1)
 
 def _background(rng, s):
     "Foliage, soil and orange crumbs out of focus"
     q,soil = s//4,rng.uniform(0, .7)
-    pick = lambda: tuple(int(255*o) for o in (_soil if rng.random()<soil else _foliage)(rng).ravel())
-    im = Image.new('RGB', (q,q), pick())
-    d = ImageDraw.Draw(im)
-    for _ in range(28):
-        (x,y),r,th,w = rng.uniform(0, q, 2),rng.uniform(.06, .3)*q,rng.uniform(0, 2*np.pi),rng.uniform(.3, 1)
-        t = np.linspace(0, 2*np.pi, 14)
-        a,b = r*np.cos(t),r*w*np.sin(t)*(.6+.4*np.cos(t/2))
-        d.polygon([*map(tuple, np.stack([x+a*np.cos(th)-b*np.sin(th), y+a*np.sin(th)+b*np.cos(th)], 1))], fill=pick())
+    def colour():
+        draw = _soil if rng.random()<soil else _foliage
+        return tuple(int(255*channel) for channel in draw(rng).ravel())
+    im = Image.new('RGB', (q,q), colour())
+    canvas = ImageDraw.Draw(im)
+    for _ in range(28): canvas.polygon([*map(tuple, _polygon(rng, q))], fill=colour())
     im = im.filter(ImageFilter.GaussianBlur(q*rng.uniform(.015, .05))).resize((s,s), Image.BICUBIC)
     a = np.asarray(im, np.float32).transpose(2,0,1)*(rng.uniform(.55, 1.15)/255)
     for _ in range(rng.integers(4, 30)):
         r = rng.uniform(.012, .05)*s
-        sl,dist = _blob(rng, s, rng.uniform(0, s, 2), r, .07)
-        _mix(a, sl, _hsv(rng, (.05,.13), (.5,.95), (.4,.95)), _soft(dist, r*rng.uniform(.1, .6))*rng.uniform(.3, .9))
+        window,dist = _blob(rng, s, rng.uniform(0, s, 2), r, .07)
+        orange = _hsv(rng, (.05,.13), (.5,.95), (.4,.95))
+        _mix(a, window, orange, _soft(dist, r*rng.uniform(.1, .6))*rng.uniform(.3, .9))
     return a
 
 # %% ../../nbs/01_data.leaves.ipynb #4d965a8b
 def _blade(rng, s):
-    "Shape of a leaf: `u` runs from stalk to tip, `v` across (edge at -1 and 1)"
+    "Shape of a leaf: `u` runs from stalk to tip, `v` across (edge at -1 and 1), `y` is the distance from the midrib"
     x,y = _grid(s)
-    th,n = rng.uniform(0, 2*math.pi),1024
-    L,w,bend = rng.uniform(1.65, 2.05),rng.uniform(.29, .37),rng.uniform(-.07, .07)
-    cx,cy = rng.uniform(-.14, .14, 2).tolist()
-    co,si = math.cos(th)/L,math.sin(th)/L
-    u,y = (x-cx)*co + (y-cy)*si + .46,(y-cy)*co - (x-cx)*si
+    turn,n = rng.uniform(0, 2*math.pi),1024
+    length,width,bend = rng.uniform(1.65, 2.05),rng.uniform(.29, .37),rng.uniform(-.07, .07)
+    centre_x,centre_y = rng.uniform(-.14, .14, 2).tolist()
+    cos,sin = math.cos(turn)/length,math.sin(turn)/length
+    u,y = (x-centre_x)*cos + (y-centre_y)*sin + .46,(y-centre_y)*cos - (x-centre_x)*sin
     t = np.linspace(0, 1, n)
     a,b = rng.uniform(.5, .65),rng.uniform(.85, 1.05)
-    half = t**a * (1-t)**b
+    half = t**a * (1-t)**b # half of the width along the midrib
     teeth = (t*rng.integers(19, 30) + rng.random())%1
-    half = (w/half.max()*half*(1 + .02*np.sin(t*rng.uniform(8, 20))) + .022*(teeth-.5)*half**.4).clip(1e-3)
+    half = (width/half.max()*half*(1 + .02*np.sin(t*rng.uniform(8, 20))) + .022*(teeth-.5)*half**.4).clip(1e-3)
     i = (u*n).clip(0, n-1).astype(np.int32)
     y = y - (bend*4*t*(1-t)).astype(np.float32)[i]
     inside = (u>0) & (u<1)
     v = np.where(inside, y/half.astype(np.float32)[i], 9)
     stalk = (u<.02) & (u>-.25) & (np.abs(y+bend*3*u)<.011-.01*u)
-    return dict(u=u, y=y, v=v, leaf=np.abs(v)<1, stalk=stalk, th=th)
+    return dict(u=u, y=y, v=v, leaf=np.abs(v)<1, stalk=stalk, turn=turn)
 
 # %% ../../nbs/01_data.leaves.ipynb #9f828c16
-def _skin(rng, s, b):
-    "Colour of the healthy leaf `b` with its veins"
-    u,y,v = b['u'],np.abs(b['y']),b['v']
-    base = _hsv(rng, (.21,.33), (.42,.75), (.36,.66))
-    nv,k = int(rng.integers(6, 10)),rng.uniform(.55, .9)
-    t = (u - k*y - rng.uniform(.3, .9)*y*y)*nv + (b['y']>0)*np.float32(rng.uniform(.3, .7))
-    f = t - np.floor(t)
+def _veins(rng, blade):
+    "Opacity of the side veins and of the midrib, and the phase of the bulges between them"
+    u,y,v = blade['u'],np.abs(blade['y']),blade['v']
+    n_veins,slant = int(rng.integers(6, 10)),rng.uniform(.55, .9)
+    t = (u - slant*y - rng.uniform(.3, .9)*y*y)*n_veins + (blade['y']>0)*np.float32(rng.uniform(.3, .7))
+    phase = t - np.floor(t)
     width = rng.uniform(.006, .011)
-    side = np.clip(1.3 - np.abs(f-.5)/nv/width, 0, 1)*np.clip(1.15-np.abs(v), 0, 1)*(t>.1).astype(np.float32)
-    mid = np.clip(1.5 - y/(width*(1.9-1.3*u)), 0, 1)
-    shade = 1 + rng.uniform(.03, .13)*np.sin(2*np.pi*f)*np.minimum(1, 5*y) + rng.uniform(.05, .2)*_noise(rng, s, 5)
+    side = np.clip(1.3 - np.abs(phase-.5)/n_veins/width, 0, 1)*np.clip(1.15-np.abs(v), 0, 1)*(t>.1).astype(np.float32)
+    return side,np.clip(1.5 - y/(width*(1.9-1.3*u)), 0, 1),phase
+
+def _skin(rng, s, blade):
+    "Colour of the healthy leaf with its veins"
+    y,v = np.abs(blade['y']),blade['v']
+    base = _hsv(rng, (.21,.33), (.42,.75), (.36,.66))
+    side,midrib,phase = _veins(rng, blade)
+    shade = 1 + rng.uniform(.03, .13)*np.sin(2*np.pi*phase)*np.minimum(1, 5*y) + rng.uniform(.05, .2)*_noise(rng, s, 5)
     shade += rng.uniform(.03, .1)*_noise(rng, s, s//6) + .06*np.clip(np.abs(v)-.8, 0, .2)/.2
     a = base*shade
     a += rng.uniform(0, .3)*np.clip(_noise(rng, s, 4), 0, 1)*(_rgb(.62,.62,.22)-a)
-    vein = np.maximum(side*rng.uniform(.25, .6), mid*rng.uniform(.5, .85))
+    vein = np.maximum(side*rng.uniform(.25, .6), midrib*rng.uniform(.5, .85))
     a += vein*(base*.75 + _rgb(.24,.24,.13) - a)
     dry = np.clip((np.abs(v)-rng.uniform(.88, 1.1))*12 + 1.2*_noise(rng, s, 14), 0, 1)*(np.abs(v)>.8)
     a += dry*rng.uniform(0, .8)*(_hsv(rng, (.06,.1), (.4,.6), (.25,.5))-a)
     return a
 
 # %% ../../nbs/01_data.leaves.ipynb #bc62abc2
-def _holes(rng, s, a, inner):
-    "Brown the rims of up to three holes in leaf `a`; return how open it is where"
+def _holes(rng, s, a, places):
+    "Brown the rims of up to three holes in leaf `a`, centred in `places`; return the opacity of the holes"
     hole = np.zeros((s,s), np.float32)
     for _ in range(max(0, rng.integers(-1, 4))):
         r = rng.uniform(.01, .022)*s
-        sl,d = _blob(rng, s, divmod(int(rng.choice(inner)), s), r, .2)
-        _mix(a, sl, _hsv(rng, (.06,.12), (.3,.6), (.2,.45)), _soft(d/1.2, r)*.8)
-        hole[sl] = np.maximum(hole[sl], _soft(d, r))
+        window,dist = _blob(rng, s, divmod(int(rng.choice(places)), s), r, .2)
+        _mix(a, window, _hsv(rng, (.06,.12), (.3,.6), (.2,.45)), _soft(dist/1.2, r)*.8)
+        hole[window] = np.maximum(hole[window], _soft(dist, r))
     return hole
 
 # %% ../../nbs/01_data.leaves.ipynb #8454fb9e
-def _rust(rng, s, a, c):
+def _rust(rng, s, a, centre):
     "Paint on `a` an orange disc with a pale halo; return its window and mask"
     r = rng.uniform(.026, .042)*s
-    sl,d = _blob(rng, s, c, r, .06)
-    k = rng.uniform(.75, .97)
-    _mix(a, sl, _hsv(rng, (.14,.17), (.45,.65), (.75,.9)), np.clip((1.5-d)/.45, 0, 1)*.75*k)
-    _mix(a, sl, _hsv(rng, (.065,.095), (.8,.95), (.8,.98)), _soft(d, r)*k)
-    _mix(a, sl, _hsv(rng, (.03,.06), (.8,.95), (.5,.75)), _soft(d*2.1, r*.5)*k*.8)
-    return sl,d<1.25
+    window,dist = _blob(rng, s, centre, r, .06)
+    strength = rng.uniform(.75, .97)
+    _mix(a, window, _hsv(rng, (.14,.17), (.45,.65), (.75,.9)), np.clip((1.5-dist)/.45, 0, 1)*.75*strength)
+    _mix(a, window, _hsv(rng, (.065,.095), (.8,.95), (.8,.98)), _soft(dist, r)*strength)
+    _mix(a, window, _hsv(rng, (.03,.06), (.8,.95), (.5,.75)), _soft(dist*2.1, r*.5)*strength*.8)
+    return window,dist<1.25
 
-def _scab(rng, s, a, c):
+def _scab(rng, s, a, centre):
     "Paint on `a` a ragged dark patch; return its window and mask"
     r = rng.uniform(.036, .066)*s
-    sl,d = _blob(rng, s, c, r, .2)
-    d = d + .18*rng.standard_normal(d.shape)*(d>.5)
-    _mix(a, sl, _hsv(rng, (.12,.22), (.35,.6), (.08,.2)), np.clip((1.1-d)/.35, 0, 1)*rng.uniform(.75, .95))
-    return sl,d<.95
+    window,dist = _blob(rng, s, centre, r, .2)
+    dist = dist + .18*rng.standard_normal(dist.shape)*(dist>.5)
+    dark = _hsv(rng, (.12,.22), (.35,.6), (.08,.2))
+    _mix(a, window, dark, np.clip((1.1-dist)/.35, 0, 1)*rng.uniform(.75, .95))
+    return window,dist<.95
 
 # %% ../../nbs/01_data.leaves.ipynb #4617215d
 _painters = dict(healthy=(), rust=(_rust,), scab=(_scab,), multiple_diseases=(_rust,_scab))
 
-def _lesions(rng, s, a, ok, label):
-    "Paint lesions of `label` on `a` where `ok`, 2 to 8% of the picture; return their mask"
-    mask,where = np.zeros((s,s), bool),np.flatnonzero(ok)
-    todo = _painters[label]
-    area = rng.uniform(.03 if len(todo)<2 else .045, .062)*s*s
-    for i,paint in enumerate(todo):
+def _lesions(rng, s, a, allowed, label):
+    "Paint lesions of `label` on `a` where `allowed`, 2 to 8% of the picture; return their mask"
+    mask,places = np.zeros((s,s), bool),np.flatnonzero(allowed)
+    painters = _painters[label]
+    area = rng.uniform(.03 if len(painters)<2 else .045, .062)*s*s
+    for i,paint in enumerate(painters):
         for _ in range(300):
-            if mask.sum() >= area*(i+1)/len(todo): break
-            c = divmod(int(rng.choice(where)), s)
-            if rng.random()<.9 and mask[c]: continue
-            sl,m = paint(rng, s, a, c)
-            mask[sl] |= m & ok[sl]
+            if mask.sum() >= area*(i+1)/len(painters): break
+            centre = divmod(int(rng.choice(places)), s)
+            if rng.random()<.9 and mask[centre]: continue
+            window,lesion = paint(rng, s, a, centre)
+            mask[window] |= lesion & allowed[window]
     return mask
 
 # %% ../../nbs/01_data.leaves.ipynb #fb3b00e9
-def _light(rng, s, b, lx, ly):
-    "Light from direction `lx`,`ly` on leaf `b`, and its gloss"
+def _light(rng, s, blade, lx, ly):
+    "Light from direction `lx`,`ly` on the leaf, and its gloss"
     x,y = _grid(s)
-    fold = np.tanh(b['y']*rng.uniform(10, 40))*(ly*math.cos(b['th'])-lx*math.sin(b['th']))
+    fold = np.tanh(blade['y']*rng.uniform(10, 40))*(ly*math.cos(blade['turn'])-lx*math.sin(blade['turn']))
     light = 1 + rng.uniform(.05, .22)*(lx*x+ly*y) + rng.uniform(.03, .16)*fold
-    light -= .25*np.clip(.03-np.abs(b['y']), 0, .03)/.03*rng.random()
+    light -= .25*np.clip(.03-np.abs(blade['y']), 0, .03)/.03*rng.random()
     if rng.random()<.6:
         shadow = np.clip((_noise(rng, s, rng.integers(3, 7))-rng.uniform(-.1, .5))*rng.uniform(2.5, 6), 0, 1)
         light *= 1 - rng.uniform(.15, .45)*shadow
     return light, rng.uniform(0, .16)*np.clip(_noise(rng, s, 6)*(1+fold), 0, 2)**2
 
-def _compose(rng, s, back, a, b, hole, lx, ly):
+def _compose(rng, s, back, a, blade, hole, lx, ly):
     "Lay leaf `a` on background `back`, over its own shadow and stalk"
-    drop = Image.fromarray(b['leaf'].astype(np.uint8)*255).reduce(4)
-    drop = drop.filter(ImageFilter.GaussianBlur(s/160)).resize((s,s))
-    drop = np.roll(np.asarray(drop), (int(ly*-.04*s), int(lx*-.04*s)), (0,1))/np.float32(255)
-    back *= 1 - rng.uniform(.2, .6)*drop
-    _mix(back, (), _hsv(rng, (.12,.27), (.35,.6), (.4,.65)), b['stalk'])
+    shadow = Image.fromarray(blade['leaf'].astype(np.uint8)*255).reduce(4)
+    shadow = shadow.filter(ImageFilter.GaussianBlur(s/160)).resize((s,s))
+    shadow = np.roll(np.asarray(shadow), (int(ly*-.04*s), int(lx*-.04*s)), (0,1))/np.float32(255)
+    back *= 1 - rng.uniform(.2, .6)*shadow
+    _mix(back, (), _hsv(rng, (.12,.27), (.35,.6), (.4,.65)), blade['stalk'])
     back *= 1 - .35*hole
-    return back + (a-back)*(b['leaf']*(1-hole))
+    return back + (a-back)*(blade['leaf']*(1-hole))
 
 # %% ../../nbs/01_data.leaves.ipynb #04fbfbca
-def _dirt(rng, s, a, inner, lx, ly):
-    "Dust all over picture `a` and drops of dew on the leaf"
+def _dew(rng, s, a, places, lx, ly):
+    "A drop on picture `a`, centred in one of `places`, with a highlight towards the light"
+    r = rng.uniform(.012, .03)*s
+    row,col = divmod(int(rng.choice(places)), s)
+    window,dist = _blob(rng, s, (row,col), r)
+    y,x = np.ogrid[window]
+    _mix(a, window, 0, _soft(dist, r)*((x-col)*lx + (y-row)*ly)/r*.35)
+    window,dist = _blob(rng, s, (row+ly*r*.45, col+lx*r*.45), r*.25)
+    _mix(a, window, 1, _soft(dist, r*.25)*.9)
+
+def _dirt(rng, s, a, places, lx, ly):
+    "Dust all over picture `a`, and drops of dew centred in `places`"
     dust = _hsv(rng, (.05,.12), (.3,.9), (.25,.85))
     for _ in range(rng.integers(5, 50)):
         r = rng.uniform(.004, .011)*s
-        sl,d = _blob(rng, s, rng.uniform(0, s, 2), r)
-        _mix(a, sl, dust, _soft(d, r)*rng.uniform(.3, .9))
-    for _ in range(max(0, rng.integers(-5, 9))):
-        r = rng.uniform(.012, .03)*s
-        c = divmod(int(rng.choice(inner)), s)
-        sl,d = _blob(rng, s, c, r)
-        y,x = np.ogrid[sl]
-        _mix(a, sl, 0, _soft(d, r)*((x-c[1])*lx + (y-c[0])*ly)/r*.35)
-        sl,d = _blob(rng, s, (c[0]+ly*r*.45, c[1]+lx*r*.45), r*.25)
-        _mix(a, sl, 1, _soft(d, r*.25)*.9)
+        window,dist = _blob(rng, s, rng.uniform(0, s, 2), r)
+        _mix(a, window, dust, _soft(dist, r)*rng.uniform(.3, .9))
+    for _ in range(max(0, rng.integers(-5, 9))): _dew(rng, s, a, places, lx, ly)
 
 def _camera(rng, a, size):
     "A photograph of `a`"
     a = a*(rng.uniform(.75, 1.2)*(1+_rgb(*rng.uniform(-.06, .06, 3))))
     im = Image.fromarray((a.clip(0, 1).transpose(1,2,0)*255).astype(np.uint8)).reduce(2)
     im = im.filter(ImageFilter.GaussianBlur(rng.uniform(0, .5)*size/160))
-    px = np.asarray(im, np.float32) + rng.uniform(1.5, 6)*rng.standard_normal((size,size,3), np.float32)
-    return Image.fromarray(px.clip(0, 255).astype(np.uint8))
+    pixels = np.asarray(im, np.float32) + rng.uniform(1.5, 6)*rng.standard_normal((size,size,3), np.float32)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 # %% ../../nbs/01_data.leaves.ipynb #a73fce5c
 def _check_size(size):
@@ -219,23 +242,24 @@ def draw_leaf(
     rng, # A `numpy.random.Generator`, or a seed for one: `[seed,i]` draws picture `i` of `leaf_data`
     label:str='healthy', # One of `leaf_classes`
     size:int=160 # Side of the picture in pixels, at least 64
-)->tuple: # The `PIL.Image` and an array of `bool`, where it shows a lesion
+)->tuple: # The `PIL.Image`, and an array `[size,size]` of bools: where it shows a lesion
     "Draw a leaf"
-    if label not in leaf_classes: raise ValueError(f"label {label!r} is not a class; use one of {leaf_classes}")
+    check_choice('label', str(label), leaf_classes)
     _check_size(size)
-    rng,sick,cam = np.random.default_rng(rng).spawn(3)
-    s = 2*size
-    back,b = _background(rng, s),_blade(rng, s)
-    a,leaf,u,v = _skin(rng, s, b),b['leaf'],b['u'],np.abs(b['v'])
-    inner = np.flatnonzero(leaf & (v<.85) & (u>.08) & (u<.94))
-    hole = _holes(rng, s, a, inner)
-    mask = _lesions(sick, s, a, leaf & (hole<.5) & (v<.97) & (u>.05), label)
-    th = rng.uniform(0, 2*math.pi)
-    lx,ly = math.cos(th),math.sin(th)
-    light,gloss = _light(rng, s, b, lx, ly)
-    a = _compose(rng, s, back, a*light + gloss*_rgb(.8,.9,1), b, hole, lx, ly)
-    _dirt(rng, s, a, inner, lx, ly)
-    return _camera(cam, a, size), np.asarray(Image.fromarray(mask.astype(np.uint8)*255).reduce(2))>127
+    scene_rng,lesion_rng,camera_rng = np.random.default_rng(rng).spawn(3)
+    rng,s = scene_rng,2*size
+    back,blade = _background(rng, s),_blade(rng, s)
+    a,leaf,u,v = _skin(rng, s, blade),blade['leaf'],blade['u'],np.abs(blade['v'])
+    places = np.flatnonzero(leaf & (v<.85) & (u>.08) & (u<.94))
+    hole = _holes(rng, s, a, places)
+    mask = _lesions(lesion_rng, s, a, leaf & (hole<.5) & (v<.97) & (u>.05), label)
+    direction = rng.uniform(0, 2*math.pi)
+    lx,ly = math.cos(direction),math.sin(direction)
+    light,gloss = _light(rng, s, blade, lx, ly)
+    a = _compose(rng, s, back, a*light + gloss*_rgb(.8,.9,1), blade, hole, lx, ly)
+    _dirt(rng, s, a, places, lx, ly)
+    mask = Image.fromarray(mask.astype(np.uint8)*255).reduce(2)
+    return _camera(camera_rng, a, size),np.asarray(mask)>127
 
 # %% ../../nbs/01_data.leaves.ipynb #97dc8e27
 _counts = dict(healthy=516, multiple_diseases=91, rust=622, scab=592)
@@ -247,83 +271,84 @@ leaf_flips = pd.DataFrame(_flips, index=leaf_classes).T
 
 # %% ../../nbs/01_data.leaves.ipynb #affd3607
 def leaf_labels(
-    n:int=600, # Number of pictures
-    noise:float=0., # Share of the labels which are wrong
-    seed:int=0 # Seed of the shuffle and of the noise
-)->tuple: # Arrays of `n` true and `n` given labels
+    n:int=600, # Number of pictures, at least 40
+    noise:float=0., # Share of the labels that are wrong, 0 to 1
+    seed:int=0 # Seed of the shuffle and of the noise, at least 0
+)->tuple: # Arrays `[n]` of true and of given labels
     "True and given labels of `n` leaves"
     if n<40: raise ValueError(f"n={n} leaves a class with fewer than two pictures; use n=40 or more")
-    if not 0<=noise<=1: raise ValueError(f"noise={noise} is not a share of the labels; use a number from 0 to 1")
-    if seed<0: raise ValueError(f"seed={seed} is negative; use 0 or more")
+    check_share('noise', noise)
+    check_count('seed', seed, 0)
     share = n*np.array([_counts[o] for o in leaf_classes])/sum(_counts.values())
-    cnt = share.astype(int)
-    cnt[np.argsort(cnt-share, kind='stable')[:n-cnt.sum()]] += 1
+    counts = share.astype(int)
+    counts[np.argsort(counts-share, kind='stable')[:n-counts.sum()]] += 1
     shuffle,flip = np.random.default_rng([seed, n]).spawn(2)
-    true = shuffle.permutation(np.repeat(leaf_classes, cnt))
+    true = shuffle.permutation(np.repeat(leaf_classes, counts))
     given = true.copy()
     for i in flip.permutation(n)[:round(noise*n)]: given[i] = flip.choice(leaf_classes, p=leaf_flips.loc[true[i]])
     return true,given
 
 # %% ../../nbs/01_data.leaves.ipynb #c602e4df
-_version = 1 # changes with the drawing, so that pictures kept from an older one are not taken for these
+_version = 1 # changes with the drawing, so that pictures of an older version are not reused
 
 # %% ../../nbs/01_data.leaves.ipynb #2a7f82bf
-def _ready(path, p):
-    "Does `path` hold all of the leaves of parameters `p`?"
+def _is_complete(path, params):
+    "Does `path` hold all of the leaves of `params`? ValueError if it holds something else"
     if not path.exists() or (path.is_dir() and not any(path.iterdir())): return False
-    try: ok = json.loads((path/'leaves.json').read_text())==p and len((path/'images').ls())==p['n']
-    except (OSError, ValueError): ok = False
-    if not ok: raise ValueError(f"{path} exists but does not hold these leaves; remove it or give another folder")
-    return True
+    try:
+        if json.loads((path/'leaves.json').read_text())==params and len((path/'images').ls())==params['n']: return True
+    except (OSError, ValueError): pass
+    raise ValueError(f"{path} exists but does not hold these leaves; remove it or give another folder")
 
-def _write(path, p, true, given):
-    "Draw the leaves of parameters `p` and labels `true` into `path`"
+def _write(path, params, true, given):
+    "Draw the leaves of `params` with labels `true` into `path`"
     (path/'images').mkdir(parents=True), (path/'masks').mkdir()
-    ids = [f'Train_{i}' for i in range(p['n'])]
-    for i,(o,label) in enumerate(zip(ids, true)):
-        im,mask = draw_leaf([p['seed'], i], label, p['size'])
-        im.save(path/'images'/f'{o}.jpg', quality=92)
-        Image.fromarray(mask).save(path/'masks'/f'{o}.png')
-    df = pd.DataFrame({'image_id': ids, **{o: (given==o).astype(int) for o in leaf_classes}})
+    ids = [f'Train_{i}' for i in range(params['n'])]
+    for i,(name,label) in enumerate(zip(ids, true)):
+        im,mask = draw_leaf([params['seed'], i], label, params['size'])
+        im.save(path/'images'/f'{name}.jpg', quality=92)
+        Image.fromarray(mask).save(path/'masks'/f'{name}.png')
+    df = pd.DataFrame({'image_id': ids, **{c: (given==c).astype(int) for c in leaf_classes}})
     df.assign(labels=given, true_label=true).to_csv(path/'train.csv', index=False)
-    (path/'leaves.json').write_text(json.dumps(p))
+    (path/'leaves.json').write_text(json.dumps(params))
 
 # %% ../../nbs/01_data.leaves.ipynb #0690a18b
 def leaf_data(
     path=None, # Folder to write; by default, one in the user's cache
     n:int=600, # Number of pictures, at least 40
-    noise:float=0., # Share of the labels which are wrong, from 0 to 1
-    seed:int=0, # Same seed, same files
+    noise:float=0., # Share of the labels that are wrong, 0 to 1
+    seed:int=0, # Same seed, same files; at least 0
     size:int=160 # Side of the pictures in pixels, at least 64
 )->Path: # The folder, which holds `train.csv`, `images` and `masks`
-    "Draw `n` leaves, or find them where an equal call left them"
+    "Draw `n` leaves, or find them where an equal call wrote them"
     true,given = leaf_labels(n, noise, seed)
     _check_size(size)
-    p = dict(n=int(n), noise=float(noise), seed=int(seed), size=int(size), version=_version)
-    name = '-'.join(['leaves', *(f'{k}{v}' for k,v in p.items())])
+    params = dict(n=int(n), noise=float(noise), seed=int(seed), size=int(size), version=_version)
+    name = '-'.join(['leaves', *(f'{k}{v}' for k,v in params.items())])
     path = xdg_cache_home()/'fastai_mix'/name if path is None else Path(path)
-    if _ready(path, p): return path
+    if _is_complete(path, params): return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f'.{name}-', dir=path.parent) as tmp:
-        _write(Path(tmp)/'data', p, true, given)
-        if os.name=='nt' and path.is_dir(): path.rmdir() # an empty one is in the way there
+        _write(Path(tmp)/'data', params, true, given)
+        if os.name=='nt' and path.is_dir(): path.rmdir() # Windows does not rename onto an empty folder
         try: os.rename(Path(tmp)/'data', path)
         except OSError:
-            if not _ready(path, p): raise
+            if not _is_complete(path, params): raise # another process may have been faster
     return path
 
 # %% ../../nbs/01_data.leaves.ipynb #fe234e53
 def leaf_dls(
     path, # Folder of `leaf_data`
-    size:int=128, # Side of the pictures in a batch
+    size:int=128, # Side of the pictures in a batch, in pixels
     bs:int=32, # Batch size
-    valid_pct:float=.2, # Share of the pictures to validate on, of every class alike
+    valid_pct:float=.2, # Share of the pictures to validate on, the same of every class
     seed:int=0, # Seed of the split
     clean_valid:bool=True, # Validate on the true labels instead of the given ones?
     batch_tfms=None, # Transforms of a batch, such as `aug_transforms()`
     **kwargs # Passed to `DataBlock.dataloaders`
 )->DataLoaders: # For training and validation
     "`DataLoaders` of the leaves in `path`, flipped and turned for training"
+    from sklearn.model_selection import train_test_split
     df = pd.read_csv(Path(path)/'train.csv')
     valid = train_test_split(df.index, test_size=valid_pct, stratify=df.true_label, random_state=seed)[1]
     y = df.labels.where(~(df.index.isin(valid) & clean_valid), df.true_label)
