@@ -21,7 +21,7 @@ def test_same_seed_same_leaf():
     assert np.array_equal(pixels(5), pixels(np.random.default_rng(5)))
     assert not np.array_equal(pixels([3,1]), pixels([3,2])) and not np.array_equal(pixels([3,1]), pixels([4,1]))
 
-# mean colour, and share of the picture that lesions cover; if they change, so must the version in the name of the folder
+# mean colour, and share of the picture that lesions cover; if they change, so must the version of the data
 means = {'healthy': ([41.1,51.8,30.4], 0), 'multiple_diseases': ([87.7,106.2,43.1], .0676),
     'rust': ([95.7,90.5,46.4], .0469), 'scab': ([84.6,119.4,54.3], .0513)}
 
@@ -71,8 +71,10 @@ def test_the_seed_shuffles_and_the_noise_does_not():
     assert (a!=b).any() and sorted(a)==sorted(b) and (leaf_labels(100, noise=.3)[0]==a).all()
     assert (leaf_labels(100, noise=.3)[1]==leaf_labels(100, noise=.3)[1]).all()
 
-@pytest.mark.parametrize('kwargs,message', [(dict(n=39), 'use n=40 or more'), (dict(noise=1.1), 'noise=1.1: expected a number'),
-    (dict(noise=-.1), 'noise=-0.1'), (dict(noise=float('nan')), 'noise=nan'), (dict(seed=-1), 'seed=-1: expected a whole')])
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(n=39), 'use n=40 or more'), (dict(seed=-1), 'seed=-1: expected a whole'),
+    (dict(noise=1.1), 'noise=1.1: expected a number'), (dict(noise=-.1), 'noise=-0.1'),
+    (dict(noise=float('nan')), 'noise=nan')])
 def test_wrong_arguments_of_labels(kwargs, message, tmp_path):
     with pytest.raises(ValueError, match=message): leaf_labels(**kwargs)
     with pytest.raises(ValueError, match=message): leaf_data(tmp_path/'leaves', **kwargs)
@@ -81,7 +83,8 @@ def test_wrong_arguments_of_labels(kwargs, message, tmp_path):
 # leaf_data
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory): return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=40, noise=.25, seed=2, size=64)
+def folder(tmp_path_factory):
+    return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=40, noise=.25, seed=2, size=64)
 
 def test_the_folder_holds_what_the_functions_give(folder):
     df = pd.read_csv(folder/'train.csv')

@@ -65,7 +65,8 @@ def _lost_content(im):
     if 'A' in im.mode or 'a' in im.mode or 'transparency' in im.info: return _lost_shape(im)
 
 # %% ../../nbs/02_data.check.ipynb #4849d63f
-_not_regular = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
+_not_regular = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket',
+                stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
 
 def _read(path, max_bytes):
     "Content of the regular file `path`, and None; or None, and its fault as (fault, detail)"
@@ -98,7 +99,7 @@ def _decode(im, min_side):
     return [*([('lost in RGB', lost)] if lost else []), ('mode', odd), *faults]
 
 def _probe(path, min_side=0, max_pixels=None, near=True):
-    "Faults of the file `path` as (fault, detail); if it is usable the digest of its bytes and, with `near`, its `picture_hash`"
+    "Faults of the file `path` as (fault, detail); the digest of its bytes, and with `near` its `picture_hash`, or None"
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or np.inf
     data,fault = _read(path, max(2**29, 6*limit)) # 2 bytes for each of three channels
     if fault: return [fault],None,None
@@ -155,17 +156,17 @@ def check_images(
     label_delim:str=None, # Separates several labels in a cell
     id_col:str=None, # Column of identities; None: the index
     min_side:int=32, # Pixels; a picture with a shorter side is tiny
-    max_pixels:int=None, # More are huge, as is a file above 512 MiB and 6 bytes a pixel; None: Pillow's limit, 89 million
-    near:int=32, # Near duplicates differ in up to this many of 256 bits of a perceptual hash; None: do not look for them
+    max_pixels:int=None, # Huge if more, or above 512 MiB and 6 bytes a pixel; None: Pillow's 89 million
+    near:int=32, # Near duplicates differ in up to this many of 256 bits of a hash; None: do not look for them
     drop:bool|list=None, # Faults whose rows to drop; True: `unusable_faults`, duplicate and conflicting labels
     n_workers:int=defaults.cpus, # Threads that read the files
     progress:bool=True, # Show a bar
-)->pd.DataFrame: # Columns id, path, fault, detail, other (path of the picture it equals); with `drop`, the other rows of `df`
+)->pd.DataFrame: # Columns id, path, fault, detail, other (path of the equal picture); with `drop`, rows of `df`
     """The faults of the pictures of a table, a row for each; `image_faults` names them.
 
     `max_pixels` is `Image.MAX_IMAGE_PIXELS` by default, where Pillow starts to warn of decompression bombs.
-    Near duplicates are found by an exact search, whose time grows with the power 1.25 of the number of pictures: on one core
-    1.5 s for 100,000 of them, 26 s and 0.6 GB for a million. The rest is linear, and reading the files takes longest."""
+    The search for near duplicates is exact. Its time grows with the power 1.25 of the number of pictures: on one core
+    1.5 s for 100,000, 26 s and 0.6 GB for a million. The rest is linear; reading the files takes longest."""
     if not isinstance(df, pd.DataFrame): df = pd.DataFrame({'path': list(df)})
     drops = _faults_to_drop(drop, label_col)
     check_near(near)
@@ -276,15 +277,18 @@ def _check_pictures(train, valid, near):
     in_train,in_valid = ({digest: (p,h) for p,(digest,h) in zip(*side) if digest is not None} for side in sides)
     fix = "give add_folds a group_col, such as the column of picture_groups"
     if shared := [digest for digest in in_valid if digest in in_train]:
+        first = f"{in_train[shared[0]][0]} and {in_valid[shared[0]][0]}"
         raise ValueError(
-            f"{len(shared)} pictures are on both sides, the first {in_train[shared[0]][0]} and {in_valid[shared[0]][0]}: "
-            f"drop one of each, or {fix}")
+            f"{len(shared)} pictures are on both sides, the first {first}: drop one of each, or {fix}")
     hashed = [[o for o in side.values() if o[1] is not None] for side in (in_train,in_valid)]
     if near is None or not all(hashed): return
     (train_paths,train_hashes),(valid_paths,valid_hashes) = (zip(*side) for side in hashed)
     nearest,dist = nearest_hashes(valid_hashes, train_hashes, near=near)
-    close = [f'{valid_paths[j]} and {train_paths[nearest[j]]}' for j in np.argsort(dist, kind='stable') if dist[j]<=near]
-    if close: warnings.warn(f"{len(close)} of {len(in_valid)} pictures to validate on look like one to train on, "
+    by_distance = np.argsort(dist, kind='stable')
+    close = [f'{valid_paths[j]} and {train_paths[nearest[j]]}' for j in by_distance if dist[j]<=near]
+    if not close: return
+    warnings.warn(
+        f"{len(close)} of {len(in_valid)} pictures to validate on look like one to train on, "
         f"the closest {'; '.join(close[:3])}: if they are the same, {fix}")
 
 def check_leaks(
@@ -293,9 +297,9 @@ def check_leaks(
     id_col:str=None, # Column of identities; None: the index
     group_col:str=None, # Column of groups (patient, tree) that must stay on one side
     get_x:str|Callable=None, # Column of paths, or `get_x` of a `DataBlock`; None: pictures are not compared
-    near:int=32, # Near duplicates differ in up to this many of 256 bits of a perceptual hash; None: do not look for them
+    near:int=32, # Near duplicates differ in up to this many of 256 bits of a hash; None: do not look for them
 ):
-    """ValueError for an identity, a group or a picture on both sides, or a row validated twice; a warning for near duplicates.
+    """ValueError for an identity, group or picture on both sides, or a row validated twice; warning for near duplicates.
 
     `check_images` states the cost of the search for near duplicates."""
     check_near(near)
@@ -311,7 +315,7 @@ def picture_groups(
     df:pd.DataFrame, # A table, a row per picture
     get_x:str|Callable='path', # Column of paths, or `get_x` of a `DataBlock`
     group_col:str=None, # Column of groups to keep together as well
-    near:int=32, # Near duplicates differ in up to this many of 256 bits of a perceptual hash; None: equal bytes only
+    near:int=32, # Near duplicates differ in up to this many of 256 bits of a hash; None: equal bytes only
 )->pd.Series: # A number for each row, for `add_folds(group_col=...)`
     """Groups of rows whose pictures are the same or look the same, directly or through other pictures.
 

@@ -25,8 +25,8 @@ def _check_scale(df, label_col):
     y = df[label_col]
     if not pd.api.types.is_float_dtype(y) or (y.dropna()%1==0).all(): return
     raise ValueError(
-        f"{label_col!r} holds numbers on a scale, the first {y.iloc[0]:g}, and no classes: to spread a regression target "
-        f"evenly, bin it, df['bin'] = pd.qcut(df[{label_col!r}], 10, labels=False), and give label_col='bin'")
+        f"{label_col!r} holds numbers on a scale, the first {y.iloc[0]:g}, and no classes: "
+        f"to spread a regression target evenly, bin it, df['bin'] = pd.qcut(df[{label_col!r}], 10, labels=False), and give label_col='bin'")
 
 def _check_fold_args(df, label_col, n_splits, group_col, col, id_col, label_delim, rare):
     check_count('n_splits', n_splits, 2)
@@ -42,9 +42,9 @@ def _check_repeated_ids(df, id_col, group_col):
     repeated = df[df[id_col].duplicated(keep=False)]
     if not len(repeated): return
     if group_col and (repeated.groupby(id_col)[group_col].nunique()==1).all(): return
+    first,n_more = repeated[id_col].tolist()[0],repeated[id_col].nunique()-1
     raise ValueError(
-        f"{repeated[id_col].tolist()[0]!r} and {repeated[id_col].nunique()-1} more identities of {id_col!r} stand for several "
-        f"rows that could come into different folds: drop the repeated rows, or give group_col={id_col!r}")
+        f"{first!r} and {n_more} more identities of {id_col!r} stand for several rows that could come into different folds: drop the repeated rows, or give group_col={id_col!r}")
 
 def _row_order(df, id_col, group_col):
     "Positions of the rows, sorted by identity"
@@ -77,7 +77,7 @@ def _shuffled_groups(unit, seed):
     return check_random_state(seed).permutation(len(groups)).argsort()[idx]
 
 def _fold_by_labels(has, unit, keep, n_splits, seed):
-    "Folds `[n]` of rows with several labels or none: `has` `[u,c]` are the labels of units, `unit` `[n]` the unit of each row"
+    "Folds `[n]` of rows with any number of labels: `has` `[u,c]` says which unit has which, `unit` `[n]` is that of each row"
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
     units = np.flatnonzero(keep)
     labels = has[units].toarray()
@@ -189,7 +189,8 @@ def _dict_factors(counts, ways, name, up):
     "Multiples or shares of `ways`, for all classes of `counts`"
     for k,v in ways.items():
         if k not in counts.index:
-            raise ValueError(f"{name} names {k!r}, but the classes to train on are {', '.join(map(repr, counts.index))}")
+            classes = ', '.join(map(repr, counts.index))
+            raise ValueError(f"{name} names {k!r}, but the classes to train on are {classes}")
         is_number = isinstance(v, Number) and not isinstance(v, bool)
         if is_number and (1<=v<np.inf if up else 0<v<=1): continue
         expected = 'a multiple of 1 or more' if up else 'a share above 0 and up to 1'
@@ -241,8 +242,8 @@ def draw_rows(
 def FoldSplitter(
     fold:int, # The fold to validate on
     col:str='fold', # Column of folds
-    oversample:dict|str|int=None, # Of the training part: multiples by class, 'balance', 'sqrt' or a number; see `draw_rows`
-    undersample:dict|str|int=None, # Of the training part: shares by class, 'balance', 'sqrt' or a number; applied first
+    oversample:dict|str|int=None, # For training: multiples by class, 'balance', 'sqrt' or a number; see `draw_rows`
+    undersample:dict|str|int=None, # For training: shares by class, 'balance', 'sqrt' or a number; applied first
     seed:int=0, # Same seed, same rows
     label_col:str|list=None, # Labels, or columns of 0 and 1; None: as given to `add_folds`, or the block's `get_y`
     label_delim:str=None, # Separates several labels in a cell
@@ -277,7 +278,8 @@ def _fold_positions(df, fold, col):
     "Positions of the rows to train on, and of those of `fold`"
     if not isinstance(df, pd.DataFrame):
         raise ValueError(
-            f"FoldSplitter splits a DataFrame, but got a {type(df).__name__}: call block.dataloaders(df), with no get_items")
+            f"FoldSplitter splits a DataFrame, but got a {type(df).__name__}: "
+            "call block.dataloaders(df), with no get_items")
     check_filled(df, col, 'fold')
     folds = sorted(set(df[col])-{-1})
     if fold not in folds:

@@ -33,7 +33,7 @@ def _noise(rng, s, n_bumps):
     return np.asarray(Image.fromarray(coarse).resize((s,s), Image.BICUBIC))
 
 def _blob(rng, s, centre, radius, rough=0., pad=1.6):
-    "Window around a round or ragged blob with `centre` (row,col), and the distances to the centre in it; the edge is at 1"
+    "Window around a round or ragged blob at `centre` (row,col), and distances to the centre in it; the edge is at 1"
     reach = radius*pad + 1
     window = tuple(slice(max(0, int(c-reach)), max(0, min(s, int(c+reach)+1))) for c in centre)
     y,x = np.ogrid[window]

@@ -20,7 +20,8 @@ def _in_fold(df, fold, col):
     if fold is None:
         if col not in df: return np.zeros(len(df), bool)
         raise ValueError(
-            f"the table has a column {col!r}: say which fold validates, fold=0 for the first, so that its rows stay as they are")
+            f"the table has a column {col!r}: say which fold validates, fold=0 for the first, "
+            "so that its rows stay as they are")
     check_filled(df, col, 'fold')
     in_fold = (df[col]==fold).to_numpy()
     if fold!=-1 and in_fold.any(): return in_fold
@@ -68,7 +69,7 @@ def _label_sets(labels):
     return label_table(pd.DataFrame({'label': pd.Series(list(labels), dtype=object)}), 'label')
 
 def class_weights(
-    labels, # Labels of the rows to train on, a list or Series; with several a picture, lists of them, or a DataFrame of 0 and 1
+    labels, # Labels of the rows to train on, a list or Series; if several a picture, lists, or a DataFrame of 0 and 1
     scheme:str='inverse', # 'inverse': 1/n; 'sqrt': 1/√n; 'effective': 1 over the effective number of samples
     beta:float=.999, # β of 'effective', 0 to below 1; the paper tries .9, .99, .999 and .9999
     vocab:list=None, # Classes in the order to return, such as `dls.vocab`; None: sorted
@@ -79,7 +80,8 @@ def class_weights(
     counts = _label_sets(labels).sum()
     absent = [k for k in (counts.index if vocab is None else vocab) if not counts.get(k, 0)]
     if absent:
-        raise ValueError(f"no rows have label {absent[0]!r}: a class without rows has no weight, leave it out of the vocab")
+        raise ValueError(
+            f"no rows have label {absent[0]!r}: a class without rows has no weight, leave it out of the vocab")
     if vocab is not None: counts = counts.reindex(list(vocab)) # a list of bools would be a mask
     if scheme=='inverse': w = 1/counts
     elif scheme=='sqrt': w = counts**-.5
@@ -90,7 +92,7 @@ def sample_weights(
     labels, # Labels of all rows, as for `class_weights`
     scheme:str='inverse', # 'inverse', 'sqrt' or 'effective', as for `class_weights`
     beta:float=.999, # β of 'effective', 0 to below 1
-)->np.ndarray: # `[n]` the weight of each row: that of its class, of its rarest class if it has several, 1 if it has none
+)->np.ndarray: # `[n]` the weight of each row: that of its class, of the rarest if several, 1 if none
     "Weights of rows for `DataBlock.weighted_dataloaders`"
     w,has = class_weights(labels, scheme, beta),_label_sets(labels)
     return np.where(has.any(axis=1), np.where(has, w.to_numpy(), -np.inf).max(1), 1.)

@@ -1,4 +1,4 @@
-"""A perceptual hash of 256 bits, an exact search for hashes that differ in few of them, and the rows that repeat another
+"""A perceptual hash of 256 bits, an exact search for hashes that differ in few bits, and the rows that repeat another
 
 Docs: https://fastai-mix.github.io/fastai_mix/data.similar.html.md"""
 
@@ -22,7 +22,7 @@ def _grey64(im):
     return im.convert('L').resize((64,64), Image.LANCZOS)
 
 def picture_hash(im):
-    "Hash of `im`: `[256]` of -1 and 1, `[512]` with its frequencies behind them if few exceed the noise; None if it is of one colour"
+    "Hash of `im`: `[256]` of -1 and 1; `[512]` with the frequencies behind them if few exceed noise; None for one colour"
     from imagehash import phash
     from scipy.fft import dctn
     small = _grey64(im)
@@ -50,7 +50,7 @@ def _stacked(*sides):
     return stacks
 
 def _distances(a, b, n=256):
-    "Differing bits, of up to `n`, of each row of `a` and each of `b`; if both hold frequencies, at least the distance of those"
+    "Differing bits, of up to `n`, of each row of `a` and each of `b`; at least the distance of frequencies, if both hold some"
     n_bits = min(n, a.shape[1])
     dist = (n_bits-a[:,:n]@b[:,:n].T)/2
     freq_a,freq_b = a[:,n:],b[:,n:]
@@ -97,7 +97,7 @@ def _expand(rows, start, count, block=2**20):
         yield i,np.arange(len(i))+np.repeat(start[part]-(n.cumsum()-n), n)
 
 def _within(a, b, i, j, near):
-    "Which pairs of rows `i` of `a` and `j` of `b` differ in up to `near` bits; `a` and `b` are lists of columns of words"
+    "Which pairs of rows `i` of `a` and `j` of `b` differ in up to `near` bits; `a` and `b` are columns of words"
     kept,dist = np.arange(len(i)),np.zeros(len(i), np.int16)
     for k,(col_a,col_b) in enumerate(zip(a, b)):
         dist = dist+_count_bits(col_a[i]^col_b[j])
@@ -108,14 +108,15 @@ def _within(a, b, i, j, near):
 
 def _key_pairs(a, b, keys_a, keys_b, width, n_flips, near):
     """Pairs of rows of words whose keys of `width` bits differ in up to `n_flips` bits, and all bits in up to `near`.
-    Yields (number of pairs compared, rows of `a`, rows of `b`). With `keys_b` None, `b` is `a`: one order of each pair comes"""
+    Yields (number of pairs compared, rows of `a`, rows of `b`). With `keys_b` None, `b` is `a`: each pair comes once"""
     same = keys_b is None
     order_a = np.argsort(keys_a, kind='stable')
     order_b = order_a if same else np.argsort(keys_b, kind='stable')
     keys_a = keys_a[order_a]
     keys_b = keys_a if same else keys_b[order_b]
     a,b = ([np.ascontiguousarray(col) for col in words[order].T] for words,order in ((a,order_a), (b,order_b)))
-    start = np.r_[0, np.bincount(keys_b, minlength=2**width).cumsum()].astype(np.int32) # rows of key k: start[k] to start[k+1]
+    # rows of key k are start[k] to start[k+1]
+    start = np.r_[0, np.bincount(keys_b, minlength=2**width).cumsum()].astype(np.int32)
     occupied = np.diff(start)>0
     # of two rows of one table that differ in some bits of the key, one has the highest of these bits set
     askers = {k: np.flatnonzero(keys_a>>k&1) if same else np.arange(len(keys_a)) for k in range(width)}
@@ -137,8 +138,8 @@ def _frequency_distances(a, b, i, j, dist, n):
     return dist
 
 def _close_pairs(a, b, near, earlier, plan=None):
-    """Pairs of rows of `a` and `b` that differ in up to `near` bits, and in how many: three arrays. With `earlier`, `b` is `a`,
-    and pairs are of a row and an earlier one. None: comparing all with all costs less"""
+    """Pairs of rows of `a` and `b` that differ in up to `near` bits, and in how many: three arrays.
+    With `earlier`, `b` is `a`, and pairs are of a row and an earlier one. None: comparing all with all costs less"""
     if near is None or not (len(a) and len(b)): return
     n = min(256, *map(len, (a[0],b[0])))
     plan = plan or _search_plan(n, near, len(a), len(b))
@@ -149,8 +150,8 @@ def _close_pairs(a, b, near, earlier, plan=None):
     budget = len(a)*len(b)/8 # comparing a pair here costs as much as eight in a product of matrices
     for part in range(n_parts):
         cols = np.arange(part, n, n_parts)[:width]
-        keys = [o[:,cols]@(1<<np.arange(len(cols))) for o in bits]
-        for n_compared,i,j in _key_pairs(words[0], words[-1], keys[0], None if earlier else keys[1], len(cols), n_flips, near):
+        keys_a,keys_b = [*(o[:,cols]@(1<<np.arange(len(cols))) for o in bits), None][:2]
+        for n_compared,i,j in _key_pairs(words[0], words[-1], keys_a, keys_b, len(cols), n_flips, near):
             if (budget := budget-n_compared)<0: return # most pictures are alike
             if earlier: i,j = (o[i!=j] for o in (np.maximum(i, j),np.minimum(i, j)))
             found.append(i*len(b)+j)
@@ -161,8 +162,8 @@ def _close_pairs(a, b, near, earlier, plan=None):
 
 # %% ../../nbs/02b_data.similar.ipynb #c796a16d
 def nearest_hashes(a, b, earlier=False, chunk=1024, near=None):
-    """For each hash of `a` the position of the nearest one of `b`, and how many bits differ: two arrays `[n]`. With `earlier`,
-    `b` is `a`, and only earlier rows count. With `near`, distances above it may be given as infinite. See `_search_plan` on cost"""
+    """For each hash of `a` the position of the nearest one of `b`, and how many bits differ: two arrays `[n]`.
+    With `earlier`, `b` is `a`, and only earlier rows count. With `near`, distances above it may be given as infinite"""
     nearest,dist = np.zeros(len(a), int),np.full(len(a), np.inf)
     if (pairs := _close_pairs(a, b, near, earlier)) is not None:
         i,j,d = pairs
@@ -179,7 +180,7 @@ def nearest_hashes(a, b, earlier=False, chunk=1024, near=None):
     return nearest,dist
 
 def similar_hashes(hashes, near, chunk=1024):
-    "All pairs of `hashes` that differ in up to `near` bits, both orders and each with itself: an array `[2,n]` of positions"
+    "All pairs of `hashes` that differ in up to `near` bits, in both orders, and each with itself: positions `[2,n]`"
     if (pairs := _close_pairs(hashes, hashes, near, True)) is not None:
         i,j,_ = pairs
         own = np.arange(len(hashes))
@@ -205,7 +206,8 @@ def _equal_pictures(rows, content, names, labels):
     "Faults of `rows` whose bytes, numbered by `content` in order of appearance, come in several rows"
     again = pd.Series(content).duplicated().to_numpy()
     first = rows[~again]
-    for i,j in zip(rows[again].tolist(), first[content[again]].tolist()): yield i,'duplicate',f'same bytes as {names[j]}',j
+    for i,j in zip(rows[again].tolist(), first[content[again]].tolist()):
+        yield i,'duplicate',f'same bytes as {names[j]}',j
     for i,j in [] if labels is None else _conflicts(rows, content, labels):
         yield i,'conflicting labels',f'{labels[i]!r} here, {labels[j]!r} at {names[j]}',j
 

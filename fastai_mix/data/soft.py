@@ -1,4 +1,4 @@
-"""Targets that are shares of classes: made from out-of-fold predictions, with a block, a loss and metrics to train on them
+"""Targets that are shares of classes: made from out-of-fold predictions, with a block, a loss and metrics for them
 
 Docs: https://fastai-mix.github.io/fastai_mix/data.soft.html.md"""
 
@@ -123,7 +123,8 @@ class SoftCrossEntropyLossFlat(BaseLoss):
         if weight is not None:
             if not isinstance(weight, Tensor): weight = np.asarray(weight)
             weight = torch.as_tensor(weight, dtype=torch.float32)
-        super().__init__(nn.CrossEntropyLoss, axis=axis, weight=weight, label_smoothing=label_smoothing, reduction=reduction)
+        super().__init__(nn.CrossEntropyLoss, axis=axis, weight=weight,
+                         label_smoothing=label_smoothing, reduction=reduction)
 
     def __call__(self,
         inp:Tensor, # Logits
@@ -131,8 +132,8 @@ class SoftCrossEntropyLossFlat(BaseLoss):
     )->TensorBase: # The loss, or one per sample if `reduction` is 'none'
         if targ.shape!=inp.shape:
             raise ValueError(
-                f"targets are {list(targ.shape)} for predictions of {list(inp.shape)}: expected a share for every class, "
-                "as from SoftCategoryBlock; for class indices use CrossEntropyLossFlat()")
+                f"targets are {list(targ.shape)} for predictions of {list(inp.shape)}: "
+                "expected a share for every class, as from SoftCategoryBlock; for class indices use CrossEntropyLossFlat()")
         inp,targ = (self._contiguous(o).flatten(0, -2) for o in (inp,targ))
         return self.func(inp, targ)
 
@@ -174,7 +175,8 @@ class SoftCategorize(DisplayedTransform):
         t = torch.tensor(np.asarray(o, np.float32))
         if t.shape==(self.c,) and (t>=0).all() and abs(t.sum()-1)<=.01: return TensorSoftCategory(t)
         raise ValueError(
-            f"shares {t.tolist()}: expected {self.c} numbers from 0 up that add to 1, in the order of {list(self.vocab)}")
+            f"shares {t.tolist()}: expected {self.c} numbers from 0 up that add to 1, "
+            f"in the order of {list(self.vocab)}")
 
     def decodes(self, o):
         t = self._one_hot(int(o)) if o.ndim==0 else o.as_subclass(Tensor).float().cpu()
@@ -232,7 +234,7 @@ class _HardTargets(GetAttr):
 class soft_metric(Metric):
     "A metric for class indices that also takes soft targets, by their largest share"
     def __init__(self,
-        func:Callable|Metric, # Any metric of fastai: a function such as `accuracy`, or a `Metric` such as `F1Score(average='macro')`
+        func:Callable|Metric, # Any metric of fastai: a function such as `accuracy`, or a `Metric` such as `F1Score()`
     ): self.metric = mk_metric(func)
     def reset(self): self.metric.reset()
     def accumulate(self, learn): self.metric.accumulate(_HardTargets(learn))

@@ -36,7 +36,8 @@ def check_filled(
     if not empty.any(): return
     rows = ', '.join(map(str, df.index[empty][:5]))
     raise ValueError(
-        f"{empty.sum()} of {len(df)} rows have no {what} in {col!r}, the first at row {rows}: fill them in or drop the rows")
+        f"{empty.sum()} of {len(df)} rows have no {what} in {col!r}, the first at row {rows}: "
+        "fill them in or drop the rows")
 
 def check_labels(
     df:pd.DataFrame, # A table, a row per picture
@@ -105,7 +106,7 @@ def label_table(
 # %% ../../nbs/02a_data.table.ipynb #b9a10740
 def picture_paths(
     df:pd.DataFrame, # A table, a row per picture
-    get_x:str|Callable, # Column of paths, or `get_x` of a `DataBlock`, such as `ColReader('id', pref=path, suff='.jpg')`
+    get_x:str|Callable, # Column of paths, or `get_x` of a `DataBlock`, such as `ColReader('id', suff='.jpg')`
 )->list: # A `Path` for each row
     "The paths of the pictures of a table"
     if isinstance(get_x, str):
@@ -121,6 +122,7 @@ def unsafe_names(
     # a number such as -3 is no formula
     number = r'[+-](\d+\.?\d*|\.\d+)(e[+-]?\d+)?'
     def reason(name):
-        if re.match(r'[=+\-@\t\r]', name) and not re.fullmatch(number, name, re.I|re.A): return 'a formula in a spreadsheet'
+        if re.match(r'[=+\-@\t\r]', name) and not re.fullmatch(number, name, re.I|re.A):
+            return 'a formula in a spreadsheet'
         if any(unicodedata.category(c)=='Cc' for c in name): return 'control characters'
     return {name: why for name in dict.fromkeys(map(str, names)) if (why := reason(name))}
