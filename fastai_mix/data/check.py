@@ -299,7 +299,7 @@ def check_leaks(
     get_x:str|Callable=None, # Column of paths, or `get_x` of a `DataBlock`; None: pictures are not compared
     near:int=32, # Near duplicates differ in up to this many of 256 bits of a hash; None: do not look for them
 ):
-    """ValueError for an identity, group or picture on both sides, or a row validated twice; warning for near duplicates.
+    """ValueError for an identity, group or picture on both sides, or a row validated twice; near ones: a warning.
 
     `check_images` states the cost of the search for near duplicates."""
     check_near(near)

@@ -26,7 +26,8 @@ def _check_scale(df, label_col):
     if not pd.api.types.is_float_dtype(y) or (y.dropna()%1==0).all(): return
     raise ValueError(
         f"{label_col!r} holds numbers on a scale, the first {y.iloc[0]:g}, and no classes: "
-        f"to spread a regression target evenly, bin it, df['bin'] = pd.qcut(df[{label_col!r}], 10, labels=False), and give label_col='bin'")
+        "to spread a regression target evenly, bin it, "
+        f"df['bin'] = pd.qcut(df[{label_col!r}], 10, labels=False), and give label_col='bin'")
 
 def _check_fold_args(df, label_col, n_splits, group_col, col, id_col, label_delim, rare):
     check_count('n_splits', n_splits, 2)
@@ -44,7 +45,8 @@ def _check_repeated_ids(df, id_col, group_col):
     if group_col and (repeated.groupby(id_col)[group_col].nunique()==1).all(): return
     first,n_more = repeated[id_col].tolist()[0],repeated[id_col].nunique()-1
     raise ValueError(
-        f"{first!r} and {n_more} more identities of {id_col!r} stand for several rows that could come into different folds: drop the repeated rows, or give group_col={id_col!r}")
+        f"{first!r} and {n_more} more identities of {id_col!r} stand for several rows "
+        f"that could come into different folds: drop the repeated rows, or give group_col={id_col!r}")
 
 def _row_order(df, id_col, group_col):
     "Positions of the rows, sorted by identity"
@@ -77,7 +79,7 @@ def _shuffled_groups(unit, seed):
     return check_random_state(seed).permutation(len(groups)).argsort()[idx]
 
 def _fold_by_labels(has, unit, keep, n_splits, seed):
-    "Folds `[n]` of rows with any number of labels: `has` `[u,c]` says which unit has which, `unit` `[n]` is that of each row"
+    "Folds `[n]` of rows with any number of labels: `has` `[u,c]` are the labels of units, `unit` `[n]` the rows' units"
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
     units = np.flatnonzero(keep)
     labels = has[units].toarray()

@@ -22,7 +22,7 @@ def _grey64(im):
     return im.convert('L').resize((64,64), Image.LANCZOS)
 
 def picture_hash(im):
-    "Hash of `im`: `[256]` of -1 and 1; `[512]` with the frequencies behind them if few exceed noise; None for one colour"
+    "Hash of `im`: `[256]` of -1 and 1; `[512]` with the frequencies, if few exceed noise; None if it has one colour"
     from imagehash import phash
     from scipy.fft import dctn
     small = _grey64(im)
@@ -50,7 +50,7 @@ def _stacked(*sides):
     return stacks
 
 def _distances(a, b, n=256):
-    "Differing bits, of up to `n`, of each row of `a` and each of `b`; at least the distance of frequencies, if both hold some"
+    "Differing bits, of up to `n`, of each row of `a` and each of `b`; if both hold frequencies, at least their distance"
     n_bits = min(n, a.shape[1])
     dist = (n_bits-a[:,:n]@b[:,:n].T)/2
     freq_a,freq_b = a[:,n:],b[:,n:]

@@ -133,7 +133,8 @@ class SoftCrossEntropyLossFlat(BaseLoss):
         if targ.shape!=inp.shape:
             raise ValueError(
                 f"targets are {list(targ.shape)} for predictions of {list(inp.shape)}: "
-                "expected a share for every class, as from SoftCategoryBlock; for class indices use CrossEntropyLossFlat()")
+                "expected a share for every class, as from SoftCategoryBlock; "
+                "for class indices use CrossEntropyLossFlat()")
         inp,targ = (self._contiguous(o).flatten(0, -2) for o in (inp,targ))
         return self.func(inp, targ)
 
