@@ -1,7 +1,9 @@
-"""What the benchmarks that train share: a file of finished cells that processes may fill together, pictures in memory, figures.
+"""What the benchmarks that train share: a file of finished cells that processes may fill together, pictures in
+memory, figures.
 
-A cell is a dict of settings. Its line in the results file holds the settings and what came out; a cell with a line is never run
-again. A process claims a cell by a lock file that the system frees when the process ends, however it ends."""
+A cell is a dict of settings. Its line in the results file holds the settings and what came out; a cell with a line is
+never run again. A process claims a cell by a lock file that the system frees when the process ends, however it
+ends."""
 import contextlib,hashlib,io,json,os,platform,re,shlex,sys,time,zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +29,8 @@ class Results:
         res = []
         for i,o in enumerate(text.split(b'\n')[:-1]):
             try: res.append(json.loads(o))
-            except ValueError: raise ValueError(f"{self.path}:{i+1} is no JSON: remove the line, its cell will be run again") from None
+            except ValueError:
+                raise ValueError(f"{self.path}:{i+1} is no JSON: remove the line, its cell will be run again") from None
         return res
 
     def find(self, cell):
@@ -86,12 +89,14 @@ def run_cells(cells, work, results, cost, keys=('mix','seed')):
             res = work(cell, tell)
             results.add({**cell, **res})
             took[name(cell, *keys[:-1])] = time.time()-start
-            print(f"{tag}: {clock(time.time()-start)}, " + ', '.join(f'{k} {v:.4g}' for k,v in res.items() if isinstance(v, float)), flush=True)
+            print(f"{tag}: {clock(time.time()-start)}, "
+                + ', '.join(f'{k} {v:.4g}' for k,v in res.items() if isinstance(v, float)), flush=True)
 
 def plan(cells, results, cost, rate, keys=('mix','seed')):
     "Print what is to be run and about how long it takes in one process"
     rows = [dict(cell=name(c, *keys[:-1]), done=results.find(c) is not None, s=cost(c)) for c in cells]
-    print(f"{len(rows)} cells, {sum(o['done'] for o in rows)} done; {rate:.0f} plain pictures a second, {torch.get_num_threads()} threads")
+    print(f"{len(rows)} cells, {sum(o['done'] for o in rows)} done; {rate:.0f} plain pictures a second, "
+        f"{torch.get_num_threads()} threads")
     for k,d in pd.DataFrame(rows).groupby('cell', sort=False):
         print(f"  {k:24s} {len(d)} cells, {int(d.done.sum())} done, about {clock(d.s.mean())} each")
     print(f"  about {clock(sum(o['s'] for o in rows if not o['done']))} to go in one process", flush=True)
@@ -102,11 +107,15 @@ def pick_seeds(s):
 
 def record():
     "Machine, versions and command"
-    info = dict(re.findall(r'(.*?)\s*: (.*)', Path('/proc/cpuinfo').read_text().split('\n\n')[0])) if os.path.exists('/proc/cpuinfo') else {}
-    cpu = ' '.join(f'{k} {info[k]}'.removeprefix('model name ') for k in ('model name','cpu family','model') if k in info)
-    return dict(machine=platform.machine(), cpu=cpu or platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+    cpuinfo = Path('/proc/cpuinfo')
+    info = dict(re.findall(r'(.*?)\s*: (.*)', cpuinfo.read_text().split('\n\n')[0])) if cpuinfo.exists() else {}
+    cpu = ' '.join(f'{k} {info[k]}'.removeprefix('model name ') for k in ('model name','cpu family','model')
+        if k in info)
+    return dict(machine=platform.machine(), cpu=cpu or platform.processor(), cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
         python=platform.python_version(), **{k: version(k) for k in ('torch','timm','fastai','fastai_mix')},
-        command=shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *(Path(o).name if os.path.isabs(o) else o for o in sys.argv[1:])]))
+        command=shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}',
+        *(Path(o).name if os.path.isabs(o) else o for o in sys.argv[1:])]))
 
 def read_table(data, need=('image_id','label')):
     "Table with the columns `need`, and where its pictures are; from a folder or a zip with labels.csv, or 'leaves'"
@@ -119,7 +128,8 @@ def read_table(data, need=('image_id','label')):
     if root.is_file() and zipfile.is_zipfile(root):
         root = zipfile.Path(root)
         if not (root/'labels.csv').exists(): root = next((o for o in root.iterdir() if (o/'labels.csv').exists()), root)
-    if not (root/'labels.csv').exists(): raise ValueError(f"--data {data}: expected 'leaves', or a folder or zip with labels.csv")
+    if not (root/'labels.csv').exists():
+        raise ValueError(f"--data {data}: expected 'leaves', or a folder or zip with labels.csv")
     df = pd.read_csv(io.BytesIO((root/'labels.csv').read_bytes()))
     miss = set(need)-set(df)
     if miss: raise ValueError(f"labels.csv of {data} has no column {', '.join(sorted(miss))}: it has {', '.join(df)}")
@@ -172,9 +182,11 @@ class Batches:
             yield normalize(self.augment(self.x[i], g2), self.cfg),self.y[i]
 
 def bare_learner(dls, batches, cell, weights, n_out, cbs, keep=(), loss=None):
-    "Learner with `cbs`, TrainEvalCallback and those of `keep` alone; its weights depend on the seed; `batches` are told what the model expects"
+    """A Learner with `cbs`, TrainEvalCallback and the classes `keep` alone. Its weights depend on the seed;
+    `batches` gets the model's configuration"""
     set_seed(cell['seed'])
-    learn = timm_learner(dls, cell['arch'], normalize=False, n_out=n_out, pretrained=bool(weights), weights=weights, loss_func=loss or CrossEntropyLossFlat())
+    learn = timm_learner(dls, cell['arch'], normalize=False, n_out=n_out, pretrained=bool(weights), weights=weights,
+        loss_func=loss or CrossEntropyLossFlat())
     learn.remove_cbs(learn.cbs.filter(lambda o: not isinstance(o, (TrainEvalCallback,*keep))))
     learn.add_cbs(cbs)
     learn.unfreeze()

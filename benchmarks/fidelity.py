@@ -3,10 +3,10 @@
     fastai-mix --data labels.csv --arch tf_efficientnet_lite0 --weights lite0.safetensors --mix none --out run
     python benchmarks/fidelity.py run [--n 512 --seed 0 --json]
 
-takes the training pictures of a run of the command, draws SnapMix's boxes, and compares the mass that each way of taking a
-map finds in them with that of the full-size map in eval mode: mean and 95th percentile of the difference, and the
-correlation of (mass - share of the area), which is what a map knows beyond the area. `echo` is the map that a training step
-leaves behind: features from its own forward, in training mode, and the head run again."""
+takes the training pictures of a run of the command, draws SnapMix's boxes, and compares the mass that each way of
+taking a map finds in them with that of the full-size map in eval mode: mean and 95th percentile of the difference,
+and the correlation of (mass - share of the area), which is what a map knows beyond the area. `echo` is the map that a
+training step leaves behind: features from its own forward, in training mode, and the head run again."""
 import warnings
 from json import dumps,loads
 from pathlib import Path
@@ -14,7 +14,8 @@ from pathlib import Path
 warnings.filterwarnings('ignore')
 import numpy as np
 import torch
-from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, Normalize, Resize, set_seed, vision_learner
+from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, Normalize, Resize, set_seed,
+    vision_learner)
 from fastcore.script import call_parse, store_true
 from safetensors.torch import load_file
 from fastai_mix.callback.mix import draw_beta
@@ -33,7 +34,8 @@ def main(
 ):
     "Compare cheaper maps with exact ones"
     o = loads((run/'config.json').read_text())
-    df = fold_data(read_data(o['data'], o['images'], o['image_col'], o['label_col'], o['split_col']), o['folds'], o['seed'])
+    df = fold_data(read_data(o['data'], o['images'], o['image_col'], o['label_col'], o['split_col']), o['folds'],
+        o['seed'])
     df = df[df.fold!=o['fold']].sample(n, random_state=seed).reset_index(drop=True)
     set_seed(seed)
     block = DataBlock((ImageBlock, CategoryBlock(vocab=o['vocab'])), get_x=ColReader('path'), get_y=ColReader('label'),
@@ -42,15 +44,19 @@ def main(
     learn = vision_learner(dls, o['arch'], pretrained=False)
     learn.model.load_state_dict(load_file(run/'model.safetensors'))
     body = learn.model[0].model
-    if o['weights']: dls.add_tfms([Normalize.from_stats(body.default_cfg['mean'], body.default_cfg['std'])], 'after_batch')
+    if o['weights']:
+        dls.add_tfms([Normalize.from_stats(body.default_cfg['mean'], body.default_cfg['std'])], 'after_batch')
     model,act = learn.model,ClassActivation(learn.model)
     mass = {k:[] for k in ('exact','area','scale .75','scale .5','echo')}
     for x,y in dls.train:
         size = x.shape[-2:]
         box = rand_box(draw_beta(5., len(x), x.device), size)
-        def at(s): return x if s==1 else torch.nn.functional.interpolate(x.as_subclass(torch.Tensor), scale_factor=s, mode='bilinear', antialias=True)
+        def at(s):
+            return x if s==1 else torch.nn.functional.interpolate(x.as_subclass(torch.Tensor), scale_factor=s,
+                mode='bilinear', antialias=True)
         mass['area'].append(box_area(box)/(size[0]*size[1]))
-        for k,s in (('exact',1), ('scale .75',.75), ('scale .5',.5)): mass[k].append(semantic_mass(act(at(s), y)[0], box, size))
+        for k,s in (('exact',1), ('scale .75',.75), ('scale .5',.5)):
+            mass[k].append(semantic_mass(act(at(s), y)[0], box, size))
         state = {k: v.clone() for k,v in model.state_dict().items()}
         model.train()
         done = act.watch(x)
@@ -63,5 +69,8 @@ def main(
         d = abs(mass[k]-mass['exact'])
         corr = None if k=='area' else float(np.corrcoef(beyond, mass[k]-mass['area'])[0,1])
         rows.append(dict(map=k, mean=float(d.mean()), p95=float(np.quantile(d, .95)), corr=corr))
-        print(f"{k:10s} mean |Δw| {d.mean():.3f}   95% {np.quantile(d, .95):.3f}   correlation {'-' if corr is None else f'{corr:.2f}'}")
-    if json: print(dumps(dict(n=len(beyond), arch=o['arch'], size=o['size'], bs=bs, seed=seed, run=o, record=record(), rows=rows)))
+        print(f"{k:10s} mean |Δw| {d.mean():.3f}   95% {np.quantile(d, .95):.3f}   correlation "
+            f"{'-' if corr is None else f'{corr:.2f}'}")
+    if json:
+        print(dumps(dict(n=len(beyond), arch=o['arch'], size=o['size'], bs=bs, seed=seed, run=o, record=record(),
+            rows=rows)))

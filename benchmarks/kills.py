@@ -1,11 +1,13 @@
-"Does a cross-validation, or the command, that is killed again and again end as if nothing had happened? And do processes on one folder share the folds?"
+"""Does a cross-validation, or the command, that is killed again and again end as if nothing had happened? And do
+processes on one folder share the folds?"""
 import argparse,json,multiprocessing,os,random,shutil,signal,sys,tempfile,time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import (Callback, CategoryBlock, ColReader, ConvLayer, DataBlock, Dihedral, Flatten, ImageBlock, Learner, Resize, accuracy,
+from fastai.vision.all import (Callback, CategoryBlock, ColReader, ConvLayer, DataBlock, Dihedral, Flatten, ImageBlock,
+    Learner, Resize, accuracy,
                                default_split, nn)
 from safetensors.torch import load_file
 
@@ -16,7 +18,8 @@ from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
 
 processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['fastai.vision.all','fastai_mix.cli','fastai_mix.crossval','fastai_mix.callback.snapmix','fastai_mix.data.leaves'])
+processes.set_forkserver_preload(['fastai.vision.all','fastai_mix.cli','fastai_mix.crossval',
+    'fastai_mix.callback.snapmix','fastai_mix.data.leaves'])
 
 def table(leaves):
     df = pd.read_csv(leaves/'train.csv').rename(columns={'labels':'label'})[['image_id','label']]
@@ -26,12 +29,15 @@ class Data:
     "DataLoaders of the leaves in a folder"
     def __init__(self, leaves): self.leaves = leaves
     def __call__(self, df, fold):
-        block = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('image_id', pref=self.leaves/'images', suff='.jpg'), get_y=ColReader('label'),
-            splitter=FoldSplitter(fold, oversample={'multiple_diseases':3}, check=False), item_tfms=Resize(32), batch_tfms=Dihedral())
+        block = DataBlock((ImageBlock, CategoryBlock),
+            get_x=ColReader('image_id', pref=self.leaves/'images', suff='.jpg'), get_y=ColReader('label'),
+            splitter=FoldSplitter(fold, oversample={'multiple_diseases':3}, check=False), item_tfms=Resize(32),
+            batch_tfms=Dihedral())
         return block.dataloaders(df, bs=8, num_workers=0, device='cpu')
 
 def small_learner(dls):
-    model = nn.Sequential(nn.Sequential(ConvLayer(3, 8, stride=2), ConvLayer(8, 16, stride=2)), nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(16, dls.c)))
+    model = nn.Sequential(nn.Sequential(ConvLayer(3, 8, stride=2), ConvLayer(8, 16, stride=2)),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(16, dls.c)))
     return Learner(dls, model, metrics=accuracy, splitter=default_split, cbs=SnapMix(p=.5))
 
 class Slow(Callback):
@@ -59,7 +65,8 @@ def child(leaves, run, learner=small_learner, slow=0.):
 def read_all(run):
     "Read every file that has its name; an unreadable one raises"
     n = 0
-    files = [Path(folder)/o for folder,_,names in os.walk(run) for o in names if not o.startswith('.')] # folders may go meanwhile
+    # folders may go meanwhile
+    files = [Path(folder)/o for folder,_,names in os.walk(run) for o in names if not o.startswith('.')]
     for f in files:
         try:
             if f.suffix=='.json': json.loads(f.read_text())
@@ -96,7 +103,8 @@ def kills(n=50, seed=0, longest=4.):
         while done<n:
             run = tmp/f'run{runs}'
             while True:
-                p,end = start(leaves, run, small_learner, .2),time.perf_counter()+(rng.uniform(.1, longest) if done<n else 1e9)
+                p,end = start(leaves, run, small_learner,
+                    .2),time.perf_counter()+(rng.uniform(.1, longest) if done<n else 1e9)
                 while p.is_alive() and time.perf_counter()<end:
                     reads += read_all(run)
                     time.sleep(.01)
@@ -111,7 +119,8 @@ def kills(n=50, seed=0, longest=4.):
             runs += 1
             same += equal(whole, result(leaves, run))
             assert not list(run.rglob('.*.part')) and not list(run.rglob('checkpoints'))
-        return dict(kills=done, inside_a_write=in_write, runs=runs, equal_to_unkilled=same, files_read=reads, unkilled_seconds=round(secs, 1))
+        return dict(kills=done, inside_a_write=in_write, runs=runs, equal_to_unkilled=same, files_read=reads,
+            unkilled_seconds=round(secs, 1))
     finally: shutil.rmtree(tmp)
 
 def rounds(n=20, workers=2):
@@ -126,7 +135,8 @@ def rounds(n=20, workers=2):
             assert all(p.exitcode==0 for p in ps)
             lines = [o.split() for o in log.read_text().splitlines()]
             folds = [f for _,f in lines]
-            twice,lost,shared = twice+len(folds)-len(set(folds)),lost+3-len(set(folds)),shared+(len({p for p,_ in lines})>1)
+            twice,lost,shared = twice+len(folds)-len(set(folds)),lost+3-len(set(folds)),shared+(
+                len({p for p,_ in lines})>1)
             CrossVal(table(leaves), Data(leaves), small_learner, run).oof
         return dict(rounds=n, workers=workers, folds_trained_twice=twice, folds_lost=lost, rounds_shared=shared)
     finally: shutil.rmtree(tmp)
@@ -138,7 +148,8 @@ commands = {
     'folds':      dict(folds=2, mix='cutmix', lr=1e-3),
     'echo':       dict(fold=0, folds=2, mix='snapmix', echo=True, lr=1e-3),
     'choice':     dict(folds=2, mix='snapmix,cutmix,gridmask', plc=True, oversample='multiple_diseases=2', lr=1e-3),
-    'submission': dict(fold=0, folds=2, mix='none', tta='flips', lr=1e-3, test='../leaves/test', sample='../leaves/sample.csv')}
+    'submission': dict(fold=0, folds=2, mix='none', tta='flips', lr=1e-3, test='../leaves/test',
+    sample='../leaves/sample.csv')}
 
 def pictures(tmp):
     "Leaves to train on, a few to predict, and a sample submission"
@@ -190,7 +201,8 @@ def call(folder, name, at=None):
     defaults.use_cuda = False # one device for all, to the bit
     plt.switch_backend('agg')
     n = kill_at(at)
-    main(**{**dict(data='../leaves/train.csv', label_col='labels', arch='test_resnet', size=32, bs=8, epochs=2, out='run'), **commands[name]})
+    main(**{**dict(data='../leaves/train.csv', label_col='labels', arch='test_resnet', size=32, bs=8, epochs=2,
+        out='run'), **commands[name]})
     if at is None: (Path(folder)/'writes').write_text(str(len(n)))
 
 def ran(*args):
@@ -212,11 +224,13 @@ def differing(a, b): return sorted(k for k in a.keys()|b.keys() if a.get(k)!=b.g
 
 def left_behind(run):
     "What is of use to a process that runs, and to nobody else"
-    return [str(f.relative_to(run)) for f in run.rglob('*') if f.name in ('checkpoints','holder.txt') or f.name[0]=='.' and f.name!='.lock']
+    return [str(f.relative_to(run)) for f in run.rglob('*')
+        if f.name in ('checkpoints','holder.txt') or f.name[0]=='.' and f.name!='.lock']
 
 def command_kills(n=200, seed=0, names=tuple(commands), again=.3):
-    "Kill each of the commands `names` at writes spread over it, `n` kills in all, some of them twice; compare what the next run ends with"
-    rng,tmp,res = random.Random(seed),Path(tempfile.mkdtemp()),dict(kills=0, runs=0, equal_to_unkilled=0, left_behind=0, differ=[])
+    "Kill each of the commands `names` at `n` writes spread over it, and compare what the next run ends with"
+    rng,tmp,res = random.Random(seed),Path(tempfile.mkdtemp()),dict(kills=0, runs=0, equal_to_unkilled=0, left_behind=0,
+        differ=[])
     try:
         pictures(tmp)
         for i,name in enumerate(names):

@@ -1,20 +1,21 @@
 """What label correction and soft labels bring where labels are wrong.
 
     python benchmarks/noise.py --data cifar10n.zip --weights lite0.safetensors --noise aggre,random1,worst --seeds 3
-    python benchmarks/noise.py --data /usr/share/datasets/fashion-mnist --weights lite0.safetensors --noise type1,type2,type3 --seeds 3
+    python benchmarks/noise.py --data /usr/share/datasets/fashion-mnist --weights lite0.safetensors \\
+        --noise type1,type2,type3 --seeds 3
     python benchmarks/noise.py --report [--results noise.jsonl --json]
 
-`--data` is a folder or zip with labels.csv (image_id, the true label in `clean`, and a column for each noise), or a folder with
-Fashion-MNIST's files, of which the first 10,000 training pictures get noise that depends on the picture: types I to III of
-arXiv 2103.07756, section 5, at 35%, from the out-of-fold posterior of a logistic regression.
+`--data` is a folder or zip with labels.csv (image_id, the true label in `clean`, and a column for each noise), or a
+folder with Fashion-MNIST's files, of which the first 10,000 training pictures get noise that depends on the picture:
+types I to III of arXiv 2103.07756, section 5, at 35%, from the out-of-fold posterior of a logistic regression.
 
-2,000 pictures with true labels are the test part, the same for every method and seed; the others have the labels of the noise.
-Every method trains on the same number of pictures in all. Soft labels spend a half of them on three folds (two thirds of the
-pictures each) and the other half on the network that is scored. The weights scored are the last ones.
-A cell is a noise, a method and a seed; see accuracy.py for how cells are stored and gone on with. `--tune` scores on 1,000 pictures
-cut from training instead of the test part, with their true labels, to choose θ and warm-up. `--watch` trains plainly on the same part
-and looks, after each epoch, at what every θ would have changed: from that epoch's predictions, from the mean of all until then, and
-from the mean of clean passes."""
+2,000 pictures with true labels are the test part, the same for every method and seed; the others have the labels of
+the noise. Every method trains on the same number of pictures in all. Soft labels spend a half of them on three folds
+(two thirds of the pictures each) and the other half on the network that is scored. The weights scored are the last
+ones. A cell is a noise, a method and a seed; see accuracy.py for how cells are stored and gone on with. `--tune`
+scores on 1,000 pictures cut from training instead of the test part, with their true labels, to choose θ and warm-up.
+`--watch` trains plainly on the same part and looks, after each epoch, at what every θ would have changed: from that
+epoch's predictions, from the mean of all until then, and from the mean of clean passes."""
 import gzip,time,warnings
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +33,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 from timm.models import group_parameters
 from accuracy import compare, verdict
-from cells import Batches, Results, bare_learner, centre, decode, figures, normalize, pick_seeds, plan, predict, read_table, record, run_cells
+from cells import (Batches, Results, bare_learner, centre, decode, figures, normalize, pick_seeds, plan, predict,
+    read_table, record, run_cells)
 from fastai_mix.callback.plc import ProgressiveLabelCorrection, correct_labels
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.soft import SoftCrossEntropyLossFlat, soft_labels
@@ -41,7 +43,7 @@ methods = {'plain': [], 'smooth': [], 'soft': [], 'plc-batch': ['batch'], 'plc-e
            'snapmix': ['mix'], 'plc-snapmix': ['epoch','mix']}
 
 def type_noise(post, y, kind, level=.35, seed=0):
-    "Labels `y` of which about the share `level` is the likeliest other class of `post`, more so where the two are close"
+    "Labels `y`, the share `level` of them changed to the likeliest other class of `post`, mostly where both are close"
     other = np.where(np.eye(post.shape[1], dtype=bool)[y], -1, post)
     s = other.argmax(1)
     gap = np.clip(post[np.arange(len(y)),y]-other.max(1), 0, 1)
@@ -62,7 +64,8 @@ class Data:
     "Pictures, true labels, and the labels of each noise"
     def __init__(self, data, noises, side, n=10_000):
         root = Path(data)
-        files = [next(iter(sorted(root.glob(f'train-{o}*'))), None) for o in ('images','labels')] if root.is_dir() else [None]
+        files = [next(iter(sorted(root.glob(f'train-{o}*'))), None)
+            for o in ('images','labels')] if root.is_dir() else [None]
         if all(files):
             x,y = (idx(o)[:n] for o in files)
             x = torch.from_numpy(x.copy())[:,None].expand(-1, 3, -1, -1).float()
@@ -127,8 +130,10 @@ def fit(learn, cell, epochs): learn.fit_one_cycle(epochs, slice(cell['lr']/10, c
 def quality(given, now, true):
     "How right labels are before and after, and how right the changes"
     changed,wrong = now!=given,given!=true
-    return dict(label_before=float((~wrong).float().mean()), label_after=float((now==true).float().mean()), changed=float(changed.float().mean()),
-        precision=float((now==true)[changed].float().mean()) if changed.any() else None, recall=float((now==true)[wrong].float().mean()) if wrong.any() else None)
+    return dict(label_before=float((~wrong).float().mean()), label_after=float((now==true).float().mean()),
+        changed=float(changed.float().mean()),
+        precision=float((now==true)[changed].float().mean()) if changed.any() else None,
+        recall=float((now==true)[wrong].float().mean()) if wrong.any() else None)
 
 def run(cell, tell, data, weights, rec, tune):
     "Train and score one cell"
@@ -154,13 +159,16 @@ def run(cell, tell, data, weights, rec, tune):
         when = next((o for o in how if o!='mix'), None)
         if when:
             theta = tuple(cell['theta'])
-            cbs.append(ProgressiveLabelCorrection(theta if len(theta)>1 else theta[0], warmup=cell['warmup'], when=when, rule=cell['rule']))
-        learn = make_learner(data, train, given, cell, weights, cbs, tell, LabelSmoothingCrossEntropyFlat() if m=='smooth' else None)
+            cbs.append(ProgressiveLabelCorrection(theta if len(theta)>1 else theta[0], warmup=cell['warmup'], when=when,
+                rule=cell['rule']))
+        learn = make_learner(data, train, given, cell, weights, cbs, tell,
+            LabelSmoothingCrossEntropyFlat() if m=='smooth' else None)
         fit(learn, cell, cell['epochs'])
         if when: res = quality(given, learn.progressive_label_correction.current, true)
     seconds,cfg = time.time()-start,learn.model.default_cfg
     res.update(figures(predict(learn.model, data.x[test], cell['size'], cfg), data.true[test]))
-    return dict(res, seconds=seconds, trained=n+learn.tell.n, n_train=len(train), n_test=len(test), date=time.strftime('%Y-%m-%d'), record=rec)
+    return dict(res, seconds=seconds, trained=n+learn.tell.n, n_train=len(train), n_test=len(test),
+        date=time.strftime('%Y-%m-%d'), record=rec)
 
 class Passes(Callback):
     "Keep the probabilities of a clean pass after each epoch"
@@ -179,24 +187,29 @@ def look(cell, data, weights):
     fit(learn, cell, cell['epochs'])
     rows = []
     for e in range(cell['epochs']):
-        for way,p in (('one epoch', plc.past[e]), ('mean of epochs', torch.stack(plc.past[:e+1]).nanmean(0)), ('mean of passes', torch.stack(passes.all[:e+1]).mean(0))):
+        for way,p in (('one epoch', plc.past[e]), ('mean of epochs', torch.stack(plc.past[:e+1]).nanmean(0)),
+            ('mean of passes', torch.stack(passes.all[:e+1]).mean(0))):
             p = p.nan_to_num(1/p.shape[1]) # of a dropped last batch nothing is known
-            rows += [dict(epoch=e+1, way=way, theta=t/20, **quality(given, correct_labels(p, given, t/20), true)) for t in range(1, 15)]
-    return dict({k: v for k,v in cell.items() if k!='method'}, rows=rows, date=time.strftime('%Y-%m-%d'), record=record())
+            rows += [dict(epoch=e+1, way=way, theta=t/20, **quality(given, correct_labels(p, given, t/20), true))
+                for t in range(1, 15)]
+    return dict({k: v for k,v in cell.items() if k!='method'}, rows=rows, date=time.strftime('%Y-%m-%d'),
+        record=record())
 
 settings = ['data','arch','part','size','frozen','epochs','bs','lr']
 
 def tables(lines, part):
     df = pd.DataFrame(lines)
     df,res = df[df.part==part],[]
-    df['name'] = [f"{o.method} θ={'–'.join(map(str, o.theta))} {o.warmup} {o.rule}" if isinstance(o.theta, list) else o.method for o in df.itertuples()]
+    df['name'] = [f"{o.method} θ={'–'.join(map(str, o.theta))} {o.warmup} {o.rule}" if isinstance(o.theta, list)
+        else o.method for o in df.itertuples()]
     for key,d in df.groupby(settings+['noise'], sort=False):
         by = {m: o.set_index('seed') for m,o in d.groupby('name', sort=False)}
         rows = []
         for m,o in by.items():
             row = dict(method=m, n=len(o), trained=int(o.trained.median()))
             for k in ('accuracy','log_loss','ece','label_before','label_after','changed','precision','recall'):
-                if k in o and o[k].notna().any(): row[k] = dict(mean=float(o[k].mean()), se=float(o[k].sem()) if len(o)>1 else None)
+                if k in o and o[k].notna().any():
+                    row[k] = dict(mean=float(o[k].mean()), se=float(o[k].sem()) if len(o)>1 else None)
             if 'plain' in by and m!='plain': row['to_plain'] = compare(o.accuracy, by['plain'].accuracy)
             rows.append(row)
         res.append(dict(zip(settings+['noise'], key), rows=rows))
@@ -205,12 +218,15 @@ def tables(lines, part):
 def show(tabs):
     cols = 'accuracy','log_loss','ece','label_before','label_after','changed','precision','recall'
     for t in tabs:
-        print(f"\n{t['data']} {t['noise']}, {t['arch']}, {t['size']} px, {t['frozen']} stages frozen, {t['epochs']} epochs, lr {t['lr']:g}")
+        print(f"\n{t['data']} {t['noise']}, {t['arch']}, {t['size']} px, {t['frozen']} stages frozen, {t['epochs']} "
+            f"epochs, lr {t['lr']:g}")
         print(f"{'method':34s} seeds " + ' '.join(f'{k:>13s}' for k in cols))
         for r in t['rows']:
             c = r.get('to_plain', {})
-            print(f"{r['method']:34s} {r['n']:5d} " + ' '.join(f"{r[k]['mean']:6.3f} ±{r[k]['se'] or float('nan'):.3f}" if k in r else ' '*13 for k in cols)
-                  + (f"  {c['diff']:+.4f} to plain" + (f" [{c['low']:+.4f}, {c['high']:+.4f}] {verdict(c, 'accuracy')}" if 'se' in c else '') if c else ''))
+            print(f"{r['method']:34s} {r['n']:5d} " + ' '.join(f"{r[k]['mean']:6.3f} ±{r[k]['se'] or float('nan'):.3f}"
+                if k in r else ' '*13 for k in cols)
+                  + (f"  {c['diff']:+.4f} to plain" + (f" [{c['low']:+.4f}, {c['high']:+.4f}] {verdict(c, 'accuracy')}"
+                  if 'se' in c else '') if c else ''))
 
 @call_parse
 def main(
@@ -239,22 +255,31 @@ def main(
     noises,names,out,part = noise.split(','),method.split(','),Results(results),'valid' if tune or watch else 'test'
     bad = [o for o in names if o not in methods]
     if bad: raise SystemExit(f"no method {bad[0]!r}: expected {', '.join(methods)}")
-    if epochs%4: raise SystemExit(f"--epochs {epochs}: expected a multiple of 4, since soft labels spend a quarter of them on each fold")
+    if epochs%4:
+        raise SystemExit(f"--epochs {epochs}: expected a multiple of 4, since soft labels spend a quarter of them on "
+            f"each fold")
     if not report:
-        if data is None: raise SystemExit("--data is missing: a folder or zip with labels.csv, or a folder with Fashion-MNIST's files")
+        if data is None:
+            raise SystemExit("--data is missing: a folder or zip with labels.csv, or a folder with Fashion-MNIST's "
+                "files")
         if threads: torch.set_num_threads(threads)
         common = dict(data=Path(data).stem, arch=arch, part=part, size=size, frozen=frozen, epochs=epochs, bs=bs, lr=lr)
-        plc = dict(theta=[float(o) for o in theta.split(',')], warmup=int(warmup) if warmup.isdigit() else float(warmup), rule=rule)
-        cells = [dict(common, noise=k, method=m, seed=s, **(plc if m.startswith('plc') else {})) for s in pick_seeds(seeds) for k in noises for m in names]
+        plc = dict(theta=[float(o) for o in theta.split(',')],
+            warmup=int(warmup) if warmup.isdigit() else float(warmup), rule=rule)
+        cells = [dict(common, noise=k, method=m, seed=s, **(plc if m.startswith('plc') else {}))
+            for s in pick_seeds(seeds) for k in noises for m in names]
         pictures = Data(data, noises, round(size*1.15))
         train,_ = pictures.parts(tune or watch)
-        for k in noises: print(f"{k}: {float((pictures.noisy[k]!=pictures.true)[train].float().mean()):.3f} of {len(train)} labels wrong")
+        for k in noises:
+            print(f"{k}: {float((pictures.noisy[k]!=pictures.true)[train].float().mean()):.3f} of {len(train)} labels "
+                f"wrong")
         if watch:
             for s in pick_seeds(seeds):
                 for k in noises: print(dumps(look(dict(common, noise=k, seed=s), pictures, weights)), flush=True)
             return
         seen = []
-        learn = make_learner(pictures, train[:8*bs], pictures.true[train[:8*bs]], dict(common, seed=0), weights, [], lambda p: seen.append(time.perf_counter()))
+        learn = make_learner(pictures, train[:8*bs], pictures.true[train[:8*bs]], dict(common, seed=0), weights, [],
+            lambda p: seen.append(time.perf_counter()))
         fit(learn, common, 1)
         rate = bs/np.median(np.diff(seen)[1:])
         def cost(c): return epochs*len(train)/rate*(1+.3*(c['method'] in ('snapmix','plc-snapmix')))

@@ -3,11 +3,12 @@
     pip install kornia    # optional
     python benchmarks/step.py [--arch resnet18 --size 128 --bs 32 --rounds 9 --json]
 
-Every method has a Learner and a copy of the model of its own. One round runs one step of each, in turn and from another beginning
-each time, so that whatever else the machine does falls on all; a ratio is the median over rounds of method / plain of the same round, the spread its quartiles.
-`echo` gets batches of bs/2 and trains on as many pictures per step as the others. `own` is the part of a step that a
-callback spends outside the clean forward. With `--memory` it measures no time but the peak memory of three steps of each method, above what the
-imports take: the median of three processes (on Linux; on a GPU, what torch allocated)."""
+Every method has a Learner and a copy of the model of its own. One round runs one step of each, in turn and from
+another beginning each time, so that whatever else the machine does falls on all; a ratio is the median over rounds of
+method / plain of the same round, the spread its quartiles. `echo` gets batches of bs/2 and trains on as many pictures
+per step as the others. `own` is the part of a step that a callback spends outside the clean forward. With `--memory`
+it measures no time but the peak memory of three steps of each method, above what the imports take: the median of
+three processes (on Linux; on a GPU, what torch allocated)."""
 import copy,subprocess,sys,time,warnings
 from json import dumps
 from pathlib import Path
@@ -35,7 +36,7 @@ class Soft(Callback):
         self.learn.xb,self.learn.yb = (x,),(y,)
 
 class Published(Callback):
-    "SnapMix as its authors run it: a forward in training mode at full size, one pair of boxes per batch; written from the paper"
+    "SnapMix as published: a forward in training mode at full size, one pair of boxes per batch; written from the paper"
     run_valid = False
     def before_batch(self):
         x,y,m = self.learn.xb[0],self.learn.yb[0],self.learn.model
@@ -69,7 +70,8 @@ def methods(classes):
     hard,soft = CrossEntropyLossFlat,nn.CrossEntropyLoss
     res = {'plain': (1, lambda: [], hard)}
     ours = {'SnapMix': SnapMix, 'SnapMix echo': lambda: SnapMix(echo=True), 'CutMix': CutMix, 'MixUp': MixUp,
-            'ResizeMix': ResizeMix, 'GridMask': lambda: GridMask(p=1), 'MixChoice': lambda: MixChoice([SnapMix(), CutMix(), GridMask(p=1)])}
+            'ResizeMix': ResizeMix, 'GridMask': lambda: GridMask(p=1),
+            'MixChoice': lambda: MixChoice([SnapMix(), CutMix(), GridMask(p=1)])}
     for k,f in ours.items(): res[k] = .5 if 'echo' in k else 1,lambda f=f: [f()],hard
     res['SnapMix published'] = 1,lambda: [Published()],hard
     res['fastai CutMix'],res['fastai MixUp'] = (1,lambda: [FastaiCutMix()],hard),(1,lambda: [FastaiMixUp()],hard)
@@ -88,7 +90,8 @@ def methods(classes):
         lab = lab[0] if lab.ndim==3 else lab
         hot = lambda i: F.one_hot(i.long(), classes).float()
         return torch.lerp(hot(lab[:,0]), hot(lab[:,1]), lab[:,2:3].float())
-    for k,t in (('CutMix',RandomCutMixV2(data_keys=['input','class'])), ('MixUp',RandomMixUpV2(data_keys=['input','class']))):
+    for k,t in (('CutMix',RandomCutMixV2(data_keys=['input','class'])),
+        ('MixUp',RandomMixUpV2(data_keys=['input','class']))):
         def run(x, y, t=t):
             x,lab = t(x, y)
             return x,shares(y, lab)
@@ -109,13 +112,16 @@ class Stepper:
         self.x,self.y,self.i,self.own = x[:n],y[:n],0,[]
         dls = DataLoaders([(x,y)]*100, [], device=x.device)
         cbs = cbs()
-        extra = [Own(4.9, self.own, -1), Own(5.6, self.own, 1)] if any(isinstance(c, BatchCallback) for c in cbs) else []
-        self.learn = l = Learner(dls, model, loss_func=loss(), cbs=[TrainEvalCallback(), *cbs, *extra], default_cbs=False, lr=1e-4)
+        extra = [Own(4.9, self.own, -1), Own(5.6, self.own, 1)] if any(isinstance(c, BatchCallback)
+            for c in cbs) else []
+        self.learn = l = Learner(dls, model, loss_func=loss(), cbs=[TrainEvalCallback(), *cbs, *extra],
+            default_cbs=False, lr=1e-4)
         l.create_opt()
         l.n_epoch,l.epoch,l.n_iter,l.dl = 1,0,100,dls.train
         for e in ('before_fit','before_epoch','before_train'): l(e)
         self.forward = 0
-        act = next((getattr(m, 'activation', None) for c in cbs for m in [c,*getattr(c, 'mixes', [])] if hasattr(m, 'activation')), None)
+        act = next((getattr(m, 'activation', None) for c in cbs for m in [c,*getattr(c, 'mixes', [])]
+            if hasattr(m, 'activation')), None)
         if act is not None:
             f = act.forward
             def timed(x): t = time.perf_counter(); out = f(x); self.forward += time.perf_counter()-t; return out
@@ -133,7 +139,8 @@ class Stepper:
 def used():
     "Peak memory of this process so far, in MB"
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
-    status = Path('/proc/self/status').read_text() # Linux's; getrusage would tell the peak of the process that started this one
+    # Linux's; getrusage would tell the peak of the process that started this one
+    status = Path('/proc/self/status').read_text()
     return int(next(l.split()[1] for l in status.splitlines() if l.startswith('VmHWM')))/1024
 
 def peak(args, name):
@@ -168,10 +175,12 @@ def main(
         print(used()-before)
         return
     todo = {k:v for k,v in todo.items() if k=='plain' or methods_like in k}
-    facts = dict(arch=arch, size=size, bs=bs, seed=seed, device=device, threads=torch.get_num_threads(), record=record())
+    facts = dict(arch=arch, size=size, bs=bs, seed=seed, device=device, threads=torch.get_num_threads(),
+        record=record())
     args = ['--arch',arch,'--size',str(size),'--bs',str(bs),'--classes',str(classes)]
     if memory:
-        print(f"{arch}, {bs} pictures of {size}×{size}, {device}, torch {torch.__version__}\n{'method':22s} {'MB':>6s} {'least-most':>13s} {'ratio':>6s}")
+        print(f"{arch}, {bs} pictures of {size}×{size}, {device}, torch {torch.__version__}\n{'method':22s} {'MB':>6s} "
+            f"{'least-most':>13s} {'ratio':>6s}")
         rows = []
         for k in todo:
             low,mid,high = sorted(peak(args, k) for _ in range(3))
@@ -184,17 +193,20 @@ def main(
     times,own = {k:[] for k in todo},{k:[] for k in todo}
     for i in range(rounds+2):
         names = list(steppers)
-        for k in names[i%len(names):]+names[:i%len(names)]: # whoever is first in a round finds other things in the caches
+        # whoever is first in a round finds other things in the caches
+        for k in names[i%len(names):]+names[:i%len(names)]:
             t,o = steppers[k].step()
             if i>1: times[k].append(t), own[k].append(o)
     plain = np.array(times['plain'])
     rows = []
-    print(f"{arch}, {bs} pictures of {size}×{size}, {rounds} rounds, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{arch}, {bs} pictures of {size}×{size}, {rounds} rounds, {device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}")
     print(f"{'method':22s} {'ms':>8s} {'ratio':>6s} {'quartiles':>13s} {'own':>6s}")
     for k in todo:
         r = np.array(times[k])/plain
         q1,q2,q3 = np.quantile(r, [.25,.5,.75])
-        row = dict(method=k, ms=1000*float(np.median(times[k])), ratio=float(q2), q1=float(q1), q3=float(q3), own=None if np.isnan(own[k]).all() else float(np.median(np.array(own[k])/plain)))
+        row = dict(method=k, ms=1000*float(np.median(times[k])), ratio=float(q2), q1=float(q1), q3=float(q3),
+            own=None if np.isnan(own[k]).all() else float(np.median(np.array(own[k])/plain)))
         rows.append(row)
         print(f"{k:22s} {row['ms']:8.1f} {q2:6.3f} {q1:6.3f}-{q3:6.3f} {row['own'] or float('nan'):6.3f}", flush=True)
     if json: print(dumps(dict(facts, rounds=rounds, rows=rows)))

@@ -1,10 +1,12 @@
-"""What the functions of tables cost, and how that grows: seconds, memory and the exponent of growth for 10,000 to a million rows.
+"""What the functions of tables cost, and how that grows: seconds, memory and the exponent of growth for 10,000 to a
+million rows.
 
     python benchmarks/tables.py [--rows 10000 100000 1000000 --only NAME ... --json --out FILE]
 
-Each function runs in a process of its own on a table of ten classes, or of so many as its name says; the table is made before the clock starts.
-Memory is the peak of the process while it runs, above what it held before. The exponent is that of rows between the last two sizes: 1 is linear.
-`similar pictures` has hashes as different as those of photographs, a tenth of them like another one; it is run up to 100,000 rows."""
+Each function runs in a process of its own on a table of ten classes, or of so many as its name says; the table is
+made before the clock starts. Memory is the peak of the process while it runs, above what it held before. The exponent
+is that of rows between the last two sizes: 1 is linear. `similar pictures` has hashes as different as those of
+photographs, a tenth of them like another one; it is run up to 100,000 rows."""
 if __name__!='__main__': raise ImportError('this is a script and not PyTables, which fastai imports where there is one')
 import argparse,json,math,os,platform,sys,time,warnings
 from multiprocessing import get_context
@@ -18,7 +20,8 @@ import fastai_mix.all
 def table(n, c=10):
     rng = np.random.default_rng(0)
     y = rng.permutation(np.arange(n)%c)
-    return rng,y,pd.DataFrame({'label': [f'class {k}' for k in y], 'id': [f'row{i}' for i in range(n)], 'group': np.arange(n)//4})
+    return rng,y,pd.DataFrame({'label': [f'class {k}' for k in y], 'id': [f'row{i}' for i in range(n)],
+        'group': np.arange(n)//4})
 
 def folded(n, **kwargs):
     from fastai_mix.data.folds import add_folds
@@ -101,24 +104,30 @@ def twins(n, near=None, copies=2):
     bits = [None]*n
     if near:
         content,a = np.arange(n),rng.choice([-1,1], (n,256)).astype(np.int8)
-        for i in rng.choice(n, n//10, replace=False): a[i] = a[rng.integers(n)]*np.where(rng.random(256)<.15*rng.random(), -1, 1)
+        for i in rng.choice(n, n//10, replace=False):
+            a[i] = a[rng.integers(n)]*np.where(rng.random(256)<.15*rng.random(), -1, 1)
         bits = list(a)
-    found,names,classes = [([], int(k).to_bytes(8, 'big'), b) for k,b in zip(content, bits)],[f'{i}.jpg' for i in range(n)],[str(k) for k in y]
+    found = [([], int(k).to_bytes(8, 'big'), b) for k,b in zip(content, bits)]
+    names,classes = [f'{i}.jpg' for i in range(n)],[str(k) for k in y]
     return lambda: sum(1 for _ in repeated_pictures(found, names, near, classes))
 
 cases = {
     'add_folds': folded, 'add_folds by identity, one of 2,000 characters': long_id,
     'label_table': labels, 'label_table, cells of several': tags, 'draw_rows': drawn,
-    'FoldSplitter': split, 'class_weights': weights, 'soft_labels': soft, 'score_table': scores, 'blend': blended, 'fit_weights': lambda n: blended(n, None),
+    'FoldSplitter': split, 'class_weights': weights, 'soft_labels': soft, 'score_table': scores, 'blend': blended,
+    'fit_weights': lambda n: blended(n, None),
     'fill_sample': sampled, 'corrected': corrected, 'corrected, another table': lambda n: corrected(n, True),
-    'equal pictures': twins, 'equal pictures, all of them': lambda n: twins(n, copies=n), 'similar pictures': lambda n: twins(n, near=32),
+    'equal pictures': twins, 'equal pictures, all of them': lambda n: twins(n, copies=n),
+    'similar pictures': lambda n: twins(n, near=32),
     'add_folds, 4,000 classes': lambda n: folded(n, c=4000, n_splits=2)}
 
 def one(name, n):
     "Seconds and bytes of one function on `n` rows"
     f = cases[name](n)
     Path('/proc/self/clear_refs').write_text('5') # the peak begins anew
-    def peak(key): return next(int(o.split()[1])*1024 for o in Path('/proc/self/status').read_text().splitlines() if o.startswith(key))
+    def peak(key):
+        return next(int(o.split()[1])*1024 for o in Path('/proc/self/status').read_text().splitlines()
+            if o.startswith(key))
     before,t = peak('VmRSS'),time.perf_counter()
     f()
     return dict(seconds=time.perf_counter()-t, bytes=max(peak('VmHWM')-before, 0), total=peak('VmHWM'))
@@ -135,12 +144,16 @@ def main():
         of = {}
         for n in o.rows:
             if name=='similar pictures' and n>10**5: continue
-            with get_context('fork').Pool(1) as pool: of[n] = pool.apply(one, (name, n)) # forked, since the imports take seconds
+            # forked, since the imports take seconds
+            with get_context('fork').Pool(1) as pool: of[n] = pool.apply(one, (name, n))
         a,b = ([None,*of])[-2:]
         grows = None if a is None else math.log(of[b]['seconds']/of[a]['seconds'])/math.log(b/a)
         rows.append(dict(name=name, exponent=grows, sizes=of))
-        if not o.json: print(f'{name:50s}', *(f"{v['seconds']:8.2f} s {v['bytes']/2**20:6.0f} MB" for v in of.values()), '' if grows is None else f'  rows^{grows:.2f}', flush=True)
-        res = dict(rows=rows, machine=platform.machine(), processors=os.cpu_count(), load=os.getloadavg()[0], python=platform.python_version(), numpy=np.__version__, pandas=pd.__version__,
+        if not o.json:
+            print(f'{name:50s}', *(f"{v['seconds']:8.2f} s {v['bytes']/2**20:6.0f} MB" for v in of.values()),
+                '' if grows is None else f'  rows^{grows:.2f}', flush=True)
+        res = dict(rows=rows, machine=platform.machine(), processors=os.cpu_count(), load=os.getloadavg()[0],
+            python=platform.python_version(), numpy=np.__version__, pandas=pd.__version__,
             command=' '.join(['python benchmarks/tables.py', *sys.argv[1:]]))
         if o.out: o.out.write_text(json.dumps(res, indent=1)+'\n') # what is done so far
     if o.json: print(json.dumps(res))

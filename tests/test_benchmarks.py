@@ -41,7 +41,8 @@ def work(cell, tell, log, sleep):
 
 def start(tmp_path, sleep, n=6):
     "A process, forked since importing torch again takes seconds, that runs `n` cells"
-    args = [dict(mix='m', seed=s) for s in range(n)],partial(work, log=tmp_path/'log', sleep=sleep),cells.Results(tmp_path/'r.jsonl'),lambda c: 1
+    args = [dict(mix='m', seed=s) for s in range(n)],partial(work, log=tmp_path/'log',
+        sleep=sleep),cells.Results(tmp_path/'r.jsonl'),lambda c: 1
     p = multiprocessing.get_context('fork').Process(target=cells.run_cells, args=args)
     p.start()
     return p
@@ -70,7 +71,8 @@ def test_batches_depend_on_the_seed_alone():
     torch.rand(7)
     b,c = batches(8, 5),batches(4, 10)
     assert all(torch.equal(x,x2) and torch.equal(y,y2) for (x,y),(x2,y2) in zip(a, b))
-    assert torch.equal(torch.cat([y for _,y in a]), torch.cat([y for _,y in c])) # batches of half the size: the same pictures
+    # batches of half the size: the same pictures
+    assert torch.equal(torch.cat([y for _,y in a]), torch.cat([y for _,y in c]))
     torch.testing.assert_close(torch.cat([x for x,_ in a]), torch.cat([x for x,_ in c]))
     assert sorted(torch.cat([y for _,y in a])[:10].tolist())==list(range(10)) # an epoch has each picture once
 
@@ -110,17 +112,21 @@ def test_passes_see_no_augmentation():
     from types import SimpleNamespace
     from fastai_mix.callback.plc import ProgressiveLabelCorrection
     x = torch.randint(256, (40,3,37,37), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data,cell,watch = SimpleNamespace(x=x, vocab=['a','b']),dict(seed=0, bs=16, size=32, arch='resnet10t', frozen=0, lr=.003),noise.Passes()
-    learn = noise.make_learner(data, torch.arange(40), torch.arange(40)%2, cell, None, [ProgressiveLabelCorrection(when='pass'),watch], lambda part: None)
+    data,cell,watch = SimpleNamespace(x=x, vocab=['a','b']),dict(seed=0, bs=16, size=32, arch='resnet10t', frozen=0,
+        lr=.003),noise.Passes()
+    learn = noise.make_learner(data, torch.arange(40), torch.arange(40)%2, cell, None,
+        [ProgressiveLabelCorrection(when='pass'),watch], lambda part: None)
     noise.fit(learn, cell, 1)
-    torch.testing.assert_close(watch.all[-1], cells.predict(learn.model, x, 32, learn.model.default_cfg), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(watch.all[-1], cells.predict(learn.model, x, 32, learn.model.default_cfg), rtol=1e-4,
+        atol=1e-5)
 
 def test_maps_that_point_at_the_object_cost_more():
     import maps
     g = torch.Generator().manual_seed(0)
     x,y = torch.full((64,3,64,64), 128, dtype=torch.uint8),torch.randint(2, (64,), generator=g)
     for i,(k,t,l) in enumerate(zip(y, *torch.randint(48, (2,64), generator=g))): x[i,k,t:t+16,l:l+16] = 255
-    body = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8, 8, bias=False), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8, 8, bias=False), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(2, 2))
     with torch.no_grad():
         body[0].weight.zero_(), body[3].weight.copy_(torch.eye(2)), body[3].bias.copy_(torch.tensor([.01,0]))
         for k in range(2): body[0].weight[k,k] = 1

@@ -10,7 +10,7 @@ from nbdev.doclinks import nbglob
 from fastai_mix import _modidx
 
 def public():
-    "Functions and classes of the modules' `__all__`, methods of theirs that no base class has, and those added to `Learner`"
+    "Functions and classes of the modules' `__all__`, their own methods, and those added to `Learner`"
     for mod,syms in _modidx.d['syms'].items():
         m = import_module(mod)
         for full in syms:
@@ -19,7 +19,9 @@ def public():
             if name not in m.__all__ or any(o.startswith('_') for o in rest): continue
             o = getattr(m, name)
             if type(o).__name__=='Function': continue # added to a function of fastai
-            if rest and (rest[-1].startswith(('before_','after_')) or rest[-1] in ('encodes','decodes','show')): continue # fastai's events and hooks
+            # fastai's events and hooks
+            if rest and (rest[-1].startswith(('before_','after_')) or rest[-1] in ('encodes','decodes','show')):
+                continue
             if rest and any(rest[-1] in vars(b) for b in o.__mro__[1:]): continue
             yield full,getattr(o, rest[0]) if rest else o
 
@@ -32,7 +34,8 @@ def test_parameters_are_told(name, o):
     assert inspect.getdoc(o), f'{name} has no docstring'
     if isinstance(o, property) or not callable(o) or not own(o): return
     stars = {k for k,v in inspect.signature(o).parameters.items() if v.kind in (v.VAR_POSITIONAL, v.VAR_KEYWORD)}
-    missing = [k for k,v in docments(o, full=True, returns=False).items() if k not in ('self', *stars) and not v['docment']]
+    missing = [k for k,v in docments(o, full=True, returns=False).items()
+        if k not in ('self', *stars) and not v['docment']]
     assert not missing, f'{name}: no docment for {missing}'
 
 def test_first_cells_hold_the_title_alone():

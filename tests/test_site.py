@@ -19,20 +19,26 @@ base = '/fastai_mix/'
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp('site')/base.strip('/')
-    done = subprocess.run([sys.executable, 'tools/build_docs.py', '--out', str(out)], cwd=top, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, 'tools/build_docs.py', '--out', str(out)], cwd=top, capture_output=True,
+        text=True)
     assert not done.returncode, done.stdout+done.stderr
     return out
 
 @pytest.fixture(scope='module')
-def pages(site): return {str(o.relative_to(site)): bs4.BeautifulSoup(o.read_text(encoding='utf-8'), 'html.parser') for o in sorted(site.rglob('*.html'))}
+def pages(site):
+    return {str(o.relative_to(site)): bs4.BeautifulSoup(o.read_text(encoding='utf-8'), 'html.parser')
+        for o in sorted(site.rglob('*.html'))}
 
 def test_every_notebook_has_a_page(pages):
     from nbdev.doclinks import nbglob, nbpath2html
     from nbdev.config import get_config
     nbs = get_config().nbs_path
-    assert {str(nbpath2html(Path(o.name)) if o.parent==nbs else o.relative_to(nbs).with_suffix('.html')) for o in nbglob(as_path=True)}|{'changelog.html'}==set(pages)
+    assert {str(nbpath2html(Path(o.name)) if o.parent==nbs else o.relative_to(nbs).with_suffix('.html'))
+        for o in nbglob(as_path=True)}|{'changelog.html'}==set(pages)
 
-def test_committed_site_has_the_same_pages(pages): assert {str(o.relative_to(top/'docs')) for o in (top/'docs').rglob('*.html')}==set(pages), 'run python tools/build_docs.py'
+def test_committed_site_has_the_same_pages(pages):
+    assert {str(o.relative_to(top/'docs')) for o in (top/'docs').rglob('*.html')}==set(
+        pages), 'run python tools/build_docs.py'
 
 def test_links_and_anchors(pages, site):
     bad,ids = [],{k: {o['id'] for o in v.select('[id]')} for k,v in pages.items()}
@@ -42,15 +48,19 @@ def test_links_and_anchors(pages, site):
             if url.netloc!='x' or url.scheme!='http': continue
             path = unquote(url.path).removeprefix(base) or 'index.html'
             if not (site/path).is_file(): bad.append(f'{page}: {url.path}')
-            elif url.fragment and path in ids and unquote(url.fragment) not in ids[path]: bad.append(f'{page}: {path}#{url.fragment}')
+            elif url.fragment and path in ids and unquote(url.fragment) not in ids[path]:
+                bad.append(f'{page}: {path}#{url.fragment}')
     assert not bad, bad
 
 def test_links_stay_in_the_folder(pages):
     assert not [(k,a['href']) for k,v in pages.items() for a in v.select('a[href^="https://fastai-mix.github.io"]')]
-    assert sum(len(v.select('main a[href*="docs.fast.ai"]')) for v in pages.values())>20 # names of fastai lead to its docs
+    # names of fastai lead to its docs
+    assert sum(len(v.select('main a[href*="docs.fast.ai"]')) for v in pages.values())>20
 
 def test_source_links_lead_to_the_definition(site):
-    links = [o for p in site.rglob('*.html.md') for o in re.findall(r'\[source\]\(\S+?/blob/main/([\w/]+\.py)(?:#L(\d+))?\)\n\n#+ (\S+)', p.read_text(encoding='utf-8'))]
+    links = [o for p in site.rglob('*.html.md')
+        for o in re.findall(r'\[source\]\(\S+?/blob/main/([\w/]+\.py)(?:#L(\d+))?\)\n\n#+ (\S+)',
+        p.read_text(encoding='utf-8'))]
     assert len(links)>100
     for file,line,name in links:
         source = (top/file).read_text(encoding='utf-8').splitlines()
@@ -63,10 +73,13 @@ def test_every_public_name_has_its_table(pages):
     missing = []
     for mod,syms in _modidx.d['syms'].items():
         m = import_module(mod)
-        added = [k.removeprefix(f'{mod}.') for k in syms if k.startswith(f'{mod}.Learner.') and not k.startswith(f'{mod}.Learner._')]
+        added = [k.removeprefix(f'{mod}.') for k in syms
+            if k.startswith(f'{mod}.Learner.') and not k.startswith(f'{mod}.Learner._')]
         for name in [*m.__all__, *added]:
-            o,(url,_) = attrgetter(name)(m if name in m.__all__ else fastai.learner),syms.get(f'{mod}.{name}', (None,None))
-            if url is None or not callable(o) or type(o).__name__=='Function': continue # constants, and what is added to fastai's own functions
+            o,(url,_) = attrgetter(name)(m if name in m.__all__ else fastai.learner),syms.get(f'{mod}.{name}',
+                (None,None))
+            # constants, and what is added to fastai's own functions
+            if url is None or not callable(o) or type(o).__name__=='Function': continue
             soup,anchor = pages[url.split('#')[0]],url.split('#')[1]
             head = soup.find(id=name) or soup.find(id=anchor)
             if head is None: missing.append(url); continue
@@ -82,7 +95,8 @@ def test_every_public_name_has_its_table(pages):
 
 def test_pages_that_docstrings_name_are_there_as_markdown(site):
     from fastai_mix import _modidx
-    docs = {m: re.search(r'Docs: https://[^/]+/fastai_mix/(\S+)', import_module(m).__doc__)[1] for m in _modidx.d['syms'] if import_module(m).__all__}
+    docs = {m: re.search(r'Docs: https://[^/]+/fastai_mix/(\S+)', import_module(m).__doc__)[1]
+        for m in _modidx.d['syms'] if import_module(m).__all__}
     assert len(docs)>15 and not [o for o in docs.values() if not (site/o).is_file()]
     text = (site/'callback.snapmix.html.md').read_text(encoding='utf-8')
     assert text.startswith('# SnapMix') and '| `alpha` |' in text and '```python' in text and '<div' not in text
@@ -110,35 +124,47 @@ def url(site):
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
     webdriver = pytest.importorskip('selenium.webdriver')
-    chrome,driver = (next(filter(None, map(shutil.which, o)), None) for o in (('chromium','google-chrome','chrome'), ('chromedriver',)))
-    if not (chrome and driver): pytest.skip('no Chromium and ChromeDriver: Debian has both, as chromium and chromium-driver')
+    chrome,driver = (next(filter(None, map(shutil.which, o)), None)
+        for o in (('chromium','google-chrome','chrome'), ('chromedriver',)))
+    if not (chrome and driver):
+        pytest.skip('no Chromium and ChromeDriver: Debian has both, as chromium and chromium-driver')
     opts = webdriver.ChromeOptions()
     opts.binary_location = chrome
-    for o in ('headless=new','no-sandbox','disable-gpu','disable-quic','no-first-run','disable-background-networking','disable-component-update','disable-sync',
-              'disable-dev-shm-usage', 'blink-settings=lazyLoadEnabled=false', f"user-data-dir={tmp_path_factory.mktemp('profile')}"): opts.add_argument(f'--{o}')
+    for o in ('headless=new','no-sandbox','disable-gpu','disable-quic','no-first-run','disable-background-networking',
+        'disable-component-update','disable-sync',
+              'disable-dev-shm-usage', 'blink-settings=lazyLoadEnabled=false',
+              f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+              opts.add_argument(f'--{o}')
     opts.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
     b = webdriver.Chrome(options=opts, service=webdriver.ChromeService(driver))
     yield b
     b.quit()
 
 def media(browser, theme, width):
-    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': [{'name': 'prefers-color-scheme', 'value': theme}, {'name': 'prefers-reduced-motion', 'value': 'reduce'}]})
-    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia',
+        {'features': [{'name': 'prefers-color-scheme', 'value': theme},
+        {'name': 'prefers-reduced-motion', 'value': 'reduce'}]})
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride',
+        dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
 
 def settle(browser):
     "Wait for fonts and pictures"
     browser.execute_async_script("""const done = arguments[0], ims = [...document.images], end = Date.now()+9000;
-        const wait = () => ims.some(i => i.offsetParent && !i.naturalWidth) && Date.now()<end ? setTimeout(wait, 30) : requestAnimationFrame(() => setTimeout(done, 30));
+        const wait = () => ims.some(i => i.offsetParent && !i.naturalWidth) && Date.now()<end ? setTimeout(wait, 30)
+            : requestAnimationFrame(() => setTimeout(done, 30));
         document.fonts.ready.then(wait)""")
 
 def violations(browser, run):
-    found = browser.execute_async_script(f"axe.run({json.dumps({**run, 'resultTypes': ['violations']})}).then(arguments[0])")['violations']
-    return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found if v['impact'] in ('serious','critical')]
+    found = browser.execute_async_script(
+        f"axe.run({json.dumps({**run, 'resultTypes': ['violations']})}).then(arguments[0])")['violations']
+    return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found
+        if v['impact'] in ('serious','critical')]
 
 @pytest.fixture(scope='module')
 def looks(browser, url, pages):
     "What is seen on every page, in both themes and two widths"
-    axe = (Path(import_module('selenium_axe_python').__file__).parent/'axe-core'/'axe.min.js').read_text(encoding='utf-8')
+    axe = (Path(import_module('selenium_axe_python').__file__).parent/'axe-core'/'axe.min.js').read_text(
+        encoding='utf-8')
     browser.execute_cdp_cmd('Network.enable', {})
     browser.execute_cdp_cmd('Network.setCacheDisabled', {'cacheDisabled': True})
     res = {}
@@ -148,11 +174,16 @@ def looks(browser, url, pages):
         browser.get(url+page)
         settle(browser)
         events = [json.loads(o['message'])['message'] for o in browser.get_log('performance')]
-        r = res[page] = dict(said=[o['message'] for o in browser.get_log('browser') if o['level'] in ('SEVERE','WARNING')],
-            asked=[o['params']['request']['url'] for o in events if o['method']=='Network.requestWillBeSent' and o['params']['documentURL'].startswith(url)], # not those of a new tab
+        r = res[page] = dict(said=[o['message'] for o in browser.get_log('browser')
+            if o['level'] in ('SEVERE','WARNING')],
+            # not those of a new tab
+            asked=[o['params']['request']['url'] for o in events
+            if o['method']=='Network.requestWillBeSent' and o['params']['documentURL'].startswith(url)],
             weight=sum(o['params']['encodedDataLength'] for o in events if o['method']=='Network.loadingFinished'))
-        r['broken'] = browser.execute_script("return [...document.images].filter(i => i.offsetParent && !i.naturalWidth).map(i => i.src)")
-        r['katex'],r['wrong'] = browser.execute_script("return ['.katex','.katex-error'].map(o => document.querySelectorAll(o).length)")
+        r['broken'] = browser.execute_script(
+            "return [...document.images].filter(i => i.offsetParent && !i.naturalWidth).map(i => i.src)")
+        r['katex'],r['wrong'] = browser.execute_script(
+            "return ['.katex','.katex-error'].map(o => document.querySelectorAll(o).length)")
         browser.execute_script(axe)
         r['faults'] = violations(browser, {})
         for theme in ('light','dark'):
@@ -181,14 +212,16 @@ def test_mathematics(looks, pages):
 
 def test_themes_follow_the_reader(looks): assert not [k for k,v in looks.items() if not v['dark']<64<192<v['light']]
 
-def test_fits_a_phone(looks): assert not [(k,o) for k,v in looks.items() for o in ('dark width','light width') if v[o]>375]
+def test_fits_a_phone(looks):
+    assert not [(k,o) for k,v in looks.items() for o in ('dark width','light width') if v[o]>375]
 
 def test_accessible(looks):
     faults = [f'{k}: {o}' for k,v in looks.items() for o in v['faults']]
     assert not faults, '\n'.join(faults)
 
 @pytest.mark.parametrize('where', ['server','folder'])
-@pytest.mark.parametrize('word,page', [('SnapMix','callback.snapmix.html'), ('oversample','data.sampling.html'), ('theta','callback.plc.html')])
+@pytest.mark.parametrize('word,page', [('SnapMix','callback.snapmix.html'), ('oversample','data.sampling.html'),
+    ('theta','callback.plc.html')])
 def test_search(browser, url, site, word, page, where):
     from selenium.webdriver.support.ui import WebDriverWait
     media(browser, 'light', 1280)

@@ -18,7 +18,8 @@ cells = read_nb(top/'nbs'/'howto'/'distributed.ipynb').cells
 
 def shown(text):
     "The one block of the page that holds `text`"
-    blocks = [b for c in cells if c.cell_type=='markdown' for b in re.findall(r'^```\w+\n(.*?)^```', c.source, re.M|re.S)]
+    blocks = [b for c in cells if c.cell_type=='markdown'
+        for b in re.findall(r'^```\w+\n(.*?)^```', c.source, re.M|re.S)]
     block, = [b for b in blocks if text in b]
     return block
 
@@ -93,7 +94,8 @@ class Cluster:
         self.env = dict(self.plain_env, SLURM_CONF=str(self.conf))
 
     def __call__(self, *command, cwd=None):
-        return subprocess.run(command, cwd=cwd, env=self.env, check=True, stdout=subprocess.PIPE, text=True, timeout=400).stdout
+        return subprocess.run(command, cwd=cwd, env=self.env, check=True, stdout=subprocess.PIPE, text=True,
+            timeout=400).stdout
 
     def write(self):
         path = self.path
@@ -101,11 +103,13 @@ class Cluster:
         for o in ('gpu0','gpu1'): (path/o).touch()
         (path/'munge.key').write_bytes(os.urandom(64))
         (path/'munge.key').chmod(0o600)
-        self.conf.write_text(config.format(path=path, host=socket.gethostname().split('.')[0], ports=free_ports(2), user=os.getuid()))
+        self.conf.write_text(config.format(path=path, host=socket.gethostname().split('.')[0], ports=free_ports(2),
+            user=os.getuid()))
         (path/'gres.conf').write_text(f'Name=gpu File={path}/gpu[0-1]\n')
-        # the control groups of the machine are left alone: newer versions can do without, older ones find none in an empty folder
+        # the machine's control groups stay as they are: newer versions need none, older ones look in an empty folder
         release = tuple(map(int, re.findall(r'\d+', self('slurmctld', '-V'))[:2]))
-        groups = 'CgroupPlugin=disabled' if release>=(24,5) else f'CgroupPlugin=cgroup/v1\nCgroupMountpoint={path}/cgroup'
+        groups = 'CgroupPlugin=disabled' if release>=(24,
+            5) else f'CgroupPlugin=cgroup/v1\nCgroupMountpoint={path}/cgroup'
         (path/'cgroup.conf').write_text(f'{groups}\n')
 
     def _daemon(self, *command):
@@ -114,7 +118,8 @@ class Cluster:
                 start_new_session=True))
 
     def _idle(self):
-        return subprocess.run(['sinfo','-h','-o','%T'], env=self.env, capture_output=True, text=True).stdout.split()[:1]==['idle']
+        return subprocess.run(['sinfo','-h','-o','%T'], env=self.env, capture_output=True,
+            text=True).stdout.split()[:1]==['idle']
 
     def start(self):
         self.guard = subprocess.Popen(['bash','-c',guard,self.conf], env=self.plain_env, stdin=subprocess.PIPE,
@@ -183,7 +188,8 @@ class Folder:
         return [(job,int(pid)) for k,job,pid in map(str.split, rows) if k==str(fold)]
     def result(self, fold):
         there = self.path/'run'/f'fold_{fold}'
-        return (there/'oof.csv').read_text(),{k: v.numpy().tobytes() for k,v in load_file(there/'model.safetensors').items()}
+        return (there/'oof.csv').read_text(),{k: v.numpy().tobytes()
+            for k,v in load_file(there/'model.safetensors').items()}
 
 @pytest.fixture(scope='module')
 def alone(cluster):
@@ -233,7 +239,8 @@ def test_fit_by_submitit_outlives_a_preemption(cluster, alone):
     here.hold(0)
     err = here.path/'err.txt'
     with open(err, 'w') as f:
-        fit = subprocess.Popen([sys.executable, 'cv.py'], cwd=here.path, env=cluster.env, stdout=subprocess.DEVNULL, stderr=f)
+        fit = subprocess.Popen([sys.executable, 'cv.py'], cwd=here.path, env=cluster.env, stdout=subprocess.DEVNULL,
+            stderr=f)
     try:
         until(lambda: here.epochs(0) or fit.poll() is not None)
         assert here.epochs(0), err.read_text()

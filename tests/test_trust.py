@@ -1,4 +1,5 @@
-"The command when it is killed, stopped, run twice at once, or given what is broken: one result, or one line that says what to do."
+"""The command when it is killed, stopped, run twice at once, or given what is broken: one result, or one line that
+says what to do."""
 import errno
 import json
 import os
@@ -27,7 +28,8 @@ def leaves(tmp_path_factory): return leaf_data(tmp_path_factory.mktemp('leaves')
 
 @pytest.fixture
 def args(leaves, tmp_path):
-    return dict(data=str(leaves/'train.csv'), label_col='labels', arch='test_resnet', size=32, bs=8, epochs=1, lr=1e-3, fold=0, folds=2,
+    return dict(data=str(leaves/'train.csv'), label_col='labels', arch='test_resnet', size=32, bs=8, epochs=1, lr=1e-3,
+        fold=0, folds=2,
         mix='none', out=str(tmp_path/'run'))
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def folder_of(tmp_path, *names, n=8):
     "Class folders of pictures that are all different"
     for i,name in enumerate(names):
         (tmp_path/'d'/name).mkdir(parents=True)
-        for j in range(n): Image.fromarray(np.random.default_rng(n*i+j).integers(0, 255, (40,40,3), dtype=np.uint8)).save(tmp_path/'d'/name/f'{j}.png')
+        for j in range(n):
+            Image.fromarray(np.random.default_rng(n*i+j).integers(0, 255, (40,40,3), dtype=np.uint8)).save(
+                tmp_path/'d'/name/f'{j}.png')
     return tmp_path/'d'
 
 # ---- kills, and several at once
@@ -62,7 +66,8 @@ def test_killed_at_any_write_a_run_ends_with_the_same_files():
 def test_one_fold_is_the_fold_that_all_folds_have(args, tmp_path):
     main(**{**args, 'fold':1, 'mix':'snapmix'})
     main(**{**args, 'fold':None, 'mix':'snapmix', 'out':str(tmp_path/'all')})
-    one,all = (load_file(o) for o in (tmp_path/'run'/'model.safetensors', tmp_path/'all'/'folds'/'fold_1'/'model.safetensors'))
+    one,all = (load_file(o) for o in (tmp_path/'run'/'model.safetensors',
+        tmp_path/'all'/'folds'/'fold_1'/'model.safetensors'))
     assert one.keys()==all.keys() and all and {k for k in one if not torch.equal(one[k], all[k])}==set()
 
 def at_once(tmp_path, *names):
@@ -93,12 +98,14 @@ def test_another_command_is_refused_wherever_the_first_was_killed(args, refused,
     refused('--epochs 1 there, 2 here', epochs=2)
     refused('--fold 0 there, 1 here', fold=1)
     main(**args)
-    assert json.loads((tmp_path/'run'/'config.json').read_text())['vocab']==['healthy','multiple_diseases','rust','scab']
+    assert json.loads((tmp_path/'run'/'config.json').read_text())['vocab']==['healthy','multiple_diseases','rust',
+        'scab']
 
 def test_what_was_left_behind_is_removed(args, tmp_path):
     main(**args)
     run = tmp_path/'run'
-    left = [f/n for f in (run, run/'ensemble', run/'folds', run/'folds'/'fold_0') for n in ('.a.csv.7.part','.tmpAb3dEf')] + [run/'folds'/'fold_0'/'holder.txt']
+    left = [f/n for f in (run, run/'ensemble', run/'folds', run/'folds'/'fold_0')
+        for n in ('.a.csv.7.part','.tmpAb3dEf')] + [run/'folds'/'fold_0'/'holder.txt']
     mine = run/'.notes'
     for f in (*left,mine): f.write_text('')
     (run/'folds'/'fold_0'/'checkpoints').mkdir()
@@ -130,7 +137,8 @@ def test_names_that_cannot_be_written_are_known_before_training(name, shown, ref
     refused(f'the class {shown} does not come back from a CSV file', data=str(d), label_col='label')
     shutil.move(d/name, d/'cat')
     shutil.move(d/'cat'/'0.png', d/'cat'/f'{name}.png')
-    refused(f"the picture name {shown[:-1].replace(chr(39), chr(39)+'cat/')}.png' does not come back", data=str(d), label_col='label')
+    refused(f"the picture name {shown[:-1].replace(chr(39), chr(39)+'cat/')}.png' does not come back", data=str(d),
+        label_col='label')
     shutil.move(d/'cat'/f'{name}.png', d/'cat'/'0.png')
     (tmp_path/'test').mkdir()
     Image.new('RGB', (40,40)).save(tmp_path/'test'/f'{name}.png')
@@ -176,12 +184,14 @@ def test_a_picture_replaced_by_one_of_the_same_size(args, refused, tmp_path):
     file,was = tmp_path/'copy'/'cat'/'0.png',(d/'cat'/'0.png').stat()
     Image.open(file).save(file, dpi=(72,72))
     data = file.read_bytes()
-    file.write_bytes(data+b'\0'*(was.st_size-len(data)) if len(data)<was.st_size else (d/'cat'/'0.png').read_bytes()[:-1]+b'\0')
+    file.write_bytes(data+b'\0'*(was.st_size-len(data)) if len(data)<was.st_size
+        else (d/'cat'/'0.png').read_bytes()[:-1]+b'\0')
     os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
     assert file.stat().st_size==was.st_size
     refused('other pictures have the same names', **copy)
 
-broken_configs = ['[]', '{}', '{"versions": 3}', '{"versions": {}}', '['*10000, '{"a":'*10000, 'not json', '', '\xff', '3', 'null',
+broken_configs = ['[]', '{}', '{"versions": 3}', '{"versions": {}}', '['*10000, '{"a":'*10000, 'not json', '', '\xff',
+    '3', 'null',
     '{"versions": {"fastai_mix": "0"}, "lr": "x"}', '{"versions": {"fastai_mix": "0"}, "lr": 1, "mix": "none"}']
 
 @pytest.mark.parametrize('text', broken_configs, ids=range(len(broken_configs)))
@@ -202,18 +212,22 @@ def test_a_config_without_a_key(key, args, refused, tmp_path):
 @pytest.mark.parametrize('data', [None, b'', b'[]', b'\xff\xfe\0', b'{"digest": 3}', b'id,fit\n1,2\n', b'['*10000])
 @pytest.mark.parametrize('fold', [None, 0])
 def test_a_broken_file_of_a_fold_is_named(name, data, fold, args, refused, tmp_path, done):
-    if name=='fold.json' and data is None or name=='config.json' and data is None or name=='oof.csv' and fold==0: return # trained again, begun again, not read
+    # trained again, begun again, not read
+    if name=='fold.json' and data is None or name=='config.json' and data is None or name=='oof.csv' and fold==0: return
     shutil.copytree(done[fold], tmp_path/'run')
     file = tmp_path/'run'/'folds'/('config.json' if name=='config.json' else f'fold_0/{name}')
     file.unlink()
     if data is not None: file.write_bytes(data)
-    refused(file, 'give another folder' if name=='config.json' else f'remove {file.parent}, and `fit` trains fold 0 again', fold=fold)
+    refused(file, 'give another folder' if name=='config.json'
+        else f'remove {file.parent}, and `fit` trains fold 0 again', fold=fold)
 
 @pytest.fixture(scope='module')
 def done(leaves, tmp_path_factory):
     "Runs of all folds and of one"
     out = tmp_path_factory.mktemp('done')
-    for fold in (None,0): main(data=str(leaves/'train.csv'), label_col='labels', arch='test_resnet', size=32, bs=8, epochs=1, lr=1e-3, fold=fold, folds=2,
+    for fold in (None,0):
+        main(data=str(leaves/'train.csv'), label_col='labels', arch='test_resnet', size=32, bs=8, epochs=1, lr=1e-3,
+            fold=fold, folds=2,
         mix='none', out=str(out/str(fold)))
     return {fold: out/str(fold) for fold in (None,0)}
 
@@ -221,7 +235,8 @@ def test_a_row_less_and_a_probability_that_is_none(args, refused, tmp_path, done
     shutil.copytree(done[None], tmp_path/'run')
     file = tmp_path/'run'/'folds'/'fold_1'/'oof.csv'
     text = file.read_text()
-    for bad in (text.rsplit('\n', 2)[0]+'\n', text+text.splitlines()[-1]+'\n', text.rsplit(',', 1)[0]+',nan\n', text.rsplit(',', 1)[0]+'\n'):
+    for bad in (text.rsplit('\n', 2)[0]+'\n', text+text.splitlines()[-1]+'\n', text.rsplit(',', 1)[0]+',nan\n',
+        text.rsplit(',', 1)[0]+'\n'):
         file.write_text(bad)
         refused(file, 'is broken', 'fold 1 again', fold=None)
     file.write_text(text)
@@ -250,7 +265,8 @@ def test_numbers_beyond_reason(refused, untrained):
     refused('--seed -1', seed=-1)
     refused('--seed', seed=2**32-1)
 
-weights = {'list': [1,2], 'int keys': {1: torch.ones(2)}, 'numbers': {'conv1.weight': 3}, 'tensor': torch.ones(2), 'none': None}
+weights = {'list': [1,2], 'int keys': {1: torch.ones(2)}, 'numbers': {'conv1.weight': 3}, 'tensor': torch.ones(2),
+    'none': None}
 
 @pytest.mark.parametrize('name', weights)
 def test_weights_that_are_none(name, refused, untrained, tmp_path):
@@ -283,7 +299,8 @@ def test_signals(args, refused, tmp_path, monkeypatch, capsys, interruptible):
             time.sleep(5)
         monkeypatch.setattr(cli, '_fit', stopped)
         refused('stopped', '' if name=='SIGINT' else name, f"the same command goes on with {tmp_path/'run'}", code=code)
-        assert not kills.left_behind(tmp_path/'run') or [o for o in kills.left_behind(tmp_path/'run')]==['folds/fold_0/checkpoints']
+        assert not kills.left_behind(tmp_path/'run') or [o
+            for o in kills.left_behind(tmp_path/'run')]==['folds/fold_0/checkpoints']
     assert [signal.getsignal(o) for o in (signal.SIGINT,signal.SIGTERM,signal.SIGHUP)]==was
     monkeypatch.setattr(cli, '_prepare', lambda o: os.kill(os.getpid(), signal.SIGTERM))
     refused('stopped by SIGTERM; nothing has been trained', code=143, out=str(tmp_path/'none'))
@@ -333,7 +350,8 @@ def test_a_file_that_cannot_be_read(what, refused, untrained, leaves, tmp_path, 
     shutil.copy(own/'sample.csv', own/'tests.csv')
     paths = dict(data=own/'train.csv', sample=own/'sample.csv', weights=own/'w.pth', test=own/'tests.csv')
     monkeypatch.setattr(builtins, 'open', denied(open, lambda o: o==str(paths[what])))
-    kwargs = {k: str(paths[k]) for k in {'data',what}} | (dict(test=str(own/'test')) if what=='sample' else {}) | (dict(test_images=str(own/'test')) if what=='test' else {})
+    kwargs = {k: str(paths[k]) for k in {'data',what}} | (dict(test=str(own/'test')) if what=='sample'
+        else {}) | (dict(test_images=str(own/'test')) if what=='test' else {})
     refused(paths[what], 'Permission denied', **kwargs)
 
 def test_a_parent_that_cannot_be_read(refused, untrained, tmp_path, monkeypatch):
@@ -388,7 +406,8 @@ def piped(folder, leaves):
     os.dup2(os.open(folder/'err', os.O_WRONLY | os.O_CREAT), 2)
     sys.stdout = open(1, 'w', closefd=False)
     warnings.simplefilter('ignore')
-    main(data=str(leaves/'train.csv'), label_col='labels', arch='test_resnet', size=32, bs=8, epochs=1, lr=1e-3, fold=0, folds=2, mix='none', out=str(folder/'run'))
+    main(data=str(leaves/'train.csv'), label_col='labels', arch='test_resnet', size=32, bs=8, epochs=1, lr=1e-3, fold=0,
+        folds=2, mix='none', out=str(folder/'run'))
 
 def test_nobody_reads_the_output(leaves, tmp_path):
     p = kills.processes.Process(target=piped, args=(tmp_path, leaves))
@@ -397,8 +416,10 @@ def test_nobody_reads_the_output(leaves, tmp_path):
     lines = [o for o in (tmp_path/'err').read_text().splitlines() if 'arning' not in o and not o.startswith('  ')]
     assert p.exitcode==2 and len(lines)==1 and 'nobody reads the output any more' in lines[0], lines
 
-@pytest.mark.parametrize('name,is_file', [('folds',True), ('ensemble',True), ('mix.png',False), ('test_predictions.csv',False)])
-def test_what_is_in_the_way_of_an_output_is_known_before_training(name, is_file, args, refused, untrained, tmp_path, done):
+@pytest.mark.parametrize('name,is_file', [('folds',True), ('ensemble',True), ('mix.png',False),
+    ('test_predictions.csv',False)])
+def test_what_is_in_the_way_of_an_output_is_known_before_training(name, is_file, args, refused, untrained, tmp_path,
+    done):
     shutil.copytree(done[0], tmp_path/'run')
     shutil.rmtree(tmp_path/'run'/'folds')
     shutil.rmtree(tmp_path/'run'/'ensemble')

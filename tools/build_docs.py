@@ -1,14 +1,15 @@
 """Builds the documentation site from the notebooks: `python tools/build_docs.py [--out docs]`.
 
-nbdev prepares the notebooks (`nbs` to `_proc`), exactly as `nbdev-docs` would for Quarto; smalldocs, which reads the same project
-files, makes the pages; and what it leaves out is added here: KaTeX from the site itself, pictures in files of their own, labels for
-readers of screens, each page as Markdown too. Nothing is downloaded."""
+nbdev prepares the notebooks (`nbs` to `_proc`), exactly as `nbdev-docs` would for Quarto; smalldocs, which reads the
+same project files, makes the pages; and what it leaves out is added here: KaTeX from the site itself, pictures in
+files of their own, labels for readers of screens, each page as Markdown too. Nothing is downloaded."""
 import base64,hashlib,io,json,os,re,sys
 from pathlib import Path
 from shutil import copy2, copytree, rmtree
 
 os.environ['PYTHONWARNINGS'] = 'ignore' # of the processes that nbdev starts
-os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]) # where they find doc_renderer
+# where they find doc_renderer
+os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])
 
 from bs4 import BeautifulSoup
 from fastcore.nbio import read_nb, write_nb
@@ -35,7 +36,10 @@ def stage(cfg):
         names[nb.name] = to.name
         d = read_nb(nb)
         for o in (o for c in d.cells for o in c.get('outputs', ())):
-            if o['output_type']=='stream': o['text'] = ''.join(line.rstrip('\n').split('\r')[-1].rstrip()+'\n' for line in ''.join(o['text']).splitlines(True) if line.strip('\r\n ')) # bars as they end
+            # bars as they end
+            if o['output_type']=='stream':
+                o['text'] = ''.join(line.rstrip('\n').split('\r')[-1].rstrip()+'\n'
+                    for line in ''.join(o['text']).splitlines(True) if line.strip('\r\n '))
         write_nb(d, to)
         if to!=nb: nb.unlink()
     for f in [proc/'_quarto.yml', proc/'sidebar.yml', *proc.rglob('*.ipynb')]:
@@ -59,7 +63,7 @@ def save_picture(data, folder, known):
     return known[name]
 
 def mend(page, site, home, known, faults):
-    "Take pictures out of a page, give tables and code that scroll a place in the order of tabs, and name what has no name"
+    "Move pictures of a page into files, let the tab key reach tables and code that scroll, and name what has no name"
     soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
     up = '../'*(len(page.relative_to(site).parts)-1)
     for img in soup.select('main img'):
@@ -68,21 +72,26 @@ def mend(page, site, home, known, faults):
             name,(w,h) = save_picture(m[1], site/'figures', known)
             img['src'] = f'{up}figures/{name}'
             img['width'],img['height'],img['loading'] = str(w),str(h),'lazy'
-        if not img.get('alt'): faults.append(f"{page.relative_to(site)}: a picture without alt text ({img.find_parent(class_='cell')['id'] if img.find_parent(class_='cell') else img['src']})")
+        if not img.get('alt'):
+            faults.append(f"{page.relative_to(site)}: a picture without alt text "
+                f"({img.find_parent(class_='cell')['id'] if img.find_parent(class_='cell') else img['src']})")
     for pre in soup.select('main pre, main .math.display'): pre['tabindex'] = '0'
     for table in soup.select('main table'):
         for attr in ('border','style'): table.attrs.pop(attr, None)
         heads = [o.get_text() for o in table.select('thead th')]
-        table['class'] = ['table', *[o for o in table.get('class', []) if o!='table'], *(['params'] if heads==['Name','Type','Default','What it is'] else [])]
+        table['class'] = ['table', *[o for o in table.get('class', []) if o!='table'],
+            *(['params'] if heads==['Name','Type','Default','What it is'] else [])]
         for th in table.select('thead th, tbody th'):
             if not th.get_text(strip=True): th.name = 'td'
             elif not th.get('scope'): th['scope'] = 'col' if th.find_parent('thead') else 'row'
-        table.wrap(soup.new_tag('div', attrs={'class': 'table-scroll', 'tabindex': '0', 'role': 'group', 'aria-label': 'Table'}))
+        table.wrap(soup.new_tag('div', attrs={'class': 'table-scroll', 'tabindex': '0', 'role': 'group',
+            'aria-label': 'Table'}))
     for style in soup.select('main style'): style.decompose()
     for icon in soup.select('i[role=img]:not([aria-label])'):
         del icon['role']
         icon['aria-hidden'] = 'true'
-    for source in soup.select('a.source-link'): # a function and a class may differ in capitals alone, which headings' names lose
+    # a function and a class may differ in capitals alone, which headings' names lose
+    for source in soup.select('a.source-link'):
         head = source.find_next(['h2','h3','h4'])
         name = head.get_text()
         if head['id']!=name: head.insert(0, soup.new_tag('span', id=name))
@@ -91,14 +100,18 @@ def mend(page, site, home, known, faults):
         path,_,frag = a['href'].partition('#')
         name = a.get_text().removesuffix('()')
         if name.lower()==frag and name!=frag and '://' not in path and a.code: a['href'] = f'{path}#{name}'
-    page.write_text(str(soup).replace(layout.KATEX, f'{up}site_libs/katex').replace('katex/contrib/', 'katex/'), encoding='utf-8')
+    page.write_text(str(soup).replace(layout.KATEX, f'{up}site_libs/katex').replace('katex/contrib/', 'katex/'),
+        encoding='utf-8')
 
 def as_markdown(page):
     "Write a page once more as Markdown beside it, where module docstrings and llms.txt look for it"
     main = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser').select_one('main')
     for o in main.select('nav, .quarto-page-breadcrumbs, .anchorjs-link, style, script'): o.decompose()
-    def language(pre): return 'python' if 'python' in ' '.join([*pre.get('class', []), *(pre.code.get('class', []) if pre.code else [])]).lower() else ''
-    text = markdownify(str(main), heading_style='ATX', bullets='-', escape_underscores=False, escape_asterisks=False, code_language_callback=language)
+    def language(pre):
+        return 'python' if 'python' in ' '.join([*pre.get('class', []),
+            *(pre.code.get('class', []) if pre.code else [])]).lower() else ''
+    text = markdownify(str(main), heading_style='ATX', bullets='-', escape_underscores=False, escape_asterisks=False,
+        code_language_callback=language)
     page.with_name(f'{page.name}.md').write_text(re.sub(r'\n{3,}', '\n\n', text).strip()+'\n', encoding='utf-8')
 
 def fonts_of_the_reader(site):
@@ -109,10 +122,14 @@ def fonts_of_the_reader(site):
 def search_from_a_folder(site):
     "Load the search index by a script: a browser fetches nothing for a page that it opened from a folder"
     js = site/'site_libs'/'smalldocs.js'
-    text,old = js.read_text(encoding='utf-8'),re.compile(r'const r = await fetch\(offset \+ "search.json"\);\s*index = await r.json\(\);')
-    new = ('await new Promise((done, fail) => { const s = document.createElement("script"); s.src = offset + "search.js"; '
+    text,old = js.read_text(encoding='utf-8'),re.compile(
+        r'const r = await fetch\(offset \+ "search.json"\);\s*index = await r.json\(\);')
+    new = ('await new Promise((done, fail) => { const s = document.createElement("script"); s.src = offset + '
+        '"search.js"; '
            's.onload = done; s.onerror = fail; document.head.append(s); }); index = window.searchIndex;')
-    if len(old.findall(text))!=1: raise ValueError("smalldocs.js does not load its search index as expected: see search_from_a_folder in tools/build_docs.py")
+    if len(old.findall(text))!=1:
+        raise ValueError("smalldocs.js does not load its search index as expected: see search_from_a_folder in "
+            "tools/build_docs.py")
     js.write_text(old.sub(lambda _: new, text), encoding='utf-8')
     index = site/'search.json'
     (site/'search.js').write_text(f"window.searchIndex = {index.read_text(encoding='utf-8')};\n", encoding='utf-8')
@@ -121,12 +138,14 @@ def search_from_a_folder(site):
 def llms(cfg, site):
     "Write llms.txt: every page, as Markdown, with a line on it"
     out = [f"# {cfg.lib_name}\n", f"> {cfg.description}\n"]
-    nav = BeautifulSoup((site/'index.html').read_text(encoding='utf-8'), 'html.parser').select('#quarto-sidebar a[href$=".html"]')
+    nav = BeautifulSoup((site/'index.html').read_text(encoding='utf-8'),
+        'html.parser').select('#quarto-sidebar a[href$=".html"]')
     base = f'{cfg.doc_host}{cfg.doc_baseurl}/'
     for href in dict.fromkeys(a['href'].removeprefix('./') for a in nav):
         soup = BeautifulSoup((site/href).read_text(encoding='utf-8'), 'html.parser')
         what = soup.select_one('meta[name=description]')
-        out.append(f"- [{soup.select_one('h1').get_text(strip=True)}]({base}{href}.md)" + (f": {what['content']}" if what else ''))
+        out.append(f"- [{soup.select_one('h1').get_text(strip=True)}]({base}{href}.md)"
+            + (f": {what['content']}" if what else ''))
     (site/'llms.txt').write_text('\n'.join(out)+'\n', encoding='utf-8')
 
 def build(out):
@@ -158,5 +177,6 @@ def main(
     cfg = get_config()
     out = Path(out or cfg.doc_path)
     faults = build(out)
-    print(f"{len(list(out.rglob('*.html')))} pages, {sum(o.stat().st_size for o in out.rglob('*') if o.is_file())/1e6:.1f} MB in {out}")
+    print(f"{len(list(out.rglob('*.html')))} pages, "
+        f"{sum(o.stat().st_size for o in out.rglob('*') if o.is_file())/1e6:.1f} MB in {out}")
     if faults: sys.exit('\n'.join(faults))

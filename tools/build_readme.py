@@ -1,4 +1,4 @@
-"Writes README.md from nbs/index.ipynb: `python tools/build_readme.py`; with `--check` it only says whether the two agree."
+"Writes README.md from nbs/index.ipynb: `python tools/build_readme.py`; `--check` only says whether the two agree."
 import sys
 from shutil import rmtree
 
@@ -14,9 +14,13 @@ def readme():
     title = read_nb(cfg.nbs_path/'index.ipynb').cells[0].source # processing turns it into front matter
     cells = [c.source.strip() for c in nb.cells if c.cell_type=='markdown' and not c.source.startswith('<!-- WARNING')]
     text = '\n\n'.join([title, *cells])
-    return '<!-- Made from nbs/index.ipynb by tools/build_readme.py: edit that -->\n\n' + text.replace('](images/', f'](https://raw.githubusercontent.com/{cfg.git_url.split("github.com/")[1]}/{cfg.branch}/nbs/images/') + '\n'
+    images = f'https://raw.githubusercontent.com/{cfg.git_url.split("github.com/")[1]}/{cfg.branch}/nbs/images/'
+    text = text.replace('](images/', f']({images}')
+    return f'<!-- Made from nbs/index.ipynb by tools/build_readme.py: edit that -->\n\n{text}\n'
 
 if __name__=='__main__':
     out = get_config().config_path/'README.md'
-    if '--check' in sys.argv: sys.exit(0 if out.read_text(encoding='utf-8')==readme() else f'{out} is not what nbs/index.ipynb says: run tools/build_readme.py')
+    if '--check' in sys.argv:
+        sys.exit(0 if out.read_text(encoding='utf-8')==readme()
+            else f'{out} is not what nbs/index.ipynb says: run tools/build_readme.py')
     out.write_text(readme(), encoding='utf-8')

@@ -22,7 +22,8 @@ def type_name(anno):
 
 def default_name(o, known):
     "A default value as its author wrote it: a function or a constant of the module by its name"
-    if isinstance(o, (list,dict)) or callable(o): return next((k for k,v in known.items() if v is o), None) or getattr(o, '__name__', None) or repr(o)
+    if isinstance(o, (list,dict)) or callable(o):
+        return next((k for k,v in known.items() if v is o), None) or getattr(o, '__name__', None) or repr(o)
     return repr(o)
 
 def cell(s): return ' '.join(str(s or '').split()).replace('|', r'\|')
@@ -46,14 +47,15 @@ def kwargs_doc(fn):
     return m and m[1]
 
 def definition_line(source, name):
-    "The line of `source` at which a function, class or method `name` begins, with its decorators; also of one patched into a class from elsewhere"
+    "The line of `source` at which a function, class, method or patched method `name` begins, with its decorators"
     *owner,name = name.split('.')
     def named(body): return [o for o in body if getattr(o, 'name', None)==name]
     body = ast.parse(source).body
     found = named(body)
     if owner:
         inside = [m for o in body if isinstance(o, ast.ClassDef) and o.name==owner[0] for m in named(o.body)]
-        found = inside or [o for o in found if isinstance(o, ast.FunctionDef) and o.args.args and (a := o.args.args[0].annotation) and owner[0] in re.findall(r'\w+', ast.unparse(a))]
+        found = inside or [o for o in found if isinstance(o, ast.FunctionDef) and o.args.args
+            and (a := o.args.args[0].annotation) and owner[0] in re.findall(r'\w+', ast.unparse(a))]
     return min((o.lineno for o in (*found[0].decorator_list,found[0])), default=None) if found else None
 
 class TableRenderer(showdoc.BasicMarkdownRenderer):
@@ -68,7 +70,8 @@ class TableRenderer(showdoc.BasicMarkdownRenderer):
         return f'[source]({url}){{.source-link aria-label="Source of {self.nm}"}}\n\n'
 
     def _repr_markdown_(self):
-        if re.search(r'\.(before|after)_\w+$', self.nm): return '<!-- -->' # events, which a Learner calls; an empty text would be shown as None
+        # events, which a Learner calls; an empty text would be shown as None
+        if re.search(r'\.(before|after)_\w+$', self.nm): return '<!-- -->'
         head = f"---\n\n{self.source()}{'#'*self.title_level} {self.nm}\n\n"
         doc = self.docs or ''
         if not isinstance(self.dm, DocmentText): return f'{head}{doc}'
@@ -76,13 +79,20 @@ class TableRenderer(showdoc.BasicMarkdownRenderer):
         ret = self.dm.dm.get('return') or {}
         fn = self.sym.__init__ if inspect.isclass(self.sym) else self.sym
         known = getattr(inspect.unwrap(fn), '__globals__', {})
-        defaults = {k: default_name(v['default'], known) for k,v in params.items() if v['default'] is not Parameter.empty}
+        defaults = {k: default_name(v['default'], known) for k,v in params.items()
+            if v['default'] is not Parameter.empty}
         head += f'```python\n{signature(self.nm, params, defaults)}\n```\n\n{doc}\n\n'
-        rows = [(f'`{stars(v.get("kind"))}{k}`', type_name(v.get('anno', Parameter.empty)), f'`{defaults[k]}`' if k in defaults else '', v.get('docment') or (kwargs_doc(fn) if v.get('kind')==Parameter.VAR_KEYWORD else None)) for k,v in params.items()]
+        rows = [(f'`{stars(v.get("kind"))}{k}`', type_name(v.get('anno', Parameter.empty)),
+            f'`{defaults[k]}`' if k in defaults else '',
+            v.get('docment') or (kwargs_doc(fn) if v.get('kind')==Parameter.VAR_KEYWORD else None))
+            for k,v in params.items()]
         anno = ret.get('anno', Parameter.empty)
-        if ret.get('docment') or anno not in (Parameter.empty, None): rows.append(('**returns**', type_name(anno), '', ret.get('docment')))
+        if ret.get('docment') or anno not in (Parameter.empty, None):
+            rows.append(('**returns**', type_name(anno), '', ret.get('docment')))
         if not rows: return head
-        return head + '| Name | Type | Default | What it is |\n|---|---|---|---|\n' + '\n'.join('| '+' | '.join(map(cell, o))+' |' for o in rows) + '\n\n'
+        lines = ['| Name | Type | Default | What it is |','|---|---|---|---|']
+        lines += ['| '+' | '.join(map(cell, row))+' |' for row in rows]
+        return head + '\n'.join(lines) + '\n\n'
 
 class tables(Processor):
     "Have `show_doc` use `TableRenderer` while the docs are made; a notebook that somebody runs needs nothing of this"

@@ -1,5 +1,6 @@
-"""Runs notebooks in a Jupyter kernel, where fastai's tables and plots come out as readers know them, and keeps the outputs:
-`python tools/save_outputs.py nbs/start.ipynb [--slow]`. Cells under `#| slow` keep what they have unless `--slow` is given."""
+"""Runs notebooks in a Jupyter kernel, where fastai's tables and plots come out as readers know them, and keeps the
+outputs: `python tools/save_outputs.py nbs/start.ipynb [--slow]`. Cells under `#| slow` keep what they have unless
+`--slow` is given."""
 import base64,io,os,re
 
 os.environ['PYTHONWARNINGS'] = 'ignore'
@@ -27,7 +28,8 @@ def wanted(o):
     "Whether a reader gains by an output: not by a progress bar that is gone, nor by warnings"
     if o.output_type=='stream' and o.name=='stderr': return False
     html = o.get('data', {}).get('text/html')
-    return html is None or '<table' in html or '<progress' not in html and bool(re.sub(r'<style>.*?</style>|<[^>]*>|\s', '', html, flags=re.S))
+    if html is None or '<table' in html: return True
+    return '<progress' not in html and bool(re.sub(r'<style>.*?</style>|<[^>]*>|\s', '', html, flags=re.S))
 
 @call_parse
 def main(
@@ -40,7 +42,8 @@ def main(
     with client.setup_kernel():
         client.kc.execute("%config InlineBackend.rc = {'figure.dpi': 144}", silent=True) # crisp where the screen is
         for i,c in enumerate(nb.cells):
-            if c.cell_type!='code' or re.search(r'^#\| *(eval: *false|notest)', c.source, re.M) or (re.search(r'^#\| *slow', c.source, re.M) and not slow): continue
+            skipped = r'^#\| *(eval: *false|notest)' if slow else r'^#\| *(eval: *false|notest|slow)'
+            if c.cell_type!='code' or re.search(skipped, c.source, re.M): continue
             client.execute_cell(c, i)
             c.outputs = joined(o for o in c.outputs if wanted(o))
             for o in c.outputs:
