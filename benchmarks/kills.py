@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import (Callback, CategoryBlock, ColReader, ConvLayer, DataBlock, Dihedral, Flatten, ImageBlock,
-    Learner, Resize, accuracy,
-                               default_split, nn)
+    Learner, Resize, accuracy, default_split, nn)
 from safetensors.torch import load_file
 
 from fastai_mix.callback.snapmix import SnapMix
