@@ -72,23 +72,24 @@ def name(cell, *keys): return ' '.join(str(cell[k]) for k in keys)
 
 def run_cells(cells, work, results, cost, keys=('mix','seed')):
     "Run `work(cell, tell)` for each of `cells` without a line and append what it returns; `cost(cell)` guesses seconds"
-    took = {}
+    measured = {}
     def left(cells):
-        return sum(took[k] if (k := name(c, *keys[:-1])) in took else cost(c) for c in cells if results.find(c) is None)
+        return sum(measured[k] if (k := name(c, *keys[:-1])) in measured else cost(c) for c in cells
+            if results.find(c) is None)
     for i,cell in enumerate(cells):
         with results.claim(cell) as todo:
             if not todo: continue
-            start,said,tag = time.time(),time.time(),f'[{i+1}/{len(cells)}] {name(cell, *keys)}'
+            start,last_print,tag = time.time(),time.time(),f'[{i+1}/{len(cells)}] {name(cell, *keys)}'
             print(f'{tag}: begins; at most {clock(left(cells))} left', flush=True)
             def tell(part):
                 "Say, once a minute, that `part` (0 to 1) of the cell is done"
-                nonlocal said
-                if time.time()-said<60: return
-                said = time.time()
-                print(f'{tag}: {part:.0%}, {clock((said-start)*(1-part)/part)} left of it', flush=True)
+                nonlocal last_print
+                if time.time()-last_print<60: return
+                last_print = time.time()
+                print(f'{tag}: {part:.0%}, {clock((last_print-start)*(1-part)/part)} left of it', flush=True)
             res = work(cell, tell)
             results.add({**cell, **res})
-            took[name(cell, *keys[:-1])] = time.time()-start
+            measured[name(cell, *keys[:-1])] = time.time()-start
             print(f"{tag}: {clock(time.time()-start)}, "
                 + ', '.join(f'{k} {v:.4g}' for k,v in res.items() if isinstance(v, float)), flush=True)
 

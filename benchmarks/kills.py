@@ -190,8 +190,8 @@ def kill_at(at):
     torch.save = after(torch.save, 'save')
     return seen
 
-def call(folder, name, at=None):
-    "Run a command in `folder`; killed at write number `at`"
+def call(folder, name, write=None):
+    "Run a command in `folder`; killed at write number `write`"
     os.chdir(folder)
     for fd in (1,2): os.dup2(os.open('log', os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
     torch.set_num_threads(1)
@@ -199,10 +199,10 @@ def call(folder, name, at=None):
     from fastai_mix.cli import main
     defaults.use_cuda = False # one device for all, to the bit
     plt.switch_backend('agg')
-    n = kill_at(at)
+    n = kill_at(write)
     main(**{**dict(data='../leaves/train.csv', label_col='labels', arch='test_resnet', size=32, bs=8, epochs=2,
         out='run'), **commands[name]})
-    if at is None: (Path(folder)/'writes').write_text(str(len(n)))
+    if write is None: (Path(folder)/'writes').write_text(str(len(n)))
 
 def ran(*args):
     "Exit code of `call`"
@@ -238,14 +238,14 @@ def command_kills(n=200, seed=0, names=tuple(commands), again=.3):
             assert ran(whole, name)==0, (whole/'log').read_text()
             want,writes,share = outputs(whole/'run'),int((whole/'writes').read_text()),n//len(names)
             points = [int((j+rng.random())*writes/share) for j in range(share)]
-            for at in points:
+            for write in points:
                 folder = tmp/'killed'
                 folder.mkdir()
-                while at is not None:
-                    code = ran(folder, name, at)
+                while write is not None:
+                    code = ran(folder, name, write)
                     assert code in (0,-9), (folder/'log').read_text()
                     res['kills'] += code!=0
-                    at = rng.randrange(writes) if code and rng.random()<again else None
+                    write = rng.randrange(writes) if code and rng.random()<again else None
                 assert ran(folder, name)==0, (folder/'log').read_text()
                 bad,left = differing(want, outputs(folder/'run')),left_behind(folder/'run')
                 res['runs'],res['left_behind'] = res['runs']+1,res['left_behind']+len(left)
@@ -263,10 +263,10 @@ if __name__=='__main__':
     p.add_argument('--rounds', type=int, default=20)
     p.add_argument('--command', type=int, default=200, help='kills of the command')
     p.add_argument('--json', action='store_true', help='end with one JSON object')
-    o = p.parse_args()
+    opts = p.parse_args()
     res = {}
-    if o.kills: res.update(this.kills(o.kills))
-    if o.rounds: res.update(this.rounds(o.rounds))
-    if o.command: res['command'] = this.command_kills(o.command)
+    if opts.kills: res.update(this.kills(opts.kills))
+    if opts.rounds: res.update(this.rounds(opts.rounds))
+    if opts.command: res['command'] = this.command_kills(opts.command)
     for k,v in res.items(): print(f'{k:20} {v}')
-    if o.json: print(json.dumps(res))
+    if opts.json: print(json.dumps(res))

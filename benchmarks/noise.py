@@ -154,9 +154,9 @@ def run(cell, tell, data, weights, rec, tune):
         fit(learn, cell, cell['epochs']//2)
         res = quality(given, y.argmax(1), true)
     else:
-        how = methods[m]
-        cbs = [SnapMix(p=.5)]*('mix' in how)
-        when = next((o for o in how if o!='mix'), None)
+        parts = methods[m]
+        cbs = [SnapMix(p=.5)]*('mix' in parts)
+        when = next((o for o in parts if o!='mix'), None)
         if when:
             theta = tuple(cell['theta'])
             cbs.append(ProgressiveLabelCorrection(theta if len(theta)>1 else theta[0], warmup=cell['warmup'], when=when,

@@ -149,6 +149,28 @@ def peak(args, name):
     if out.returncode: raise RuntimeError(f"{name}: {out.stderr}")
     return float(out.stdout.splitlines()[-1])
 
+def measure_memory(args, names):
+    "Print and return the peak memory of each method, the median of three processes"
+    print(f"{'method':22s} {'MB':>6s} {'least-most':>13s} {'ratio':>6s}")
+    rows = []
+    for name in names:
+        low,median,high = sorted(peak(args, name) for _ in range(3))
+        rows.append(dict(method=name, mb=median, low=low, high=high))
+        rows[-1]['ratio'] = median/rows[0]['mb']
+        print(f"{name:22s} {median:6.0f} {low:6.0f}-{high:6.0f} {rows[-1]['ratio']:6.3f}", flush=True)
+    return rows
+
+def time_rounds(steppers, rounds):
+    "Seconds of a step of each method in each round, and the part that its callback takes"
+    times,own = {k:[] for k in steppers},{k:[] for k in steppers}
+    names = list(steppers)
+    for i in range(rounds+2):
+        # the first of a round finds other data in the caches
+        for k in names[i%len(names):]+names[:i%len(names)]:
+            seconds,own_seconds = steppers[k].step()
+            if i>1: times[k].append(seconds), own[k].append(own_seconds)
+    return times,own
+
 @call_parse
 def main(
     arch:str='resnet18', # Name of a timm model
@@ -179,24 +201,12 @@ def main(
         record=record())
     args = ['--arch',arch,'--size',str(size),'--bs',str(bs),'--classes',str(classes)]
     if memory:
-        print(f"{arch}, {bs} pictures of {size}×{size}, {device}, torch {torch.__version__}\n{'method':22s} {'MB':>6s} "
-            f"{'least-most':>13s} {'ratio':>6s}")
-        rows = []
-        for k in todo:
-            low,mid,high = sorted(peak(args, k) for _ in range(3))
-            rows.append(dict(method=k, mb=mid, low=low, high=high))
-            rows[-1]['ratio'] = mid/rows[0]['mb']
-            print(f"{k:22s} {mid:6.0f} {low:6.0f}-{high:6.0f} {rows[-1]['ratio']:6.3f}", flush=True)
+        print(f'{arch}, {bs} pictures of {size}×{size}, {device}, torch {torch.__version__}')
+        rows = measure_memory(args, todo)
         if json: print(dumps(dict(facts, rows=rows)))
         return
     steppers = {k: Stepper(k, v, copy.deepcopy(model), x, y) for k,v in todo.items()}
-    times,own = {k:[] for k in todo},{k:[] for k in todo}
-    for i in range(rounds+2):
-        names = list(steppers)
-        # whoever is first in a round finds other things in the caches
-        for k in names[i%len(names):]+names[:i%len(names)]:
-            t,o = steppers[k].step()
-            if i>1: times[k].append(t), own[k].append(o)
+    times,own = time_rounds(steppers, rounds)
     plain = np.array(times['plain'])
     rows = []
     print(f"{arch}, {bs} pictures of {size}×{size}, {rounds} rounds, {device}, {torch.get_num_threads()} threads, "

@@ -138,24 +138,24 @@ def main():
     p.add_argument('--only', nargs='+', default=list(cases))
     p.add_argument('--json', action='store_true', help='print the results as JSON')
     p.add_argument('--out', type=Path, help='write them there')
-    o = p.parse_args()
+    opts = p.parse_args()
     rows = []
-    for name in o.only:
-        of = {}
-        for n in o.rows:
+    for name in opts.only:
+        sizes = {}
+        for n in opts.rows:
             if name=='similar pictures' and n>10**5: continue
             # forked, since the imports take seconds
-            with get_context('fork').Pool(1) as pool: of[n] = pool.apply(one, (name, n))
-        a,b = ([None,*of])[-2:]
-        grows = None if a is None else math.log(of[b]['seconds']/of[a]['seconds'])/math.log(b/a)
-        rows.append(dict(name=name, exponent=grows, sizes=of))
-        if not o.json:
-            print(f'{name:50s}', *(f"{v['seconds']:8.2f} s {v['bytes']/2**20:6.0f} MB" for v in of.values()),
-                '' if grows is None else f'  rows^{grows:.2f}', flush=True)
+            with get_context('fork').Pool(1) as pool: sizes[n] = pool.apply(one, (name, n))
+        a,b = ([None,*sizes])[-2:]
+        exponent = None if a is None else math.log(sizes[b]['seconds']/sizes[a]['seconds'])/math.log(b/a)
+        rows.append(dict(name=name, exponent=exponent, sizes=sizes))
+        if not opts.json:
+            print(f'{name:50s}', *(f"{v['seconds']:8.2f} s {v['bytes']/2**20:6.0f} MB" for v in sizes.values()),
+                '' if exponent is None else f'  rows^{exponent:.2f}', flush=True)
         res = dict(rows=rows, machine=platform.machine(), processors=os.cpu_count(), load=os.getloadavg()[0],
             python=platform.python_version(), numpy=np.__version__, pandas=pd.__version__,
             command=' '.join(['python benchmarks/tables.py', *sys.argv[1:]]))
-        if o.out: o.out.write_text(json.dumps(res, indent=1)+'\n') # what is done so far
-    if o.json: print(json.dumps(res))
+        if opts.out: opts.out.write_text(json.dumps(res, indent=1)+'\n') # what is done so far
+    if opts.json: print(json.dumps(res))
 
 if __name__=='__main__': main()

@@ -78,10 +78,34 @@ def difference(learn, ttach_learn):
     dl = learn.dls.valid
     each = [learn.get_preds(dl=dl.new(after_batch=[*dl.after_batch.fs, AsView(v)]))[0] for v in d4]
     each = torch.stack(each)
-    far = (learn.tta_views()[0]-each.mean(0)).abs().max().item()
+    to_views = (learn.tta_views()[0]-each.mean(0)).abs().max().item()
     spread = (each.amax(0)-each.amin(0)).max().item()
-    return far, None if ttach_learn is None else (
-        learn.tta_views(on='logits')[0]-ttach_learn.get_preds()[0]).abs().max().item(), spread
+    if ttach_learn is None: return to_views,None,spread
+    return to_views,(learn.tta_views(on='logits')[0]-ttach_learn.get_preds()[0]).abs().max().item(),spread
+
+def make_methods(learn, wrapped, nets, bs):
+    "For each method how many forwards it makes, and a function that predicts"
+    methods = {'get_preds': (1, learn.get_preds), 'learn.tta(n=8)': (9, lambda: learn.tta(n=8)),
+        'tta_views, same 9': (9, lambda: learn.tta_views(views=[identity], n_random=8)),
+        'tta_views d4': (8, learn.tta_views),
+        'tta_views d4, whole batches': (8, lambda: learn.tta_views(max_bs=bs))}
+    if wrapped: methods['ttach d4'] = 8,wrapped.get_preds
+    k = len(nets)
+    if k>1:
+        methods[f'tta_views d4, {k} networks'] = 8*k,lambda: view_preds(nets, learn.dls.valid)
+        methods[f'{k} times tta_views d4'] = 8*k,lambda: [learn.tta_views() for _ in range(k)]
+    return methods
+
+def time_rounds(methods, rounds, opened, n):
+    "Seconds of each method in each round, and how often it opens a picture"
+    secs,decodes,names = {m:[] for m in methods},{},list(methods)
+    for i in range(rounds+1):
+        for m in names[i%len(names):]+names[:i%len(names)]:
+            opened.n,start = 0,time.perf_counter()
+            methods[m][1]()
+            if i: secs[m].append(time.perf_counter()-start)
+            decodes[m] = opened.n/n
+    return secs,decodes
 
 @call_parse
 def main(
@@ -103,26 +127,12 @@ def main(
         n,mean_mp = len(files),float(np.mean([np.prod(Image.open(f).size) for f in files]))/1e6
         learn,wrapped = learner(files, arch, size, bs, seed),None
         nets = [learn, *(timm.create_model(arch, num_classes=10) for _ in range(k-1))]
-        methods = {'get_preds': (1, learn.get_preds), 'learn.tta(n=8)': (9, lambda: learn.tta(n=8)),
-            'tta_views, same 9': (9, lambda: learn.tta_views(views=[identity], n_random=8)),
-            'tta_views d4': (8, learn.tta_views),
-            'tta_views d4, whole batches': (8, lambda: learn.tta_views(max_bs=bs))}
         if find_spec('ttach'):
             import ttach
             wrapped = learner(files, arch, size, bs, seed,
                 lambda m: ttach.ClassificationTTAWrapper(m, ttach.aliases.d4_transform()))
-            methods['ttach d4'] = 8,wrapped.get_preds
-        if k>1:
-            methods[f'tta_views d4, {k} networks'] = 8*k,lambda: view_preds(nets, learn.dls.valid)
-            methods[f'{k} times tta_views d4'] = 8*k,lambda: [learn.tta_views() for _ in range(k)]
-        secs,decodes = {m:[] for m in methods},{}
-        for i in range(rounds+1):
-            names = list(methods)
-            for m in names[i%len(names):]+names[:i%len(names)]:
-                opened.n,t = 0,time.perf_counter()
-                methods[m][1]()
-                if i: secs[m].append(time.perf_counter()-t)
-                decodes[m] = opened.n/n
+        methods = make_methods(learn, wrapped, nets, bs)
+        secs,decodes = time_rounds(methods, rounds, opened, n)
         views_diff,ttach_diff,spread = difference(learn, wrapped)
     print(f'{arch} at {size}, {n} JPEGs of {mean_mp:.2f} megapixels, batches of {bs}, {rounds} rounds, '
         f'{torch.get_num_threads()} threads')
