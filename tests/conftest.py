@@ -75,15 +75,19 @@ if __name__=='__main__': main() if sys.argv[1]=='1' else debug_launcher(main, nu
 '''
 
 @pytest.fixture(scope='module')
-def leaves(tmp_path_factory): return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=60, size=64)
+def leaves(tmp_path_factory):
+    "A folder of 60 drawn leaves"
+    return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=60, size=64)
 
 @pytest.fixture
 def df(leaves):
+    "The table of the leaves, with three folds"
     df = pd.read_csv(leaves/'train.csv').rename(columns={'labels':'label'})[['image_id','label']]
     return add_folds(df, 'label', n_splits=3, id_col='image_id')
 
 @pytest.fixture
 def get_dls(leaves):
+    "A function `get_dls(df, fold)` for `CrossVal`; further arguments go to the DataBlock"
     def f(df, fold, bs=8, **kwargs):
         return block(leaves, FoldSplitter(fold, check=False), **kwargs).dataloaders(df, bs=bs, num_workers=0,
             device='cpu')

@@ -24,13 +24,15 @@ class Batches:
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return self.x[i],self.t[i]
 
-def toy_model(c=3): return nn.Sequential(
-    nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-    nn.Conv2d(8, 16, 3, padding=1),
-    nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(.1), nn.Linear(16, c))
+def toy_model(c=3):
+    "A network of two convolutions, with BatchNorm and dropout"
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(.1), nn.Linear(16, c))
 
 class Record(Callback):
-    "Losses, and what the mix said, of every training batch"
+    "Keeps the loss of every training batch; of mixed ones also predictions, labels and weights"
     order,run_valid = 60,False
     def before_fit(self): self.losses,self.seen = [],[]
     def after_batch(self):
@@ -40,7 +42,9 @@ class Record(Callback):
             self.seen.append((self.learn.pred.detach().clone(), self.learn.yb[0], cb.w.clone(), cb.w2.clone(),
                 cb.y2.clone()))
 
-def weights(learn): return torch.cat([p.detach().reshape(-1).double() for p in learn.model.state_dict().values()])
+def weights(learn):
+    "All parameters and buffers of the network as one vector"
+    return torch.cat([p.detach().reshape(-1).double() for p in learn.model.state_dict().values()])
 
 def peak_memory(f):
     "Bytes that `f` has at most at a time"
@@ -51,7 +55,7 @@ def peak_memory(f):
     finally: tracemalloc.stop()
 
 class Syncs(TorchDispatchMode):
-    "Counts what makes a GPU wait for its host"
+    "Counts the operations that make a host wait for its GPU"
     names = {'_local_scalar_dense','nonzero','masked_select','is_nonzero','equal','_unique2','unique_dim','bincount',
         'repeat_interleave'}
     def __init__(self): super().__init__(); self.n = Counter()
@@ -70,13 +74,14 @@ class Syncs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 def state(learn):
+    "What a mix must leave as it was: loss function, training modes, data set, number of hooks, callbacks"
     return (learn.loss_func, learn.loss_func.reduction, [m.training for m in learn.model.modules()],
         dict(vars(learn.dls.train_ds)),
             sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in learn.model.modules()),
             [type(cb) for cb in learn.cbs])
 
 class Stop(Callback):
-    "Raise in the second batch, at an event"
+    "Raises `ex` in the second training batch, at `event`"
     run_valid = False
     def __init__(self, event, ex, order=0): self.order,self.ex = order,ex; setattr(self, event, self.stop)
     def stop(self):
@@ -97,15 +102,18 @@ class CpuScaler(MixedPrecision):
             dtype=torch.float16),torch.amp.GradScaler('cpu', **self.kwargs),[]
 
 def raises(learn, message):
+    "A fit of `learn` raises a ValueError that matches `message`, in one line"
     with pytest.raises(ValueError, match=message) as e: learn.fit(1)
     assert str(e.value).count('\n')==1 # fastai's own line on the callback and the event, then ours
 
 def block(leaves, splitter=None, **kwargs):
+    "A DataBlock for tables of the leaves in a folder"
     return DataBlock((ImageBlock, CategoryBlock), get_y=ColReader('label'), splitter=splitter,
         **{'get_x':ColReader('image_id', pref=leaves/'images', suff='.jpg'), 'item_tfms':Resize(32),
         'batch_tfms':Dihedral(), **kwargs})
 
 def tiny(dls, cbs=None, width=8, loss_func=None):
+    "A Learner on two convolutions as body, and a head"
     body,head = nn.Sequential(ConvLayer(3, width, stride=2),
         ConvLayer(width, 2*width, stride=2)),nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(),
         nn.Linear(2*width, dls.c))
@@ -113,10 +121,11 @@ def tiny(dls, cbs=None, width=8, loss_func=None):
         loss_func=loss_func)
 
 def one(learn):
+    "Train one epoch without output; a `fit_fn` of CrossVal"
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
 
 class Rows:
-    "Pictures that tell their own row and true class"
+    "A data set whose pictures hold their row number and true class as pixel values"
     def __init__(self, n=40, c=3, wrong=(), skip=()):
         self.true = torch.arange(n)*7%c
         self.y,self.skip = self.true.clone(),skip
@@ -130,7 +139,7 @@ class Rows:
     reading = True
 
 class Oracle(nn.Module):
-    "Knows the true class, with certainty `scale`"
+    "A network that predicts the true class of pictures of `Rows`; `scale` is the logit"
     def __init__(self, c=3, scale=20.):
         super().__init__(); self.c,self.scale,self.bias = c,scale,nn.Parameter(torch.zeros(c))
     def forward(self, x):
@@ -151,6 +160,7 @@ def item_picture(item): return item['x']
 def item_label(item): return item['y']
 
 def make_dls(size, n=16, bs=4, **kwargs):
+    "DataLoaders of pictures of one colour, red or blue, as their class"
     items = [dict(x=Image.new('RGB', (size,size), [(200,30,30),(30,30,200)][i%2]), y='ab'[i%2]) for i in range(n)]
     split = lambda o: (list(range(bs, len(o))), list(range(bs)))
     block = DataBlock((ImageBlock, CategoryBlock), get_x=item_picture, get_y=item_label, splitter=split, **kwargs)
