@@ -38,7 +38,7 @@ class Results:
         return next((o for o in self.lines() if all(k in o and o[k]==v for k,v in cell.items())), None)
 
     def add(self, line):
-        "Append `line`, in place of a torn one if the file ends so"
+        "Append `line`; an unfinished last line, which a killed process left, is replaced"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.locks.mkdir(exist_ok=True)
         with FileLock(self.locks/'append'), open(self.path, 'a+b') as f:

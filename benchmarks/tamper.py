@@ -1,10 +1,10 @@
 """Files of a run are changed at random and read again. Does each give one line that names it? Does any run code,
 reach for the network, or change a result in silence?
 
-Files come in three forms: as they are written, with a checksum; as older versions wrote them, without one; and with
-a checksum made anew by whoever changed them. A change to the first must be found, or be without effect. In the others
-a number may be replaced by another possible one, and that is counted apart. So it is for the JSON and CSV files of
-run folders that carry no checksum.
+Files come in three forms: as they are written, with a checksum; as older versions wrote them, without one; and with a
+checksum made anew by the person who changed them. A change to the first must be found, or be without effect. In the
+others a number may be replaced by another possible one, and that is counted apart. So it is for the JSON and CSV
+files of run folders that carry no checksum.
 
 Whole run folders of `CrossVal` and of the command are among them, one fold done and one in the middle of training:
 reading such a folder means going on with it."""

@@ -272,7 +272,7 @@ def in_bytes(name, f): return name,lambda folder: (folder/name).write_bytes(f((f
 def zeros_at_the_end(data): return data[:len(data)//2]+bytes(len(data)-len(data)//2)
 
 unnamed = pytest.mark.xfail(strict=True, raises=AssertionError, reason='the error does not name the file')
-no_checksum = pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason='no checksum, so it is used in silence')
+no_checksum = pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason='no checksum: used in silence')
 bad_runs = {
     'seed':             in_json('config.json', seed=7),
     'column':           in_json('config.json', label_col='x'),
@@ -286,7 +286,7 @@ bad_runs = {
     'a row twice':      in_text('fold_0/oof.csv', r'(\n[^\n]+)\n', r'\1\1\n'),
     'no number':        in_text('fold_0/oof.csv', r'0\.\d+', 'x'),
     'another class':    in_text('fold_0/oof.csv', 'label,a,', 'label,x,'),
-    'torn oof':         in_bytes('fold_0/oof.csv', zeros_at_the_end),
+    'oof of zeros':     in_bytes('fold_0/oof.csv', zeros_at_the_end),
     'empty history':    in_bytes('fold_0/history.csv', lambda data: b''),
     'no epoch':         in_text('fold_0/history.csv', 'epoch', 'x'),
     'empty labels':     in_bytes('fold_0/labels.csv', lambda data: b''),
@@ -299,9 +299,9 @@ bad_runs = {
     'negative':         (*in_text('fold_0/oof.csv', r'0\.(\d+)', r'-0.\1'), unnamed),
     'infinite':         (*in_text('fold_0/oof.csv', r'0\.\d+', 'inf'), unnamed),
     'another number':   (*in_text('fold_0/oof.csv', r'0\.\d+', '0.25'), no_checksum),
-    'torn history':     (*in_bytes('fold_0/history.csv', zeros_at_the_end), no_checksum),
+    'history of zeros': (*in_bytes('fold_0/history.csv', zeros_at_the_end), no_checksum),
     'shorter history':  (*in_text('fold_0/history.csv', r'\n[^\n]+\n$', '\n'), no_checksum),
-    'torn labels':      (*in_bytes('fold_0/labels.csv', zeros_at_the_end), no_checksum),
+    'labels of zeros':  (*in_bytes('fold_0/labels.csv', zeros_at_the_end), no_checksum),
     'shorter labels':   (*in_text('fold_0/labels.csv', r'\n[^\n]+\n$', '\n'), no_checksum),
     'labels of a class that is none': (*in_text('fold_0/labels.csv', r',a,', ',x,'), no_checksum),
     'other seconds':    (*in_json('fold_0/fold.json', train_seconds=-1.), no_checksum),

@@ -62,7 +62,7 @@ def save_picture(data, folder, known):
         known[name] = (file.name, im.size)
     return known[name]
 
-def mend(page, site, home, known, faults):
+def finish_page(page, site, home, known, faults):
     "Move pictures of a page into files, let the tab key reach tables and code that scroll, and name what has no name"
     soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
     up = '../'*(len(page.relative_to(site).parts)-1)
@@ -158,7 +158,7 @@ def build(out):
         (site/'figures').mkdir(exist_ok=True)
         copytree(tools/'katex', site/'site_libs'/'katex', dirs_exist_ok=True)
         known,faults = {},[o for o in made.warnings if not re.search('format-links|commonmark|output-file', o)]
-        for page in sorted(site.rglob('*.html')): mend(page, site, f'{cfg.doc_host}{cfg.doc_baseurl}/', known, faults)
+        for page in sorted(site.rglob('*.html')): finish_page(page, site, f'{cfg.doc_host}{cfg.doc_baseurl}/', known, faults)
         for page in sorted(site.rglob('*.html')): as_markdown(page)
         fonts_of_the_reader(site)
         search_from_a_folder(site)
