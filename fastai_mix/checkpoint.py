@@ -218,8 +218,6 @@ def epoch_row(
     "What the Recorder logs of an epoch; a second metric of one name is `name_2`"
     return numbered([('fit', nth), *zip(recorder.metric_names, recorder.log)])
 
-_epoch_row = epoch_row
-
 # %% ../nbs/28_checkpoint.ipynb #401bfa81
 _checkpoint_kinds = dict(done=int, ended=bool, plan=dict, rows=list, seconds=(int,float), learner=dict)
 

@@ -23,11 +23,12 @@ from .args import bad_arg, check_choice, check_count, check_positive
 from .callback.base import *
 from .checkpoint import write_atomic
 from .crossval import *
-from .crossval import _check_classes, _check_text, _write_csv, folder_lock, read_dict, remove_parts
 from .data.check import *
 from .data.folds import *
 from .data.read import *
 from .data.read import check_test, print_escaped, read_table
+from .files import check_csv_text, folder_lock, read_dict, remove_parts, write_csv
+from .fold_checks import check_class_names
 from .interpret import *
 from .options import *
 from .vision.cam import clean_logits, find_layer
@@ -150,8 +151,8 @@ def _read_train(opts):
     if opts.images and not any(o and Path(o).is_file() for o in (opts.data, opts.test)):
         raise ValueError(
             "--images names the folder of the pictures of a CSV: give the CSV with --data, or leave it out")
-    _check_classes(df.label.unique())
-    _check_text(df.id, 'picture name')
+    check_class_names(df.label.unique())
+    check_csv_text(df.id, 'picture name')
     _check_rows(opts, df)
     repeated = df.id[df.id.duplicated()]
     if len(repeated) and (opts.fold is None or opts.plc):
@@ -163,7 +164,7 @@ def _read_train(opts):
 def _read_test(opts, df):
     "The table of `--test`; ValueError if it shares pictures with `df`, or if the sample is not one of its pictures"
     test = read_test(opts.test, opts.test_images or opts.images, opts.image_col, opts.sample, opts.out)
-    _check_text(test.id, 'picture name')
+    check_csv_text(test.id, 'picture name')
     check_test(df, test)
     if opts.sample: fill_sample(read_table(opts.sample), pd.DataFrame(0., test.id, sorted(df.label.unique())))
     return test
@@ -338,8 +339,8 @@ def _report_one(opts, df, cv):
     print_escaped(f'\naccuracy {scores.accuracy:.4f}   macro-F1 {scores.macro_f1:.4f}\n\n{scores.report()}')
     _copy(folder/'model.safetensors', out/'model.safetensors')
     own = df.loc[df.fold==opts.fold, ['id','label']]
-    _write_csv(out/'predictions.csv', _beside(own, pd.DataFrame(scores.probs, columns=scores.vocab)))
-    _write_csv(out/'history.csv', cv.fold_history(opts.fold).drop(columns=['time','fold']))
+    write_csv(out/'predictions.csv', _beside(own, pd.DataFrame(scores.probs, columns=scores.vocab)))
+    write_csv(out/'history.csv', cv.fold_history(opts.fold).drop(columns=['time','fold']))
     if opts.plc: _copy(folder/'labels.csv', out/'labels.csv')
     _write_pictures(opts, scores, learn)
     return _in_config(scores),Ensemble([(learn, [], learn.dls.test_dl)], scores.vocab)
@@ -351,9 +352,9 @@ def _report_all(opts, df, cv):
     scores,report = Scores(oof, df.label.map(vocab.index), vocab),cv.report()
     print_escaped(f'\n{report}')
     write_atomic(out/'report.txt', lambda f: f.write_text(report, encoding='utf-8'))
-    _write_csv(out/'oof.csv', _beside(df[['id','label','fold']], oof))
-    _write_csv(out/'history.csv', cv.history)
-    if opts.plc: _write_csv(out/'labels.csv', cv.labels)
+    write_csv(out/'oof.csv', _beside(df[['id','label','fold']], oof))
+    write_csv(out/'history.csv', cv.history)
+    if opts.plc: write_csv(out/'labels.csv', cv.labels)
     ensemble = cv.ensemble()
     _write_pictures(opts, scores, ensemble.groups[0][0])
     return _in_config(scores),ensemble
@@ -362,9 +363,9 @@ def _report_all(opts, df, cv):
 def _predict_test(opts, ensemble, test):
     "Write probabilities of the test pictures, and the submission if there is a sample"
     probs = ensemble.predict(test, _views[opts.tta])
-    _write_csv(opts.out/'test_predictions.csv', _beside(test[['id']], probs))
+    write_csv(opts.out/'test_predictions.csv', _beside(test[['id']], probs))
     if opts.sample:
-        _write_csv(opts.out/'submission.csv', fill_sample(read_table(opts.sample), probs.set_axis(test.id)))
+        write_csv(opts.out/'submission.csv', fill_sample(read_table(opts.sample), probs.set_axis(test.id)))
 
 def _report(opts, df, cv, test):
     "Report on the networks that are trained"

@@ -32,11 +32,6 @@ from .scores import class_probs
 
 _all_ = ['score_probs', 'score_table', 'blend', 'fit_weights', 'Ensemble', 'fill_sample', 'load_ensemble']
 
-# %% ../nbs/31_crossval.ipynb #10e5a356
-from fastai_mix.files import check_csv_text as _check_text, folder_lock, read_dict, remove_parts
-from fastai_mix.fold_checks import check_class_names as _check_classes
-_write_csv = write_csv # earlier names
-
 # %% ../nbs/31_crossval.ipynb #6401f121
 def _block_dls(block, fold_col, df, fold, **kwargs):
     "DataLoaders of `block`, validated on a fold"

@@ -10,9 +10,9 @@ __all__ = ['TensorBoardMix', 'History', 'Scores']
 # %% ../nbs/32_interpret.ipynb #348f64b7
 from fastai.vision.all import *
 
-from .callback.base import FitCallback
+from .callback.base import FitCallback, in_lr_find
 from .callback.mix import *
-from .checkpoint import _epoch_row
+from .checkpoint import epoch_row
 from .scores import Scores, target_vocabs
 from .vision.cam import *
 
@@ -141,7 +141,7 @@ class History(Callback):
         # another callback may validate or predict during a batch
         if not self.learn.lock.locked(): return super().__call__(event_name)
 
-    def before_fit(self): self.recording,self.begun,self.trained = not hasattr(self.learn, 'lr_finder'),False,False
+    def before_fit(self): self.recording,self.begun,self.trained = not in_lr_find(self.learn),False,False
     def before_train(self): self.trained = True
     def after_epoch(self):
         rec = self.recorder
@@ -149,7 +149,7 @@ class History(Callback):
         if len(rec.log)!=len(rec.metric_names): return # a validation in between has started the Recorder again
         if not self.begun: self.begun,self.nth = True,self.nth+1
         self.trained = False
-        self.rows.append(_epoch_row(self.nth, rec))
+        self.rows.append(epoch_row(self.nth, rec))
 
     @property
     def df(self)->pd.DataFrame: # A row per epoch: fit, epoch, losses, metrics
