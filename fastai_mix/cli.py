@@ -12,7 +12,6 @@ if __name__=='__main__': import fastai_mix.launch
 
 # %% ../nbs/40_cli.ipynb #cf0bad6a
 import hashlib,json,os,platform,signal,sys,threading
-from importlib.metadata import version
 
 from fastai.vision.all import *
 from fastcore.script import call_parse
@@ -27,7 +26,7 @@ from .data.check import *
 from .data.folds import *
 from .data.read import *
 from .data.read import check_test, print_escaped, read_table
-from .files import check_csv_text, folder_lock, read_dict, remove_parts, write_csv
+from .files import check_csv_text, folder_lock, package_versions, read_dict, remove_parts, write_csv
 from .fold_checks import check_class_names
 from .interpret import *
 from .options import *
@@ -266,8 +265,7 @@ def _fit(opts, learn):
     else: learn.fit_one_cycle(opts.epochs, opts.lr)
 
 def _write_config(opts, **kwargs):
-    versions = {k: version(k) for k in ('fastai','torch','torchvision','timm','numpy')}
-    versions['fastai_mix'] = fastai_mix.__version__
+    versions = dict(package_versions(), fastai_mix=fastai_mix.__version__)
     config = dict(opts, **kwargs, python=platform.python_version(), versions=versions)
     write_atomic(opts.out/'config.json', lambda f: f.write_text(json.dumps(config, indent=2, default=str)))
 

@@ -12,7 +12,7 @@ from fastai.basics import *
 
 from ..args import bad_arg, check_count, check_share
 from .mix import *
-from ..vision.tta import map_pictures, resized
+from ..vision.views import map_pictures, resized
 
 # %% ../../nbs/25_callback.resize.ipynb #7f2dc1bb
 class ProgressiveResize(Callback):

@@ -25,9 +25,6 @@ from .table import *
 # %% ../../nbs/02_data.check.ipynb #bfa3346c
 _all_ = ['check_columns', 'check_filled', 'check_labels', 'label_table', 'picture_paths', 'unsafe_names']
 
-# %% ../../nbs/02_data.check.ipynb #1e32c83e
-from fastai_mix.data.table import label_matrix # was here in earlier versions
-
 # %% ../../nbs/02_data.check.ipynb #ad461c46
 image_faults = ['missing', 'empty', 'not an image', 'truncated', 'huge', 'lost in RGB', 'mode', 'rotated', 'tiny',
                 'duplicate', 'conflicting labels', 'near duplicate', 'unsafe name']

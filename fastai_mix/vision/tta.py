@@ -19,7 +19,7 @@ from ..args import check_choice, check_count
 from ..losses import loss_activation
 from .forward import *
 from .views import *
-from .views import func_name, map_pictures, resized
+from .views import func_name, map_pictures
 
 _all_ = ['flips', 'd4', 'identity', 'hflip', 'vflip', 'transpose', 'rot90', 'rot180', 'rot270', 'antitranspose',
          'scales', 'five_crop']
