@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from fastai_mix import cli, crossval
+from fastai_mix import cli, files
 from fastai_mix.cli import main
 from fastai_mix.crossval import CrossVal
 from fastai_mix.data.leaves import leaf_data
@@ -382,7 +382,7 @@ def test_a_lock_of_another_process_is_waited_for_and_told(args, tmp_path, monkey
     def tell(text, **kwargs):
         told.append(text)
         (tmp_path/'away').write_text('')
-    monkeypatch.setattr(crossval, 'print', tell, raising=False)
+    monkeypatch.setattr(files, 'print', tell, raising=False)
     main(**args)
     p.join()
     assert told[0].startswith(f"process 7 on \ufffd\ufffd, since noon has {tmp_path/'run'}: waiting for it")
