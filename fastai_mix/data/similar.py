@@ -50,7 +50,7 @@ def _stacked(*sides):
     return stacks
 
 def _distances(a, b, n=256):
-    "Differing bits, of up to `n`, of each row of `a` and each of `b`; if both hold frequencies, at least their distance"
+    "How many of up to `n` bits differ, for each row of `a` and of `b`; at least the distance of their frequencies"
     n_bits = min(n, a.shape[1])
     dist = (n_bits-a[:,:n]@b[:,:n].T)/2
     freq_a,freq_b = a[:,n:],b[:,n:]
