@@ -112,7 +112,8 @@ def _set_state(o, state, keep=()):
     elif isinstance(o, torch.Generator): o.set_state(state)
     elif _has_state_dict(o): o.load_state_dict(state)
     else:
-        attrs,states = state
+        renamed = getattr(type(o), 'renamed', {}) # by later versions
+        attrs,states = ({renamed.get(k, k):v for k,v in part.items()} for part in state)
         for k in {**attrs, **states}: _check_attr(o, k)
         _set_attrs(o, attrs, keep)
         _set_parts(o, states)

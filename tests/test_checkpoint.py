@@ -488,3 +488,15 @@ def test_a_broken_file_is_named(make, tmp_path):
     learn = make('sgd')
     with pytest.raises(ValueError, match='fit0.safetensors is broken .*remove it'), resumable(learn, tmp_path):
         learn.fit(1)
+
+def test_attributes_under_earlier_names(toy):
+    "A checkpoint of a version that had another name for an attribute gives it back under the name of today"
+    learn = toy(cbs=CutMix(echo=True))
+    learn.fit(1)
+    state = learner_state(learn)
+    plain,parts = dict(state['cbs'])['cut_mix']
+    batch = ((torch.rand(2,3,4,4),), (torch.tensor([0,1]),), torch.tensor([1,0]), torch.ones(2), torch.zeros(2))
+    plain['before'] = batch
+    plain.pop('previous')
+    load_learner_state(learn, state)
+    assert torch.equal(learn.cut_mix.previous[0][0], batch[0][0]) and 'before' not in vars(learn.cut_mix)
