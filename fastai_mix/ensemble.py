@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from torchvision.models import list_models
 
 from .args import check_choice
-from .data.check import check_columns
+from .data.table import check_columns
 from .files import *
 from .files import check_csv_text, first_few, ids_as_text, package_versions, printable, read_csv, write_csv
 from .losses import loss_activation

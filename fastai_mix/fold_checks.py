@@ -16,7 +16,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
 from torch.nn.parameter import is_lazy
 
-from .data.check import check_columns, check_filled, check_labels
+from .data.table import check_columns, check_filled, check_labels
 from .data.rows import in_order, inner_dl, item_table, items_dl, row_ids, target_lists
 from .files import check_csv_text, first_few, ids_as_text
 from .scores import class_probs

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from .similar import check_near, nearest_hashes, picture_hash, repeated_pictures, similar_hashes
 from .table import *
+from .table import classes_of_rows, label_matrix
 
 # %% ../../nbs/02_data.check.ipynb #bfa3346c
 _all_ = ['check_columns', 'check_filled', 'check_labels', 'label_table', 'picture_paths', 'unsafe_names']
@@ -121,15 +122,6 @@ def _strict():
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = previous
 
 # %% ../../nbs/02_data.check.ipynb #8f0ecb72
-def _classes_of_rows(df, label_col, label_delim):
-    "The names of the classes of each row; None for a row without label"
-    if isinstance(label_col, str) and not label_delim:
-        check_columns(df, label_col)
-        def classes(cell): return sorted(map(str, cell)) if is_listy(cell) else [str(cell)]
-        return [None if is_empty else classes(cell) for cell,is_empty in zip(df[label_col], df[label_col].isna())]
-    table = label_table(df, label_col, label_delim)
-    return [[*map(str, table.columns[has])] for has in table.to_numpy()]
-
 def _unsafe_rows(ids, classes):
     "(row, fault, detail, None) for every row whose identity, or a class of it, is unsafe"
     for what,names_of_rows in (('id', [[str(o)] for o in ids]), ('class', classes or [])):
@@ -169,7 +161,7 @@ def check_images(
     check_near(near)
     if id_col: check_columns(df, id_col)
     paths,ids = picture_paths(df, get_x),list(df[id_col] if id_col else df.index)
-    classes = None if label_col is None else _classes_of_rows(df, label_col, label_delim)
+    classes = None if label_col is None else classes_of_rows(df, label_col, label_delim)
     labels = classes and [None if o is None else ' '.join(o) for o in classes]
     probe = partial(_probe, min_side=min_side, max_pixels=max_pixels, near=near is not None)
     with _strict(): found = parallel(probe, paths, n_workers=n_workers, threadpool=True, progress=progress)

@@ -103,6 +103,16 @@ def label_table(
     has,classes = label_matrix(df, label_col, label_delim)
     return pd.DataFrame(has.toarray(), df.index, classes)
 
+# %% ../../nbs/02a_data.table.ipynb #787bca58
+def classes_of_rows(df, label_col, label_delim):
+    "The names of the classes of each row; None for a row without label"
+    if isinstance(label_col, str) and not label_delim:
+        check_columns(df, label_col)
+        def classes(cell): return sorted(map(str, cell)) if is_listy(cell) else [str(cell)]
+        return [None if is_empty else classes(cell) for cell,is_empty in zip(df[label_col], df[label_col].isna())]
+    table = label_table(df, label_col, label_delim)
+    return [[*map(str, table.columns[has])] for has in table.to_numpy()]
+
 # %% ../../nbs/02a_data.table.ipynb #b9a10740
 def picture_paths(
     df:pd.DataFrame, # A table, a row per picture
