@@ -26,7 +26,7 @@ class Holder:
     (np.arange(3), [0,1,2]), (L(1,'a'), [1,'a']), ({'b','a'}, ['a','b']), ({1: (2,)}, {'1': [2]}),
     (Color.red, 'Color.red'), (Empty, 'Empty'),
     (Empty(), 'Empty'), (Holder(a=1, b=[2]), 'Holder(a=1, b=[2])'), (Normal(0., 1.), 'Normal(loc=0.0, scale=1.0)'),
-    (torch.zeros(2), [0.,0.]), (nn.Parameter(torch.zeros(2)), 'Parameter [2]'), (CutMix(), 'cut_mix')], ids=str)
+    (torch.zeros(2), [0.,0.]), (nn.Parameter(torch.zeros(2)), 'Parameter [2]'), (CutMix(), 'cut_mix')], ids=lambda o: type(o).__name__)
 def test_describe(value, text): assert describe(value)==text
 
 def test_an_object_inside_itself():

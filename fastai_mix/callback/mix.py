@@ -8,8 +8,6 @@ Docs: https://fastai-mix.github.io/fastai_mix/callback.mix.html.md"""
 __all__ = ['draw_partner', 'draw_beta', 'MixCallback', 'mix_loss', 'ramp', 'off_last', 'autocast', 'BatchCallback', 'MixUp', 'CutMix', 'ResizeMix']
 
 # %% ../../nbs/20_callback.mix.ipynb #44ff8bff
-import random
-
 from fastai.basics import *
 from fastai.callback.mixup import MixHandler
 from torch.distributions import Beta

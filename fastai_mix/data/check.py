@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from .similar import check_near, nearest_hashes, picture_hash, repeated_pictures, similar_hashes
 from .table import *
-from .table import classes_of_rows, label_matrix
+from .table import classes_of_rows
 
 # %% ../../nbs/02_data.check.ipynb #bfa3346c
 _all_ = ['check_columns', 'check_filled', 'check_labels', 'label_table', 'picture_paths', 'unsafe_names']
