@@ -153,10 +153,10 @@ def _positions(ids, rows):
     rows,ids = rows.astype(str),ids_as_text(ids)
     positions = ids.get_indexer(rows) if ids.is_unique else None
     if positions is not None and (positions>=0).all(): return positions
-    lack,twice = rows[~rows.isin(ids)],ids[ids.duplicated()]
-    raise ValueError(
-        f"the table to predict lacks {len(lack)} rows of the sample ({first_few(lack)}), "
-        f"and has {len(twice)} twice ({first_few(twice)})")
+    missing,repeated = rows[~rows.isin(ids)],ids[ids.duplicated()]
+    if len(missing):
+        raise ValueError(f"the table to predict lacks {len(missing)} rows of the sample: {first_few(missing)}")
+    raise ValueError(f"the table to predict has {len(repeated)} rows more than once: {first_few(repeated)}")
 
 def fill_sample(
     sample:str|Path|pd.DataFrame, # CSV, or table: identities in its first column

@@ -455,7 +455,7 @@ def test_a_table_of_test_pictures(leaves, table, tmp_path, capsys):
     assert '1 of 2 pictures of --test have the bytes of one of --data, the first' in capsys.readouterr().out
 
 wrong_samples = {
-    'unknown picture': (dict(ids=(3,9)), '1 rows of the sample not (Train_9)'),
+    'unknown picture': (dict(ids=(3,9)), 'lacks 1 rows of the sample: Train_9'),
     'other classes':   (dict(scab=0., rost=0.), 'columns rost are no classes'),
 }
 

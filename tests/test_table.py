@@ -74,4 +74,3 @@ def test_names_have_not_moved_for_those_who_import_them_from_check():
     from fastai_mix.data import check, table
     for name in ('check_columns','check_filled','check_labels','label_table','picture_paths','unsafe_names'):
         assert name in check.__all__ and getattr(check, name) is getattr(table, name)
-    assert check.label_matrix is table.label_matrix
