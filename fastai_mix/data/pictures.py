@@ -63,7 +63,7 @@ def scaled_decode(
 # %% ../../nbs/02c_data.pictures.ipynb #1b2a2456
 def centred(
     im:Image.Image, # A picture, decoded at a smaller scale
-    whole:tuple, # How many whole pixels its width and height hold
+    whole:tuple, # Its width and height, rounded: the last row or column may stand for less than the others
 )->Image.Image:
     "A picture whose central square has the same middle as that of the full decode"
     w,h = whole
@@ -107,7 +107,7 @@ class PictureOpener(Transform):
             w,h = im.size
             scale,turn = scaled_decode(im, self.size)
             im = im.convert(self.cls._open_args['mode'])
-        if scale>1 and self.size[0]==self.size[1]: im = centred(im, (w//scale,h//scale))
+        if scale>1 and self.size[0]==self.size[1]: im = centred(im, (round(w/scale),round(h/scale)))
         im = self.cls(upright(im, turn))
         im.shrunk,im.turn = scale,turn
         return im
@@ -305,24 +305,24 @@ def _in_bytes(n):
 def _tell(folder, n_bytes, n):
     "Say how much room `n` pictures take, of which some have `n_bytes`; ValueError if the disk has not as much"
     block = 4096 # a file takes whole blocks
-    need = n*sum(-(-o//block)*block for o in n_bytes)/max(1, len(n_bytes))
+    need = n*sum(-(-o//block)*block for o in n_bytes)/len(n_bytes)
     room = shutil.disk_usage(folder).free
     if need>room:
         raise ValueError(
             f"{n:,} pictures need about {_in_bytes(need)}, and the disk of {printable(folder)} has {_in_bytes(room)}: "
             "free some of it, give a folder on another disk, or a smaller size")
-    print(f'{n:,} pictures, about {_in_bytes(need)} in {printable(folder)}')
+    if need: print(f'{n:,} pictures, about {_in_bytes(need)} in {printable(folder)}')
 
 def _fill(reader, sources, n_sample=16, n_block=64):
     "Put small pictures of all `sources` into the folder; returns the sources that do not open"
-    sources,broken = random.Random().sample(sources, len(sources)),[]
-    blocks = [sources[:n_sample], *chunked(sources[n_sample:], n_block)]
+    sources,n_bytes = random.Random().sample(sources, len(sources)),{}
+    sample,rest = sources[:n_sample],sources[n_sample:]
     with ThreadPoolExecutor(defaults.cpus) as pool: # Pillow's decoders do not hold Python's lock
-        for i,some in enumerate(progress_bar(blocks, leave=False)):
-            n_bytes = list(pool.map(partial(_store, reader), some))
-            broken += [o for o,n in zip(some, n_bytes) if n is None]
-            if i==0: _tell(reader.folder, [n for n in n_bytes if n is not None], len(sources))
-    return broken
+        def store(some): n_bytes.update(zip(some, pool.map(partial(_store, reader), some)))
+        store(sample)
+        _tell(reader.folder, [o or 0 for o in n_bytes.values()], len(sources))
+        for some in progress_bar(list(chunked(rest, n_block)), leave=False) if rest else (): store(some)
+    return [k for k,n in n_bytes.items() if n is None]
 
 def _warn_broken(broken, n):
     "Name what `check_images` finds in pictures that were not shrunk"
