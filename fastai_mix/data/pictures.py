@@ -17,7 +17,7 @@ from fastprogress import progress_bar
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..args import check_callable, check_count
-from .check import check_images, picture_paths, unusable_faults
+from .check import check_columns, check_images, picture_paths, unusable_faults
 from ..files import printable, write_atomic
 
 # %% ../../nbs/02c_data.pictures.ipynb #db98947d
@@ -335,10 +335,12 @@ def _warn_broken(broken, n):
         f"{len(broken)} of {n} pictures were not shrunk: {some}{more}. Fix the files or drop their rows", stacklevel=3)
 
 # %% ../../nbs/02c_data.pictures.ipynb #3ad4d7a6
+def _check_items(df):
+    if isinstance(df, (str,bytes,Path)) or not hasattr(df, '__len__'):
+        raise ValueError(f"df is a {type(df).__name__}: expected a table, or a list of what get_x takes")
+
 def _sources(df, get_x):
     "Paths of all pictures, each once"
-    if isinstance(df, (str,bytes,Path)) or not hasattr(df, '__len__'):
-        raise ValueError(f"df is a {type(df).__name__}: expected a table, or a list of what `get_x` takes")
     if not len(df): return []
     first = get_x(df.iloc[0] if isinstance(df, pd.DataFrame) else df[0])
     if not isinstance(first, (str,Path)):
@@ -357,7 +359,11 @@ def cache_images(
     """Shrink pictures once, into a folder, and turn them as their EXIF says. What is there is not made anew, unless the
     source has changed. A picture that does not open is named in a warning. ValueError if the folder cannot be written,
     holds something else, or its disk has too little room"""
-    get_x = ColReader(get_x) if isinstance(get_x, str) else check_callable('get_x', get_x, 'get_x(row)')
+    _check_items(df)
+    if isinstance(get_x, str):
+        check_columns(df, get_x)
+        get_x = ColReader(get_x)
+    check_callable('get_x', get_x, 'get_x(row)')
     reader = CachedReader(get_x, path, height_width(size))
     sources = _sources(df, get_x)
     missing = [o for o in sources if not reader.find(o)]
