@@ -252,7 +252,7 @@ class CachedReader(DisplayedTransform):
         return next((stem+o for o in self.suffixes if os.path.exists(stem+o)), None) if stem else None
 
 # %% ../../nbs/02c_data.pictures.ipynb #f1cd2e7d
-_mark = '''Signature: 8a477f597d28d172789f06886806bc55
+_mark = b'''Signature: 8a477f597d28d172789f06886806bc55
 # Small copies of pictures, made by cache_images of fastai_mix. This folder may be deleted at any time.
 '''
 
@@ -264,11 +264,11 @@ def open_cache(
         folder.mkdir(parents=True, exist_ok=True)
         others = [o for o in os.listdir(folder) if not o.startswith('.')]
         mark = folder/'CACHEDIR.TAG'
-        if mark.exists() and mark.read_text()==_mark: return
+        if mark.exists() and mark.read_bytes()==_mark: return
         if others:
             raise ValueError(
                 f"{printable(folder)} is no cache of pictures, it holds {printable(others[0])}: give an empty folder")
-        write_atomic(mark, lambda part: part.write_text(_mark))
+        write_atomic(mark, lambda part: part.write_bytes(_mark))
     except OSError as e: raise ValueError(_cannot_write(folder, e)) from None
 
 def _cannot_write(folder, e):
