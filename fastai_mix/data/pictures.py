@@ -72,6 +72,17 @@ def centred(
     if w>h: return im.resize((w-1,h), Image.Resampling.BILINEAR, box=(.5,0,w-.5,h))
     return im.resize((w,h-1), Image.Resampling.BILINEAR, box=(0,.5,w,h-.5))
 
+# %% ../../nbs/02c_data.pictures.ipynb #464efc13
+class CachedPath(str):
+    "Path of a small picture; `source` is that of the picture it was made from"
+    def __new__(cls,
+        path, # Of the small picture
+        source=None, # Of the picture it was made from
+    ):
+        self = super().__new__(cls, path)
+        self.source = source
+        return self
+
 # %% ../../nbs/02c_data.pictures.ipynb #90c6aa3f
 class PictureOpener(Transform):
     "Open a file as fastai's `create` does, JPEGs at the scale that `size` needs, and turned as the EXIF says"
@@ -206,16 +217,6 @@ def shrunk_file(
         return _encode(upright(small, turn), _is_lossy(im, file))
 
 # %% ../../nbs/02c_data.pictures.ipynb #625eaf3e
-class CachedPath(str):
-    "Path of a small picture; `source` is that of the picture it was made from"
-    def __new__(cls,
-        path, # Of the small picture
-        source=None, # Of the picture it was made from
-    ):
-        self = super().__new__(cls, path)
-        self.source = source
-        return self
-
 class CachedReader(DisplayedTransform):
     "What `get_x` returns, or the path of the smaller picture in `folder`, if it is there"
     suffixes = '.jpg','.png','.tif','.same'
