@@ -1,6 +1,6 @@
 """How long do photographs take to be read, and does it matter to training how they are read?
 
-    python benchmarks/input.py [--data clothing.zip] [--n 16] [--parts reading,epoch,folds,accuracy] [--json]
+    python benchmarks/input.py [--data clothing.zip] [--n 40] [--parts reading,epoch,folds,accuracy] [--json]
 
 Photographs of 0.5, 3 and 12 megapixels are drawn: pictures of `--data` (a folder or zip with labels.csv; empty:
 drawn leaves), enlarged, with the noise of a sensor (`--noise`; the more, the longer all ways to decode them
@@ -17,8 +17,9 @@ from the folder of `cache_images`:
   its last layer trained, with each seed through each way to read
 
 All ways are measured in each round, in an order that moves on by one from round to round. A ratio is how many
-times faster than `ImageBlock` a way was in the same round (in the same fold): median and quartiles. The system
-keeps files that were read in memory, so the disk does not count."""
+times faster than `ImageBlock` a way was in the same round (in the same fold): median and quartiles. The time to
+start the workers counts for all ways, and in epochs of so few pictures it is most of what the cache takes with
+2 workers. The system keeps files that were read in memory, so the disk does not count."""
 import io,os,shutil,time,warnings
 from contextlib import redirect_stdout
 from itertools import product
@@ -55,7 +56,7 @@ def draw(root, names, shape, folder, seed, sigma):
     return paths
 
 class Way:
-    "One way to read the table `df`: its block and `get_x`, made anew by `begin`"
+    "One way to read the table `df`: its block, and its `get_x`, which `begin` makes anew"
     def __init__(self, name, df, size, tmp):
         self.name,self.df,self.size,self.folder = name,df,size,Path(tmp)/f'cache-{name[-5:]}-{size}'
         self.cached = name.startswith('cache')
@@ -73,12 +74,11 @@ class Way:
         return DataBlock((image, CategoryBlock), get_x=self.get_x, get_y=ColReader('label'), splitter=splitter,
             item_tfms=Resize(self.size), batch_tfms=batch_tfms)
 
-    def dls(self, times, workers, bs=8, splitter=None):
-        "DataLoaders of the table, repeated `times`"
-        df = pd.concat([self.df]*times, ignore_index=True)
-        every = list(range(len(df)))
+    def dls(self, workers, bs=8, splitter=None):
+        "DataLoaders of all pictures, and of as many to validate"
+        every = list(range(len(self.df)))
         block = self.block(splitter or (lambda o: (every,every)))
-        return block.dataloaders(df, bs=bs, num_workers=workers, device='cpu')
+        return block.dataloaders(self.df, bs=bs, num_workers=workers, device='cpu')
 
 def seconds(f):
     start = time.perf_counter()
@@ -112,20 +112,16 @@ def differences(a, b):
 
 def reading(df, megapixels, size, workers, rounds, tmp):
     "Rows of one setting"
-    all_ways = [Way(k, df, size, tmp) for k in ways] # what fills a cache is as quick the second time
-    repeats = dict(zip(ways, (1,4,1,32))) # or starting the workers would be most of what quick ways take
-
+    all_ways = [Way(k, df, size, tmp) for k in ways]
     def epoch(way):
-        times = repeats[way.name]
-        dls = way.dls(times, workers)
+        dls = way.dls(workers)
         def go():
             if way.name==ways[2]: way.begin()
             for _ in dls.valid: pass
-        return seconds(go)/times
-
+        return seconds(go)
     secs = interleaved(rounds, {o.name: (lambda o=o: epoch(o)) for o in all_ways})
     rows = rows_of(secs, len(df), part='reading', megapixels=megapixels, size=size, workers=workers)
-    xs = [o.dls(1, 0, bs=len(df)).valid.one_batch()[0] for o in all_ways]
+    xs = [o.dls(0, bs=len(df)).valid.one_batch()[0] for o in all_ways]
     return [{**r, **differences(xs[0], x)} for r,x in zip(rows, xs)]
 
 def learner(dls):
@@ -138,13 +134,14 @@ def learner(dls):
 def epoch_of_training(df, megapixels, workers, rounds, tmp, size=128):
     "Rows of one setting"
     used = [Way(k, df, size, tmp) for k in ways if k!=ways[2]]
+    every = list(range(len(df)))
     def fit(way):
-        learn = learner(way.dls(1, workers))
+        learn = learner(way.dls(workers, splitter=lambda o: (every,every[::4])))
         return seconds(lambda: learn.fit(1, 1e-3))
     secs = interleaved(rounds, {o.name: (lambda o=o: fit(o)) for o in used})
     return rows_of(secs, len(df), part='epoch', megapixels=megapixels, size=size, workers=workers)
 
-def folds(df, megapixels, tmp, size=128, workers=2, n_folds=5, n_epochs=5, times=2):
+def folds(df, megapixels, tmp, size=128, workers=2, n_folds=5, n_epochs=5):
     "Rows of five folds of five epochs; a round is a fold"
     start = time.perf_counter()
     used = [Way(k, df, size, Path(tmp)/'folds') for k in ways if k!=ways[2]] # nothing but the cache takes time
@@ -152,10 +149,10 @@ def folds(df, megapixels, tmp, size=128, workers=2, n_folds=5, n_epochs=5, times
     secs = {o.name:[] for o in used}
     for k in range(n_folds):
         for way in used[k%3:]+used[:k%3]:
-            splitter = IndexSplitter(list(range(k, times*len(df), n_folds)))
-            def fit(): learner(way.dls(times, workers, splitter=splitter)).fit(n_epochs, 1e-3)
+            splitter = IndexSplitter(list(range(k, len(df), n_folds)))
+            def fit(): learner(way.dls(workers, splitter=splitter)).fit(n_epochs, 1e-3)
             secs[way.name].append(seconds(fit)+(fill/n_folds if way.cached else 0))
-    return rows_of(secs, n_epochs*times*len(df), part='folds', megapixels=megapixels, size=size, workers=workers)
+    return rows_of(secs, n_epochs*len(df), part='folds', megapixels=megapixels, size=size, workers=workers)
 
 def accuracies(df, seeds, tmp, size=128, n_epochs=3):
     "Rows of accuracy: a way and a seed"
@@ -187,10 +184,10 @@ def show(rows):
 @call_parse
 def main(
     data:str='', # Folder or zip of pictures, with labels.csv; empty: drawn leaves
-    n:int=16, # Photographs of each size
+    n:int=40, # Photographs of each size
     n_accuracy:int=400, # Photographs to train on and to validate on, together
     noise:float=4., # Standard deviation of the noise, of 255
-    rounds:int=5, # Rounds after one to warm up
+    rounds:int=5, # Rounds after one to warm up; `epoch` has half as many
     seeds:int=3, # Seeds for the accuracies
     parts:str='reading,epoch,folds,accuracy', # What to measure, comma-separated
     out:str='', # File to write, .json
@@ -210,7 +207,7 @@ def main(
             for size,workers in product((128,224), (0,2)):
                 if 'reading' in todo: rows += show(reading(df, mp, size, workers, rounds, cache))
             for workers in (0,2):
-                if 'epoch' in todo: rows += show(epoch_of_training(df, mp, workers, rounds, cache))
+                if 'epoch' in todo: rows += show(epoch_of_training(df, mp, workers, (rounds+1)//2, cache))
             if mp==12 and 'folds' in todo: rows += show(folds(df, mp, cache))
         if 'accuracy' in todo:
             df,cache = photographs(n_accuracy, shapes[3], 'accuracy', 1)

@@ -108,7 +108,7 @@ class PictureOpener(Transform):
 
     def encodes(self, fn:Tensor|ndarray|Image.Image):
         if not isinstance(fn, ImageFile.ImageFile): return self.cls.create(fn)
-        return self.cls(upright(fn.convert(self.cls._open_args['mode']), orientation(fn))) # opened, maybe not decoded
+        return self.cls(upright(fn.convert(self.cls._open_args.get('mode')), orientation(fn))) # maybe not decoded yet
 
     def open(self,
         file, # Path, or a file of bytes
@@ -117,7 +117,8 @@ class PictureOpener(Transform):
         with Image.open(file) as im:
             w,h = im.size
             scale,turn = scaled_decode(im, self.size)
-            im = im.convert(self.cls._open_args['mode'])
+        mode = self.cls._open_args.get('mode', im.mode)
+        if im.mode!=mode: im = im.convert(mode)
         if scale>1 and self.size[0]==self.size[1]: im = centred(im, (round(w/scale),round(h/scale)))
         im = self.cls(upright(im, turn))
         im.shrunk,im.turn = scale,turn
