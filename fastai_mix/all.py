@@ -7,6 +7,7 @@ from .data.check import *
 from .data.folds import *
 from .data.ledger import *
 from .data.leaves import *
+from .data.pictures import *
 from .data.sampling import *
 from .data.soft import *
 from .data.suspects import *
