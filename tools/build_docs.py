@@ -103,6 +103,20 @@ def finish_page(page, site, home, known, faults):
     page.write_text(str(soup).replace(layout.KATEX, f'{up}site_libs/katex').replace('katex/contrib/', 'katex/'),
         encoding='utf-8')
 
+def keep_names_without_docs(site):
+    "Take off links that were made of names in backticks which have no entry: what modules share, but users do not call"
+    soups = {page: BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser') for page in site.rglob('*.html')}
+    anchors = {page: {o['id'] for o in soup.select('[id]')} for page,soup in soups.items()}
+    for page,soup in soups.items():
+        links = [a for a in soup.select('main a[href*="#"]') if '://' not in a['href'] and [*a.children]==[a.code]]
+        dead = []
+        for a in links:
+            path,_,anchor = a['href'].partition('#')
+            target = (page.parent/path).resolve() if path else page
+            if target in anchors and anchor not in anchors[target]: dead.append(a)
+        for a in dead: a.unwrap()
+        if dead: page.write_text(str(soup), encoding='utf-8')
+
 def as_markdown(page):
     "Write a page once more as Markdown beside it, where module docstrings and llms.txt look for it"
     main = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser').select_one('main')
@@ -158,7 +172,9 @@ def build(out):
         (site/'figures').mkdir(exist_ok=True)
         copytree(tools/'katex', site/'site_libs'/'katex', dirs_exist_ok=True)
         known,faults = {},[o for o in made.warnings if not re.search('format-links|commonmark|output-file', o)]
-        for page in sorted(site.rglob('*.html')): finish_page(page, site, f'{cfg.doc_host}{cfg.doc_baseurl}/', known, faults)
+        home = f'{cfg.doc_host}{cfg.doc_baseurl}/'
+        for page in sorted(site.rglob('*.html')): finish_page(page, site, home, known, faults)
+        keep_names_without_docs(site.resolve())
         for page in sorted(site.rglob('*.html')): as_markdown(page)
         fonts_of_the_reader(site)
         search_from_a_folder(site)

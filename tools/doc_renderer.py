@@ -75,7 +75,7 @@ class TableRenderer(showdoc.BasicMarkdownRenderer):
         head = f"---\n\n{self.source()}{'#'*self.title_level} {self.nm}\n\n"
         doc = self.docs or ''
         if not isinstance(self.dm, DocmentText): return f'{head}{doc}'
-        params = {k: v for k,v in self.dm.dm.items() if k not in ('return','self','cls')}
+        params = {k: v for k,v in self.dm.dm.items() if k not in ('return','self') and (k!='cls' or v.get('docment'))}
         ret = self.dm.dm.get('return') or {}
         fn = self.sym.__init__ if inspect.isclass(self.sym) else self.sym
         known = getattr(inspect.unwrap(fn), '__globals__', {})
