@@ -1,6 +1,9 @@
 "The loss of a mixed batch, for every kind of loss, against the sum written out in float64."
+import pickle
 from functools import partial, wraps
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,7 @@ from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.mix import CutMix, MixUp, mix_loss
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.soft import SoftCrossEntropyLossFlat
+from fastai_mix.losses import BalancedSoftmaxLoss, BalancedSoftmaxLossFlat, change_priors, loss_activation
 from helpers import Syncs
 
 n,c = 7,4
@@ -319,3 +323,79 @@ def test_segmentation_trains_on_its_weighted_loss(toy):
     dl = DataLoader(Masks(), bs=8)
     learn.dls = DataLoaders(dl, dl)
     learn.fit(1)
+
+counts = [60,30,10]
+def balanced_by_hand(pred, y, weight=None, smoothing=0., ignore=-100):
+    log_share = (torch.tensor(counts)/100).log()
+    return F.cross_entropy(pred+log_share, y, weight=weight, label_smoothing=smoothing, ignore_index=ignore)
+
+@pytest.mark.parametrize('kwargs', [
+    {}, dict(weight=torch.tensor([1.,2,5])), dict(label_smoothing=.1), dict(ignore_index=1)], ids=str)
+@pytest.mark.parametrize('kind', [counts, np.array(counts), torch.tensor(counts), [.6,.3,.1],
+    pd.Series(dict(a=60, b=30, c=10))], ids=lambda o: type(o).__name__)
+def test_balanced_softmax_by_hand(kind, kwargs):
+    g = torch.Generator().manual_seed(0)
+    pred,y = torch.randn(12, 3, generator=g),torch.arange(12)%3
+    loss = BalancedSoftmaxLossFlat(kind, **kwargs)
+    weight,smoothing = kwargs.get('weight'),kwargs.get('label_smoothing', 0.)
+    expected = balanced_by_hand(pred, y, weight, smoothing, kwargs.get('ignore_index', -100))
+    torch.testing.assert_close(loss(pred, y), expected)
+    one = torch.ones(12)
+    torch.testing.assert_close(mix_loss(loss, pred, (y,), (y.flip(0),), one, one*0), expected)
+
+def test_balanced_softmax_of_mixed_labels():
+    "Linear in the weights, as every loss"
+    g = torch.Generator().manual_seed(0)
+    pred,y,w = torch.randn(12, 3, generator=g),torch.arange(12)%3,torch.rand(12, generator=g)
+    loss = BalancedSoftmaxLossFlat(counts)
+    each = [F.cross_entropy(pred+(torch.tensor(counts)/100).log(), t, reduction='none') for t in (y, y.flip(0))]
+    mixed = mix_loss(loss, pred, (y,), (y.flip(0),), w, 1-w)
+    torch.testing.assert_close(mixed, (w*each[0]+(1-w)*each[1]).mean())
+
+def test_balanced_softmax_of_pixels_and_shares():
+    pred,mask = torch.randn(2, 3, 4, 4),torch.randint(0, 3, (2,4,4))
+    log_share = (torch.tensor(counts)/100).log().view(3,1,1)
+    expected = F.cross_entropy(pred+log_share, mask)
+    torch.testing.assert_close(BalancedSoftmaxLossFlat(counts, axis=1)(pred, mask), expected)
+    torch.testing.assert_close(BalancedSoftmaxLoss(counts)(pred, mask), expected)
+    pred,shares = torch.randn(5, 3),torch.rand(5, 3).softmax(1)
+    log_share = log_share.view(3)
+    torch.testing.assert_close(BalancedSoftmaxLoss(counts)(pred, shares), F.cross_entropy(pred+log_share, shares))
+
+def test_balanced_softmax_predicts_by_the_plain_softmax():
+    pred = torch.randn(5, 3)
+    again = pickle.loads(pickle.dumps(BalancedSoftmaxLossFlat(counts)))
+    for loss in (BalancedSoftmaxLossFlat(counts), BalancedSoftmaxLoss(counts), again):
+        torch.testing.assert_close(loss_activation(loss)(pred), pred.softmax(1))
+    assert BalancedSoftmaxLossFlat(counts).decodes(pred).tolist()==pred.argmax(1).tolist()
+
+@pytest.mark.parametrize('mix', [lambda: CutMix(), lambda: SnapMix(echo=True)])
+def test_balanced_softmax_in_a_learner(toy, mix):
+    learn = toy(cbs=mix(), loss_func=BalancedSoftmaxLossFlat(counts))
+    learn.fit(1)
+    assert np.isfinite(learn.recorder.log[1]) and learn.get_preds()[0].sum(1).allclose(torch.ones(32))
+
+@pytest.mark.parametrize('bad', [[1,0], [1,-1], [1], [], [[1,2]], [1,float('nan')], [1,float('inf')]])
+def test_wrong_counts(bad):
+    for f in (BalancedSoftmaxLossFlat, lambda o: change_priors(torch.full((1,2), .5), o)):
+        with pytest.raises(ValueError, match='expected a number above 0 for each'): f(bad)
+
+def test_counts_of_other_classes():
+    with pytest.raises(ValueError, match='3 outputs, but there are counts of 2'):
+        BalancedSoftmaxLossFlat([1,2])(torch.zeros(1, 3), torch.tensor([0]))
+    with pytest.raises(ValueError, match='a column for each of the 2 classes'): change_priors(torch.zeros(1, 3), [1,2])
+
+@pytest.mark.parametrize('make', [lambda o: o, lambda o: o.numpy(), lambda o: o.double().numpy()])
+def test_change_priors(make):
+    "It takes back what the counts add to the scores, and leaves its input and its kind alone"
+    scores = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    probs = make((scores+(torch.tensor(counts)/100).log()).softmax(1))
+    copy = probs.copy() if isinstance(probs, np.ndarray) else probs.clone()
+    changed = change_priors(probs, counts)
+    assert type(changed) is type(probs) and changed.dtype==probs.dtype and (probs==copy).all()
+    np.testing.assert_allclose(np.asarray(changed), scores.softmax(1), rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(change_priors(probs, counts, tau=0)), np.asarray(probs), rtol=1e-5)
+    half = change_priors(change_priors(probs, counts, .5), counts, .5)
+    np.testing.assert_allclose(np.asarray(half), np.asarray(changed), rtol=1e-4)
+    for tau in (-1, float('nan'), 'a'):
+        with pytest.raises(ValueError, match='tau=.*: expected a number from 0 up'): change_priors(probs, counts, tau)
