@@ -53,7 +53,8 @@ root = Path(__file__).parent.parent
 
 def table_rows(file):
     "The cells of each row of the tables in a Markdown file, but for headings"
-    rows = [line.strip('|').split('|') for line in file.read_text(encoding='utf-8').splitlines() if line.startswith('| ')]
+    lines = file.read_text(encoding='utf-8').splitlines()
+    rows = [line.strip('|').split('|') for line in lines if line.startswith('| ')]
     return [[cell.strip() for cell in row] for row in rows[1:]]
 
 def linked_files(file):
@@ -92,7 +93,8 @@ def test_every_test_is_in_the_map():
     named = {f.resolve() for f in linked_files(root/'CONTRIBUTING.md')}
     assert not [f.name for f in (root/'tests').glob('test_*.py') if f.resolve() not in named]
 
-@pytest.mark.parametrize('path', sorted((root/'.github'/'ISSUE_TEMPLATE').glob('[!c]*.yml')), ids=lambda path: path.name)
+forms = sorted((root/'.github'/'ISSUE_TEMPLATE').glob('[!c]*.yml'))
+@pytest.mark.parametrize('path', forms, ids=lambda path: path.name)
 def test_issue_forms_are_as_github_reads_them(path):
     form = yaml.safe_load(path.read_text(encoding='utf-8'))
     assert form['name'] and form['description'] and form['body']

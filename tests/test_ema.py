@@ -7,7 +7,8 @@ import pytest
 import torch
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
-from fastai.vision.all import SGD, Callback, CancelFitException, GradientAccumulation, Learner, get_model, load_model, nn
+from fastai.vision.all import (SGD, Callback, CancelFitException, GradientAccumulation, Learner, get_model, load_model,
+    nn)
 from fastai_mix.callback.base import in_lr_find
 from fastai_mix.callback.ema import EMA
 from fastai_mix.callback.snapmix import SnapMix
@@ -52,9 +53,12 @@ def test_average_by_hand(toy, decay):
     for i,found in enumerate(watch.validated, 1): assert_near(found, average(watch.raw[:i*steps], decay))
     assert_equal(values(learn.model), watch.validated[-1])
 
+def find(learn): learn.lr_find(show_plot=False, num_it=12)
+
 @pytest.mark.parametrize('fits', [
-    lambda learn: learn.fit(3), lambda learn: (learn.fit(1), learn.fit(2)), lambda learn: (learn.lr_find(show_plot=False, num_it=12), learn.fit(2)),
-    lambda learn: (learn.fit(1), learn.lr_find(show_plot=False, num_it=12), learn.fit(1)), lambda learn: (learn.fit(1), learn.validate(), learn.get_preds(), learn.fit(1)),
+    lambda learn: learn.fit(3), lambda learn: (learn.fit(1), learn.fit(2)), lambda learn: (find(learn), learn.fit(2)),
+    lambda learn: (learn.fit(1), find(learn), learn.fit(1)),
+    lambda learn: (learn.fit(1), learn.validate(), learn.get_preds(), learn.fit(1)),
     lambda learn: learn.fine_tune(2)], ids=['one','two','find','find between','validate between','fine_tune'])
 @pytest.mark.parametrize('cb', [None,SnapMix], ids=['plain','snapmix'])
 def test_training_does_not_notice(toy, fits, cb):
@@ -167,7 +171,8 @@ def test_validation_within_an_epoch(toy):
     learn = toy(cbs=[EMA(.9), watch := Watch(), Inner()], lr=.05)
     learn.fit(1)
     assert_near(watch.validated[0], average(watch.raw[:2], .9))
-    assert_equal({k:v for k,v in found[0].items() if 'running' not in k}, {k:v for k,v in watch.raw[1].items() if 'running' not in k})
+    weights,raw = ({k:v for k,v in o.items() if 'running' not in k} for o in (found[0],watch.raw[1]))
+    assert_equal(weights, raw)
 
 def test_only_steps_count(toy):
     learn = toy(cbs=[EMA(.9), GradientAccumulation(16)], bs=8, n=32)
@@ -241,6 +246,7 @@ def test_pickled(toy):
     cb = pickle.loads(pickle.dumps(cb))
     assert (cb.decay,cb.start,cb.spare,cb.in_model)==(.9,0.,None,False)
 
-@pytest.mark.parametrize('kwargs', [dict(decay=0), dict(decay=1.), dict(decay=float('nan')), dict(decay='a'), dict(start=-1), dict(start=2)])
+@pytest.mark.parametrize('kwargs', [
+    dict(decay=0), dict(decay=1.), dict(decay=float('nan')), dict(decay='a'), dict(start=-1), dict(start=2)])
 def test_wrong_arguments(kwargs):
     with pytest.raises(ValueError, match=f'{next(iter(kwargs))}=.*: expected a number'): EMA(**kwargs)

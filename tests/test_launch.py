@@ -18,7 +18,8 @@ def start(tmp_path):
     def run(how, torch, *args, **kwargs):
         (tmp_path/'torch.py').write_text(f'import os,signal,sys\n{torch}\n')
         env = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, (tmp_path, root))))
-        return subprocess.run([sys.executable, *how, *args], env=env, cwd=tmp_path, capture_output=True, text=True, **kwargs)
+        command = [sys.executable, *how, *args]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, **kwargs)
     return run
 
 interrupt = 'os.kill(os.getpid(), signal.SIGINT)'

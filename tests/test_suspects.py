@@ -59,7 +59,9 @@ def test_changed_labels_come_first():
 def test_kinds_of_labels(kind):
     probs,y = drawn(1, 20, 3)
     vocab = list('abc')
-    labels = dict(list=y.tolist(), array=y, tensor=torch.tensor(y), series=pd.Series(y), floats=y.astype(float), names=[vocab[i] for i in y])[kind]
+    kinds = dict(list=y.tolist(), array=y, tensor=torch.tensor(y), series=pd.Series(y), floats=y.astype(float),
+        names=[vocab[i] for i in y])
+    labels = kinds[kind]
     expected = suspects(probs, y, vocab)
     pd.testing.assert_frame_equal(suspects(torch.tensor(probs), labels, vocab), expected)
     assert set(expected.given)<=set(vocab)
@@ -90,7 +92,8 @@ def test_several_labels():
     rng = np.random.default_rng(4)
     probs,y = rng.random((30,4)),rng.integers(0, 2, (30,4))
     found = suspects(probs, y, list('wxyz'))
-    assert len(found)==120 and found.columns.tolist()==['label','given','predicted','p_given','p_predicted','score','wrong']
+    columns = ['label','given','predicted','p_given','p_predicted','score','wrong']
+    assert len(found)==120 and found.columns.tolist()==columns
     for k,name in enumerate('wxyz'):
         alone = suspects(np.c_[1-probs[:,k], probs[:,k]], y[:,k])
         own = found[found.label==name]
@@ -112,7 +115,8 @@ def test_refused(probs, labels, vocab, match):
 def test_table(tmp_path):
     "As it is, and from a file; rows without predictions are left out; names stay text"
     probs,y = drawn(5, 12, 2)
-    oof = pd.DataFrame(dict(id=[f'00{i}' for i in range(12)], label=np.array(['1','NA'])[y], fold=0, **{'1':probs[:,0], 'NA':probs[:,1]}))
+    ids,labels = [f'00{i}' for i in range(12)],np.array(['1','NA'])[y]
+    oof = pd.DataFrame({'id':ids, 'label':labels, 'fold':0, '1':probs[:,0], 'NA':probs[:,1]})
     oof.loc[3, ['1','NA']] = np.nan
     found = table_suspects(oof)
     kept = np.arange(12)!=3

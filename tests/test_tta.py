@@ -89,7 +89,8 @@ def test_several_labels(leaves):
     df = pd.read_csv(leaves/'train.csv')
     df['tags'] = df.labels.map({'multiple_diseases':'rust scab'}).fillna(df.labels)
     block = DataBlock((ImageBlock, MultiCategoryBlock),
-        get_x=ColReader('image_id', pref=f'{leaves}/images/', suff='.jpg'), get_y=ColReader('tags', label_delim=' '), splitter=RandomSplitter(seed=0), item_tfms=Resize(32))
+        get_x=ColReader('image_id', pref=f'{leaves}/images/', suff='.jpg'), get_y=ColReader('tags', label_delim=' '),
+        splitter=RandomSplitter(seed=0), item_tfms=Resize(32))
     dls = block.dataloaders(df, bs=16, num_workers=0, device='cpu')
     learn = vision_learner(dls, 'test_resnet', pretrained=False)
     with learn.no_bar():

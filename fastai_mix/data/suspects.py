@@ -39,7 +39,8 @@ def _wrong_counts(
     return np.where(total>0, np.round(share_wrong*n_given), 0).astype(int)
 
 def _flag_wrong(probs, y, score):
-    "Labels that look wrong `[n]`: the lowest scores of each class, as many as are estimated, unless the class is the likeliest"
+    """Labels that look wrong `[n]`: the lowest scores of each class, as many as are estimated to be wrong, unless the
+    given class is the likeliest"""
     wrong = np.zeros(len(y), bool)
     for k,n_wrong in enumerate(_wrong_counts(probs, y)):
         rows = np.flatnonzero(y==k)
@@ -94,9 +95,10 @@ def suspects(
     labels, # Class indices or names `[n]`; with several labels per picture a table of 0 and 1 `[n,c]`
     vocab:list=None, # Names of the classes `[c]`, in the order of the columns; None: numbers
 )->pd.DataFrame: # A row per label, index as in `labels` if it is a Series or DataFrame
-    """Labels in the order in which they should be looked at, the most suspect first, with the columns `given`, `predicted`,
+    """Labels in the order in which they should be looked at, the most suspect first. Columns: `given`, `predicted`,
     `p_given`, `p_predicted`, `score` (0 surely wrong, 1 surely right) and `wrong` (does it look wrong?).
-    With several labels per picture there is a row for each picture and `label`, and `given` and `predicted` are True or False"""
+    With several labels per picture there is a row for each picture and `label`; `given` and `predicted` are True or
+    False then"""
     probs = _check_probs(probs)
     n,c = probs.shape
     names = np.array(list(range(c) if vocab is None else vocab), dtype=object)
@@ -122,7 +124,9 @@ def table_suspects(
     if not isinstance(oof, pd.DataFrame):
         oof = pd.read_csv(oof, dtype={id_col:str, label_col:str}, keep_default_na=False)
     missing = [col for col in (id_col,label_col) if col not in oof]
-    if missing: raise ValueError(f"the table has no column {missing[0]!r}: it has {', '.join(map(str, oof.columns[:9]))}")
+    if missing:
+        raise ValueError(
+            f"the table has no column {missing[0]!r}: it has {', '.join(map(str, oof.columns[:9]))}")
     vocab = [col for col in oof if col not in (id_col,label_col,'fold')]
     probs = oof[vocab].apply(pd.to_numeric, errors='coerce')
     has_probs = probs.notna().all(axis=1).to_numpy()
