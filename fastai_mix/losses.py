@@ -239,14 +239,13 @@ class BalancedSoftmaxLoss(nn.CrossEntropyLoss):
         log_share = self.log_share.to(input.device, input.dtype).view(-1, *[1]*(input.ndim-2))
         return super().forward(input+log_share, target)
 
-@delegates(BalancedSoftmaxLoss)
 class BalancedSoftmaxLossFlat(BaseLoss):
     "`BalancedSoftmaxLoss` that flattens its inputs, as fastai's losses do"
     y_int = True
     def __init__(self,
         counts, # Pictures of each class in the training set `[c]`, above 0, in the order of the vocab; shares do as well
         axis:int=-1, # Of the classes
-        **kwargs
+        **kwargs # As for `nn.CrossEntropyLoss`: weight, ignore_index, reduction, label_smoothing
     ): super().__init__(BalancedSoftmaxLoss, counts, axis=axis, **kwargs)
     def decodes(self, x): return x.argmax(dim=self.axis)
     def activation(self, x): return F.softmax(x, dim=self.axis)
