@@ -19,7 +19,8 @@ from fastai.basics import *
 from fastprogress import progress_bar
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from .similar import check_near, nearest_hashes, picture_hash, repeated_pictures, similar_hashes
+from fastai_mix.data.similar import (check_near, nearest_hashes, picture_hash, repeated_pictures, similar_hashes,
+    unsure_hashes)
 from .table import *
 from .table import classes_of_rows
 
@@ -62,6 +63,27 @@ def _lost_content(im):
     if im.mode[0] in 'IF': return _lost_values(im)
     if 'A' in im.mode or 'a' in im.mode or 'transparency' in im.info: return _lost_shape(im)
 
+# %% ../../nbs/02_data.check.ipynb #2c34599d
+def orientation(
+    im:Image.Image, # A picture, opened
+)->int: # From 1, upright, to 8
+    "Which way up the EXIF of a picture says it is"
+    try: turn = im.getexif().get(0x0112, 1)
+    except Exception: return 1 # Pillow raises whatever it trips over
+    return turn if isinstance(turn, int) and 1<=turn<=8 else 1
+
+def scaled_decode(
+    im:Image.Image, # A picture that `Image.open` returned
+    size:tuple, # Height and width that are needed
+)->tuple: # How many times smaller it was decoded (1, 2, 4 or 8), and its `orientation`
+    "Decode a picture in place; a JPEG at the smallest scale that leaves each side of it at least twice `size`"
+    h,w = size if orientation(im)<5 else size[::-1]
+    width = im.width
+    box = im.draft(None, (2*w,2*h))
+    im.load()
+    # Pillow turns a TIFF while it loads it
+    return round(width/box[1][2]) if box else 1,orientation(im)
+
 # %% ../../nbs/02_data.check.ipynb #4849d63f
 _not_regular = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket',
                 stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
@@ -84,31 +106,33 @@ def _open(data):
     except Image.DecompressionBombError as e: return None,('huge', str(e))
     except Exception as e: return None,('truncated', f'{e}') # Pillow's decoders raise errors of many kinds
 
+_hash_size = 128,128 # so twice as many pixels are decoded, four times those that `picture_hash` looks at
+
 def _decode(im, min_side):
-    "Faults of the open picture `im`, which is decoded here"
+    "Faults of the open picture `im`, which is decoded here, and whether at a smaller scale"
     faults,odd = [],_odd_mode(im)
     turn = im.getexif().get(0x0112, 1)
     if 1<turn<9: faults.append(('rotated', f'EXIF orientation {turn}'))
     if min(im.size)<min_side: faults.append(('tiny', f'{im.width}×{im.height} pixels'))
-    im.draft('RGB', (64,64))
-    im.load()
-    if not odd: return faults
+    is_scaled = scaled_decode(im, _hash_size)[0]>1
+    if not odd: return faults,is_scaled
     lost = _lost_content(im)
-    return [*([('lost in RGB', lost)] if lost else []), ('mode', odd), *faults]
+    return [*([('lost in RGB', lost)] if lost else []), ('mode', odd), *faults],is_scaled
 
 def _probe(path, min_side=0, max_pixels=None, near=True):
-    "Faults of the file `path` as (fault, detail); the digest of its bytes, and with `near` its `picture_hash`, or None"
+    """Faults of the file `path` as (fault, detail); the digest of its bytes, and with `near` its `picture_hash`, or None;
+    whether it was decoded at a smaller scale"""
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or np.inf
     data,fault = _read(path, max(2**29, 6*limit)) # 2 bytes for each of three channels
-    if fault: return [fault],None,None
+    if fault: return [fault],None,None,False
     im,fault = _open(data)
-    if fault: return [fault],None,None
+    if fault: return [fault],None,None,False
     try:
         w,h = im.size
-        if w*h>limit: return [('huge', f'{w}×{h} pixels, the limit is {limit:,}')],None,None
-        faults = _decode(im, min_side)
-        return faults,blake2b(data, digest_size=16).digest(),picture_hash(im) if near else None
-    except Exception as e: return [('truncated', f'{e}')],None,None
+        if w*h>limit: return [('huge', f'{w}×{h} pixels, the limit is {limit:,}')],None,None,False
+        faults,is_scaled = _decode(im, min_side)
+        return faults,blake2b(data, digest_size=16).digest(),picture_hash(im) if near else None,is_scaled
+    except Exception as e: return [('truncated', f'{e}')],None,None,False
 
 # %% ../../nbs/02_data.check.ipynb #e0d6cf2e
 @contextmanager
@@ -120,6 +144,24 @@ def _strict():
             warnings.simplefilter('ignore')
             yield
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = previous
+
+# %% ../../nbs/02_data.check.ipynb #09d416c5
+def _whole_hash(path):
+    "`picture_hash` of the full decode; None if it does not decode any more"
+    try:
+        with Image.open(path) as im: return picture_hash(im)
+    except Exception: return # Pillow's decoders raise errors of many kinds
+
+def _decide(found, paths, near, n_workers=defaults.cpus):
+    """Rows that end in digest, hash and whether it is of a smaller scale, with the hashes of full decodes where the scale
+    might decide what is near"""
+    row_of_digest = {o[-3]: i for i,o in enumerate(found) if o[-2] is not None}
+    rows = list(row_of_digest.values())
+    if near is None or not any(found[i][-1] for i in rows): return found
+    unsure = [rows[k] for k in unsure_hashes([found[i][-2] for i in rows], near) if found[rows[k]][-1]]
+    whole = parallel(_whole_hash, [paths[i] for i in unsure], n_workers=n_workers, threadpool=True, progress=False)
+    hash_of_digest = {found[i][-3]: h for i,h in zip(unsure, whole)}
+    return [(*o[:-2],hash_of_digest[o[-3]],False) if o[-3] in hash_of_digest else o for o in found]
 
 # %% ../../nbs/02_data.check.ipynb #8f0ecb72
 def _unsafe_rows(ids, classes):
@@ -164,7 +206,9 @@ def check_images(
     classes = None if label_col is None else classes_of_rows(df, label_col, label_delim)
     labels = classes and [None if o is None else ' '.join(o) for o in classes]
     probe = partial(_probe, min_side=min_side, max_pixels=max_pixels, near=near is not None)
-    with _strict(): found = parallel(probe, paths, n_workers=n_workers, threadpool=True, progress=progress)
+    with _strict():
+        found = parallel(probe, paths, n_workers=n_workers, threadpool=True, progress=progress)
+        found = [o[:3] for o in _decide(found, paths, near, n_workers)]
     rows = [(i,fault,detail,None) for i,(faults,_,_) in enumerate(found) for fault,detail in faults]
     rows += [*repeated_pictures(found, paths, near, labels), *_unsafe_rows(ids, classes)]
     rows.sort(key=lambda row: (image_faults.index(row[1]), row[0]))
@@ -225,7 +269,7 @@ def require_images(
         f"{len(faults)} of {len(paths)} pictures cannot be used: {first}{more}. Fix the files or drop their rows")
 
 # %% ../../nbs/02_data.check.ipynb #36702e5d
-_known = {} # (digest, hash) of files, by path, size, time of change, and whether hashes were computed
+_known = {} # (digest, hash, is scaled) of files, by path, size, time of change, and whether hashes were computed
 
 def _digests_and_hashes(paths, near):
     "Digest of the bytes and `picture_hash` of each of `paths`; None for what does not open"
@@ -233,13 +277,16 @@ def _digests_and_hashes(paths, near):
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(paths)} pictures are missing, the first {missing[0]}: check_images names them all")
-    keys = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns, near) for p in paths]
+    hashed = near is not None
+    keys = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns, hashed) for p in paths]
     sizes = Counter(key[1] for key in keys)
-    todo = [key for key in dict.fromkeys(keys) if key not in _known and (near or sizes[key[1]]>1)]
-    probe = lambda key: _probe(key[0], near=near)[1:]
-    with _strict(): found = parallel(probe, todo, threadpool=True, progress=len(todo)>1000)
-    _known.update(zip(todo, found))
-    return [_known.get(key, (None,None)) for key in keys]
+    todo = [key for key in dict.fromkeys(keys) if key not in _known and (hashed or sizes[key[1]]>1)]
+    probe = lambda key: _probe(key[0], near=hashed)[1:]
+    with _strict():
+        _known.update(zip(todo, parallel(probe, todo, threadpool=True, progress=len(todo)>1000)))
+        found = _decide([_known.get(key, (None,None,False)) for key in keys], paths, near)
+    _known.update((key,o) for key,o in zip(keys, found) if key in _known)
+    return [o[:2] for o in found]
 
 def _check_ids(train, valid, id_col):
     train_ids,valid_ids = ((o[id_col] if id_col else o.index) for o in (train,valid))
@@ -261,7 +308,7 @@ def _check_groups(train, valid, group_col):
         f"use add_folds(group_col={group_col!r})")
 
 def _check_pictures(train, valid, near):
-    found = _digests_and_hashes(train+valid, near is not None)
+    found = _digests_and_hashes(train+valid, near)
     sides = (train,found),(valid,found[len(train):])
     in_train,in_valid = ({digest: (p,h) for p,(digest,h) in zip(*side) if digest is not None} for side in sides)
     fix = "give add_folds a group_col, such as the column of picture_groups"
@@ -314,7 +361,7 @@ def picture_groups(
     check_near(near)
     paths,n = picture_paths(df, get_x),len(df)
     names = list(dict.fromkeys(paths))
-    found = dict(zip(names, _digests_and_hashes(names, near is not None)))
+    found = dict(zip(names, _digests_and_hashes(names, near)))
     content = pd.factorize(np.array([found[p][0] or str(p) for p in paths], dtype=object))[0]
     links = [(np.arange(n), n+content)] # a graph whose nodes are the rows, then contents and groups they may share
     if group_col:

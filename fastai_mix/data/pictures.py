@@ -17,7 +17,8 @@ from fastprogress import progress_bar
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..args import check_callable, check_count
-from .check import check_columns, check_images, picture_paths, unusable_faults
+from fastai_mix.data.check import (check_columns, check_images, orientation, picture_paths, scaled_decode,
+    unusable_faults)
 from ..files import printable, write_atomic
 
 # %% ../../nbs/02c_data.pictures.ipynb #db98947d
@@ -33,32 +34,12 @@ def height_width(
     pair = size if isinstance(size, (tuple,list)) and len(size)==2 else (size,size)
     return tuple(int(check_count('size', o)) for o in pair)
 
-def orientation(
-    im:Image.Image, # A picture, opened
-)->int: # From 1, upright, to 8
-    "Which way up the EXIF of a picture says it is"
-    try: turn = im.getexif().get(0x0112, 1)
-    except Exception: return 1 # Pillow raises whatever it trips over
-    return turn if isinstance(turn, int) and turn in _turns else 1
-
 def upright(
     im:Image.Image, # A picture, decoded
     turn:int, # Its `orientation`
 )->Image.Image: # `im` itself if it is upright
     "A picture turned as its EXIF says"
     return im if turn==1 else im.transpose(_turns[turn])
-
-def scaled_decode(
-    im:Image.Image, # A picture that `Image.open` returned
-    size:tuple, # Height and width that training needs
-)->tuple: # How many times smaller it was decoded (1, 2, 4 or 8), and its `orientation`
-    "Decode a picture in place; a JPEG at the smallest scale that leaves each side of it at least twice `size`"
-    h,w = size if orientation(im)<5 else size[::-1]
-    width = im.width
-    box = im.draft(None, (2*w,2*h))
-    im.load()
-    # Pillow turns a TIFF while it loads it
-    return round(width/box[1][2]) if box else 1,orientation(im)
 
 # %% ../../nbs/02c_data.pictures.ipynb #1b2a2456
 def centred(

@@ -190,6 +190,22 @@ def similar_hashes(hashes, near, chunk=1024):
     found = [np.argwhere(_distances(hashes[s:s+chunk], hashes)<=near)+(s,0) for s in range(0, len(hashes), chunk)]
     return np.concatenate(found).T
 
+# %% ../../nbs/02b_data.similar.ipynb #22d3c52f
+def unsure_hashes(hashes, near, error=8, chunk=1024):
+    "Positions of `hashes` that differ from another one in `near` bits, give or take `error`"
+    if (pairs := _close_pairs(hashes, hashes, near+error, True)) is not None:
+        i,j,dist = pairs
+        unsure = dist>=near-error
+        return np.union1d(i[unsure], j[unsure])
+    hashes, = _stacked(hashes)
+    unsure = np.zeros(len(hashes), bool)
+    for start in range(0, len(hashes), chunk):
+        d = _distances(hashes[start:start+chunk], hashes)
+        rows = np.arange(len(d))
+        d[rows,start+rows] = np.inf # each with itself
+        unsure[start+rows] = (abs(d-near)<=error).any(1)
+    return np.flatnonzero(unsure)
+
 # %% ../../nbs/02b_data.similar.ipynb #55ed4ce2
 def _conflicts(rows, content, labels):
     "(row, other row) of every labelled row whose content has another label elsewhere: the first such row"
