@@ -1,12 +1,13 @@
 "Broken files of every kind, pictures that look alike, leaks, and the statistics of channels."
-import os, socket, struct, threading, warnings, zlib
+import io, os, socket, struct, threading, warnings, zlib
 import numpy as np
 import pandas as pd
 import pytest
-from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, DihedralItem, ImageBlock, IndexSplitter, Normalize,
-    Path, PILImageBW, Resize,
-                               aug_transforms, imagenet_stats)
+from fastai.vision.all import (CategoryBlock, ColReader, CropPad, DataBlock, DihedralItem, ImageBlock, IndexSplitter,
+    Normalize, Path, PILImageBW, RandomResizedCrop, Resize, ResizeMethod, aug_transforms, imagenet_stats)
 from PIL import Image, ImageFile
+from fastai_mix.data import check
+from fastai_mix.data.leaves import draw_leaf
 from fastai_mix.data.check import (channel_stats, check_images, check_leaks, picture_groups, plot_faults,
     require_images,
     unusable_faults)
@@ -300,6 +301,67 @@ def test_pictures_that_are_the_same(pictures):
     pd.testing.assert_frame_equal(again, faults)
     pd.testing.assert_frame_equal(look(pictures, lambda r: str(r.path), label_col='label', id_col='id'), faults)
 
+def decode_in_full(im, size):
+    im.load()
+    return 1,1
+
+def crop(im, share):
+    dx,dy = (round(o*share) for o in im.size)
+    return im.crop((dx, dy, im.width-dx, im.height-dy))
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+    "Leaves enlarged, and copies of them, some as far apart as near duplicates may be"
+    folder,rng = tmp_path_factory.mktemp('photographs'),np.random.default_rng(0)
+    for i in range(6):
+        a = np.asarray(draw_leaf([3,i], size=200)[0].resize((1200,1100), Image.BICUBIC)).astype(int)
+        a = Image.fromarray((a+rng.normal(0, 4, (1100,1200,1))).clip(0, 255).astype(np.uint8))
+        copies = a.resize((600,550)),*(crop(a, o) for o in (.005,.01,.015,.02))
+        for k,o in enumerate((a,*copies)): o.save(folder/f'{i}{k}.jpg', quality=90)
+    return pd.DataFrame({'path': sorted(folder.iterdir()), 'label': list('ab')*18})
+
+@pytest.fixture
+def decoded_again(monkeypatch):
+    "Files that are decoded in full after their hashes were compared"
+    files = []
+    check._known.clear()
+    monkeypatch.setattr(check, '_whole_hash', lambda p, f=check._whole_hash: files.append(p) or f(p))
+    return files
+
+def test_what_is_near_is_what_the_full_decode_finds(photographs, decoded_again, monkeypatch):
+    faults,groups = look(photographs),picture_groups(photographs).tolist()
+    assert 0<len(set(decoded_again))<36
+    check._known.clear()
+    monkeypatch.setattr(check, 'scaled_decode', decode_in_full)
+    names = ['path','fault','other']
+    pd.testing.assert_frame_equal(faults[names], look(photographs)[names])
+    assert groups==picture_groups(photographs).tolist() and len(faults)>6
+
+def test_a_file_that_is_decoded_again_is_decoded_once(photographs, decoded_again):
+    groups = picture_groups(photographs).tolist()
+    n = len(decoded_again)
+    assert n==len(set(decoded_again))>0
+    assert picture_groups(photographs).tolist()==groups and len(decoded_again)==n
+
+def test_a_file_that_vanishes_before_it_is_decoded_again(photographs, monkeypatch):
+    monkeypatch.setattr(check.Image, 'open', lambda f, open=Image.open: open(f if isinstance(f, io.BytesIO) else 'gone'))
+    assert set(look(photographs).fault)<={'near duplicate'}
+
+@pytest.mark.parametrize('kind', [dict(), dict(progressive=True), dict(optimize=True, subsampling=0)])
+def test_a_cut_is_found_at_a_smaller_scale(kind, tmp_path, monkeypatch):
+    data,file = io.BytesIO(),tmp_path/'a.jpg'
+    noise(1, (700,600), 60).save(data, 'jpeg', quality=90, **kind)
+    data = data.getvalue()
+    cuts = [*np.linspace(700, len(data)-20, 30).astype(int), *range(len(data)-20, len(data))]
+    def found():
+        for k in cuts:
+            file.write_bytes(data[:k])
+            yield look([file]).fault.tolist()
+    scaled = list(found())
+    assert all(o==['truncated'] for o in scaled[:-2]) # the last two bytes say that the picture ends
+    monkeypatch.setattr(check, 'scaled_decode', decode_in_full)
+    assert scaled==list(found())
+
 def test_near_duplicate_with_another_label_says_so(pictures):
     pictures.loc[5,'label'] = 'y'
     near = look(pictures, label_col='label').query("fault=='near duplicate'")
@@ -463,6 +525,38 @@ def test_channel_stats_of_one_channel(coloured):
     mean,std = channel_stats(block.dataloaders(coloured, bs=4, num_workers=0, device='cpu'), progress=False)
     want = truth(coloured[1:], 'L')
     assert len(mean)==1 and abs(mean[0]-want[0][0])<1e-6 and abs(std[0]-want[1][0])<1e-6
+
+@pytest.fixture
+def sizes_read(monkeypatch):
+    "Sizes that `channel_stats` asked for"
+    sizes = []
+    monkeypatch.setattr(check, 'scaled_decode', lambda im, size, f=check.scaled_decode: sizes.append(size) or f(im, size))
+    return sizes
+
+def stats_of(df, item_tfms, block=ImageBlock):
+    dls = DataBlock((block, CategoryBlock), splitter=IndexSplitter([0]), get_x=ColReader('path'),
+        get_y=ColReader('label'), item_tfms=item_tfms).dataloaders(df, bs=4, num_workers=0, device='cpu')
+    transforms = [list(o.tls[0].tfms.fs) for o in (dls.train_ds,dls.valid_ds)]
+    stats = np.array(channel_stats(dls, progress=False))
+    assert transforms==[list(o.tls[0].tfms.fs) for o in (dls.train_ds,dls.valid_ds)]
+    return stats
+
+resizes = {'crop': Resize(48), 'oblong': Resize((40,64)), 'squish': Resize(48, ResizeMethod.Squish),
+    'pad': Resize(48, ResizeMethod.Pad, pad_mode='zeros'), 'random': RandomResizedCrop(48)}
+
+@pytest.mark.parametrize('name', resizes)
+@pytest.mark.parametrize('block', [ImageBlock, ImageBlock(PILImageBW)])
+def test_channel_stats_of_large_jpegs(name, block, photographs, sizes_read, monkeypatch):
+    df = photographs[:9]
+    stats = stats_of(df, resizes[name], block)
+    assert sizes_read==[(64,64) if name=='oblong' else (48,48)]*8
+    monkeypatch.setattr(check, 'scaled_decode', decode_in_full)
+    assert abs(stats-stats_of(df, resizes[name], block)).max()<.002
+
+@pytest.mark.parametrize('item_tfms', [CropPad(48), [DihedralItem(), Resize(48)]])
+def test_channel_stats_reads_in_full_what_is_not_resized_first(item_tfms, photographs, sizes_read):
+    stats_of(photographs[:9], item_tfms)
+    assert not sizes_read
 
 def test_channel_stats_needs_fastai_datasets(toy):
     with pytest.raises(ValueError, match='dls.train_ds is a Batches'): channel_stats(toy().dls)

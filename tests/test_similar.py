@@ -1,11 +1,13 @@
 "Pictures that repeat: the search for similar hashes finds what comparing all with all finds."
+import io
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from fastai_mix.data import similar
-from fastai_mix.data.similar import (_close_pairs, _count_bits, _packed, _search_plan, nearest_hashes,
-    repeated_pictures,
-    similar_hashes)
+from PIL import Image
+from fastai_mix.data.leaves import draw_leaf
+from fastai_mix.data.similar import (_close_pairs, _count_bits, _packed, _search_plan, nearest_hashes, picture_hash,
+    repeated_pictures, similar_hashes, unsure_hashes)
 
 bits = st.integers(1, 40).flatmap(lambda n: st.lists(st.integers(0, 5), min_size=n, max_size=n))
 
@@ -55,6 +57,28 @@ def test_search_by_parts_finds_what_comparing_all_finds(near, flips, few):
         pairs = set(zip(*similar_hashes(a, near)))
         m.setattr(similar, '_close_pairs', lambda *_: None)
         assert pairs==set(zip(*similar_hashes(a, near)))|{(i,i) for i in range(400)}
+
+@pytest.mark.parametrize('near', [0,8,20,32])
+@pytest.mark.parametrize('few', [0,.3])
+def test_hashes_that_a_small_error_would_decide(near, few, monkeypatch):
+    h = hashes(np.random.default_rng(near), 300, few)
+    def distance(a, b): return max((256-a[:256]@b[:256])/2, (256-a[256:]@b[256:])/2 if len(a)==len(b)>256 else 0)
+    wide = [o.astype(float) for o in h]
+    d = np.array([[distance(a, b) for b in wide] for a in wide])
+    np.fill_diagonal(d, np.inf)
+    want = np.flatnonzero((abs(d-near)<=8).any(1)).tolist()
+    assert 0<len(want)<300 and unsure_hashes(h, near).tolist()==want
+    monkeypatch.setattr(similar, '_close_pairs', lambda *_: None)
+    assert unsure_hashes(h, near, chunk=70).tolist()==want
+
+def test_the_hash_of_a_smaller_scale_differs_in_few_bits():
+    for i in range(12):
+        data = io.BytesIO()
+        draw_leaf([2,i], size=160)[0].resize((1300,1100), Image.BICUBIC).save(data, 'jpeg', quality=90)
+        whole,im = picture_hash(Image.open(data)),Image.open(data)
+        im.draft(None, (256,256))
+        scaled = picture_hash(im)
+        assert im.size==(325,275) and len(scaled)==len(whole)==256 and (scaled!=whole).sum()<=8
 
 @pytest.mark.parametrize('near', [0,1,31,32,33,40,128,32.5])
 def test_every_plan_of_a_search_misses_nothing(near):

@@ -375,17 +375,52 @@ def picture_groups(
     component = connected_components(graph, directed=False)[1][:n]
     return pd.Series(pd.factorize(component)[0], df.index, name='group')
 
+# %% ../../nbs/02_data.check.ipynb #f242767c
+class _ScaledReader(Transform):
+    "Reads a file, a JPEG at the smallest scale that leaves each side at least twice `size`, for `create` to take on"
+    def __init__(self, size, mode):
+        super().__init__()
+        self.size,self.mode = size,mode
+
+    def encodes(self, file:Path|str):
+        with Image.open(file) as im:
+            scaled_decode(im, self.size)
+            return im.convert(self.mode) if self.mode else im.copy()
+
+def _picture_class(tfm):
+    "The class of pictures that fastai's `create` makes as the transform `tfm`; None if it is another transform"
+    from fastai.vision.core import PILBase
+    for method in getattr(getattr(tfm, 'encodes', None), 'methods', ()):
+        f = method.implementation
+        if getattr(f, '__func__', None) is PILBase.create.__func__: return f.__self__
+
+def _scale_down(dl):
+    "Read the pictures of `dl` at the scale that its first item transform needs, if that one resizes them"
+    from fastai.vision.augment import RandomResizedCrop, Resize
+    resize = first(dl.after_item.fs)
+    if type(resize) not in (Resize,RandomResizedCrop): return
+    side = max(resize.size) # of both sides, as fastai does not turn pictures as their EXIF says
+    pipe = (dl.dataset.tls[0] if isinstance(dl.dataset, Datasets) else dl.dataset).tfms
+    for i,tfm in enumerate(pipe.fs):
+        if cls := _picture_class(tfm):
+            pipe.fs = L(*pipe.fs[:i], _ScaledReader((side,side), cls._open_args.get('mode')), *pipe.fs[i:])
+            return
+
 # %% ../../nbs/02_data.check.ipynb #d93eb91b
 def channel_stats(
     dls:DataLoaders, # From a `DataBlock` or `Datasets`
     progress:bool=True, # Show a bar
 )->tuple: # Mean and standard deviation of each channel, two lists, as `Normalize.from_stats` takes them
-    "Exact mean and standard deviation of the channels over the training set"
+    """Mean and standard deviation of the channels over the training set, as it is resized.
+
+    A JPEG at least four times as large as the first item transform, `Resize` or `RandomResizedCrop`, resizes it to, is
+    decoded at a smaller scale, as `FastImageBlock` does. All others are read as `dls` does"""
     if not isinstance(dls.train_ds, (Datasets,TfmdLists)):
         raise ValueError(
             f"dls.train_ds is a {type(dls.train_ds).__name__}: expected one from a DataBlock or Datasets, "
             "whose augmentations can be told from the rest")
     dl = dls.test_dl(dls.train_ds.items, rm_type_tfms=0)
+    _scale_down(dl)
     dl.after_batch = Pipeline([o for o in dl.after_batch.fs if not isinstance(o, Normalize)])
     n,total,total_sq = 0,0.,0.
     for x,*_ in progress_bar(dl, leave=False) if progress else dl:
