@@ -357,7 +357,9 @@ def test_a_cut_is_found_at_a_smaller_scale(kind, tmp_path, monkeypatch):
     def found():
         for k in cuts:
             file.write_bytes(data[:k])
-            yield look([file]).fault.tolist()
+            faults = look([file]).fault.tolist()
+            assert look([file], near=None).fault.tolist()==faults # at 1/8
+            yield faults
     scaled = list(found())
     assert all(o==['truncated'] for o in scaled[:-2]) # the last two bytes say that the picture ends
     monkeypatch.setattr(check, 'scaled_decode', decode_in_full)
