@@ -12,6 +12,7 @@ __all__ = ['printable', 'write_atomic', 'write_json', 'read_json', 'write_tensor
 import hashlib,json,os,socket,time
 from argparse import Namespace
 from contextlib import contextmanager,nullcontext,suppress
+from functools import wraps
 from importlib.metadata import version
 from io import BytesIO
 from secrets import token_hex
@@ -76,6 +77,31 @@ def _file_digest(file, checksum):
         while part := f.read(2**20): sha.update(part)
     return sha.hexdigest(),start
 
+def _version(stat): return stat.st_dev,stat.st_ino,stat.st_mtime_ns,stat.st_size
+
+def _is_version(path, version):
+    try: return _version(os.stat(path))==version
+    except FileNotFoundError: return False
+
+def _open(path):
+    try: return open(path, 'rb')
+    except FileNotFoundError: raise
+    except OSError as e: raise ValueError(_broken(path, e)) from None
+
+def _of_one_version(read):
+    "`read(path, ...)`, which opens the file several times, again if another process replaces the file meanwhile"
+    @wraps(read)
+    def read_one(path, *args, **kwargs):
+        while True:
+            with _open(path) as f: # as long as it is open, no new file gets its inode
+                version = _version(os.fstat(f.fileno()))
+                try: result = read(path, *args, **kwargs)
+                except Exception:
+                    if _is_version(path, version): raise
+                else:
+                    if _is_version(path, version): return result
+    return read_one
+
 def write_json(
     path:str|Path, # File to write
     o:dict, # What JSON can hold
@@ -92,22 +118,25 @@ def _dict_of_unique_names(pairs):
 
 def _refuse_constant(text): raise ValueError(f"{text} is no number")
 
-def read_json(
-    path:str|Path, # File of `write_json`, or another one with a dictionary
-)->dict: # Without the checksum
-    "The dictionary in a file; ValueError if there is none, or if its checksum does not fit"
-    path = Path(path)
+def _parse_json(path):
+    "The dictionary in a file without its checksum, and whether this fits"
     try:
-        text = path.read_text(encoding='utf-8')
+        text = Path(path).read_text(encoding='utf-8')
         content = json.loads(text, object_pairs_hook=_dict_of_unique_names, parse_constant=_refuse_constant)
     except (OSError,ValueError,RecursionError) as e: raise ValueError(_broken(path, e)) from None
     if not isinstance(content, dict):
         raise ValueError(f"{printable(path)} holds a {type(content).__name__}: expected a dictionary")
-    if 'sha256' in content and content.pop('sha256')!=_dict_digest(content):
-        raise ValueError(
-            f"{printable(path)} is not as it was written: copy it again from the original; "
-            "if you changed it yourself, remove its 'sha256'")
-    return content
+    return content,'sha256' not in content or content.pop('sha256')==_dict_digest(content)
+
+def read_json(
+    path:str|Path, # File of `write_json`, or another one with a dictionary
+)->dict: # Without the checksum
+    "The dictionary in a file; ValueError if there is none, or if its checksum does not fit"
+    content,as_written = _parse_json(path)
+    if as_written: return content
+    raise ValueError(
+        f"{printable(path)} is not as it was written: copy it again from the original; "
+        "if you changed it yourself, remove its 'sha256'")
 
 def write_tensors(
     path:str|Path, # File to write, .safetensors
@@ -123,6 +152,7 @@ def write_tensors(
             f.write(digest.encode())
     write_atomic(path, write)
 
+@_of_one_version
 def check_tensors(
     path:str|Path, # File, .safetensors
 )->dict: # Its metadata
@@ -136,6 +166,7 @@ def check_tensors(
     if not same: raise ValueError(f"{printable(path)} is broken (its checksum is not that of its content)")
     return meta
 
+@_of_one_version
 def read_tensors(
     path:str|Path, # File of `write_tensors`
     name:str, # Name of its text
@@ -156,12 +187,9 @@ def write_network(
     "Write the weights of a network with their checksum, atomically"
     write_tensors(path, partial(save_model, model))
 
-def read_network(
-    path:str|Path, # File of `write_network`, or of safetensors' `save_model`
-    model:nn.Module, # A network like the one written
-)->str: # The checksum; None in a file of an older version
-    "Load weights into `model`; ValueError if they do not fit it, or their checksum does not fit them"
-    if not Path(path).is_file(): raise ValueError(f"no such file: {printable(path)}")
+@_of_one_version
+def _load_network(path, model):
+    "Load weights into `model`; returns their checksum"
     checksum = check_tensors(path).get('sha256')
     device = next((str(p.device) for p in model.parameters()), 'cpu')
     try: load_model(model, path, device=device)
@@ -169,6 +197,14 @@ def read_network(
         why = printable(' '.join(str(e).split()))[:200]
         raise ValueError(f"{printable(path)} does not fit {type(model).__name__}: {why}") from None
     return checksum
+
+def read_network(
+    path:str|Path, # File of `write_network`, or of safetensors' `save_model`
+    model:nn.Module, # A network like the one written
+)->str: # The checksum; None in a file of an older version
+    "Load weights into `model`; ValueError if they do not fit it, or their checksum does not fit them"
+    if not Path(path).is_file(): raise ValueError(f"no such file: {printable(path)}")
+    return _load_network(path, model)
 
 # %% ../nbs/06_files.ipynb #a47bffbe
 _seqs = {'list': list, 'tuple': tuple, 'L': L}
@@ -262,17 +298,18 @@ def write_dict(file, content):
 
 def read_dict(file, fix, **kinds):
     "The dictionary in `file`, whose values of `kinds` are of these types; ValueError with `fix` if it is broken"
-    try: content = json.loads(Path(file).read_text(encoding='utf-8'))
-    except OSError as e: why = e.strerror
-    except (ValueError, RecursionError) as e: why = str(e)
-    else:
-        if isinstance(content, dict):
-            wrong = [k for k,t in kinds.items() if k not in content or not isinstance(content[k], t)]
-            if not wrong: return content
-            k = wrong[0]
-            why = f'{k!r} is a {type(content[k]).__name__}' if k in content else f'without {k!r}'
-        else: why = f'a {type(content).__name__}, not a dictionary'
-    raise ValueError(f"{file} is broken ({why}): {fix}")
+    try: content,as_written = _parse_json(file)
+    except ValueError as e: raise ValueError(f"{e}: {fix}") from None
+    if not as_written: raise not_as_written(file, f"{fix}; if you changed it yourself, remove its 'sha256'")
+    wrong = [k for k,t in kinds.items() if k not in content or not isinstance(content[k], t)]
+    if not wrong: return content
+    k = wrong[0]
+    why = f'{k!r} is a {type(content[k]).__name__}' if k in content else f'without {k!r}'
+    raise ValueError(f"{printable(file)} is broken ({why}): {fix}")
+
+def not_as_written(file, fix):
+    "The error about a file whose checksum does not fit, with `fix` as what else can be done"
+    return ValueError(f"{printable(file)} is not as it was written: copy it again from the original, or {fix}")
 
 _compressions = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'xz'}
 

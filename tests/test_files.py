@@ -1,11 +1,14 @@
 "What is written comes back, whole or not at all."
+import os
 from collections import Counter
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 import torch
 from fastai.vision.all import L
-from fastai_mix.files import load_state, save_state, write_atomic
+from fastai_mix import files
+from fastai_mix.files import check_tensors, load_state, read_network, save_state, write_atomic
 
 def test_numbers_of_one_kind_are_not_confused(tmp_path):
     def some(k):
@@ -46,3 +49,41 @@ def test_failed_write_keeps_the_old_file(tmp_path):
         raise OSError('disk full')
     with pytest.raises(OSError): write_atomic(tmp_path/'f', fails)
     assert [o.name for o in tmp_path.iterdir()]==['f'] and (tmp_path/'f').read_text()=='old'
+
+@pytest.fixture
+def replaced(tmp_path):
+    "A file that a thread replaces all the time by one of two others, and the checksums of these"
+    file,others,stop = tmp_path/'net.safetensors',[tmp_path/f'{i}.safetensors' for i in range(2)],Event()
+    for i,other in enumerate(others): save_state(other, {'version':i, 'weight':torch.full((1000,), float(i))})
+    contents,checksums = zip(*((other.read_bytes(), check_tensors(other)['sha256']) for other in others))
+    def replace():
+        while not stop.is_set():
+            for other,content in zip(others, contents):
+                other.write_bytes(content)
+                os.replace(other, file)
+    file.write_bytes(contents[0])
+    thread = Thread(target=replace)
+    thread.start()
+    yield file,checksums
+    stop.set()
+    thread.join()
+
+def test_a_file_that_is_replaced_while_it_is_read(replaced):
+    (file,checksums),versions = replaced,set()
+    net = torch.nn.ParameterDict({'t0':torch.nn.Parameter(torch.zeros(1000))})
+    for _ in range(200):
+        state = load_state(file)
+        versions.add(state['version'])
+        assert (state['weight']==state['version']).all()
+        assert read_network(file, net)==checksums[int(net['t0'][0])]
+        assert check_tensors(file)['sha256'] in checksums
+    assert versions=={0,1}
+
+def test_a_file_that_is_gone_while_it_is_read(tmp_path, monkeypatch):
+    file,digest = tmp_path/'s.safetensors',files._file_digest
+    save_state(file, {'a':1})
+    def gone(path, checksum):
+        path.unlink()
+        return digest(path, checksum)
+    monkeypatch.setattr(files, '_file_digest', gone)
+    with pytest.raises(FileNotFoundError): load_state(file)
