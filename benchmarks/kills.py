@@ -15,6 +15,7 @@ from fastai_mix.checkpoint import load_state
 from fastai_mix.crossval import CrossVal
 from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
+from fastai_mix.files import read_json
 
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['fastai.vision.all','fastai_mix.cli','fastai_mix.crossval',
@@ -68,7 +69,7 @@ def read_all(run):
     files = [Path(folder)/o for folder,_,names in os.walk(run) for o in names if not o.startswith('.')]
     for f in files:
         try:
-            if f.suffix=='.json': json.loads(f.read_text())
+            if f.suffix=='.json': read_json(f)
             elif f.suffix=='.csv': assert len(pd.read_csv(f))>0
             elif f.name=='model.safetensors': load_file(f)
             elif f.suffix=='.safetensors': assert load_state(f)['done']>0
@@ -214,7 +215,8 @@ def ran(*args):
 def outputs(run):
     "All files of a run, without times"
     def read(f):
-        if f.name=='fold.json': return {k:v for k,v in json.loads(f.read_text()).items() if not k.endswith('seconds')}
+        if f.name=='fold.json': # the checksums are also of times
+            return {k:v for k,v in read_json(f).items() if k!='checksums' and not k.endswith('seconds')}
         if f.name=='history.csv': return pd.read_csv(f, dtype=str).drop(columns='time', errors='ignore').to_csv()
         return f.read_bytes()
     return {str(f.relative_to(run)): read(f) for f in sorted(run.rglob('*')) if f.is_file() and f.name!='.lock'}

@@ -6,6 +6,7 @@ from pathlib import Path
 from fastai.basics import L
 
 from fastai_mix.checkpoint import load_state, save_state
+from fastai_mix.files import write_json
 
 suffixes = ('.json','.csv','.safetensors')
 
@@ -217,11 +218,22 @@ def without_checksums(folder):
         file.write_bytes(join_tensors(head, body))
     for file in folder.rglob('*.json'):
         o = json.loads(file.read_text())
-        o.pop('sha256', None)
+        for k in ('sha256','checksums'): o.pop(k, None)
         for group in o.get('groups', []): group.pop('sha256')
         file.write_text(json.dumps(o))
 
-def has_checksum(file): return b'"sha256"' in file.read_bytes()
+def has_checksum(file):
+    "Is there a checksum in the file, or in the `fold.json` beside it?"
+    fold = file.parent/'fold.json'
+    return b'"sha256"' in file.read_bytes() or fold.exists() and f'"{file.name}": "' in fold.read_text()
+
+def sign_fold(folder):
+    "Make the checksums of a fold anew"
+    fold = json.loads((folder/'fold.json').read_text())
+    for name in fold.get('checksums', {}):
+        if name.endswith('.csv'): fold['checksums'][name] = hashlib.sha256((folder/name).read_bytes()).hexdigest()
+    fold.pop('sha256')
+    write_json(folder/'fold.json', fold)
 
 def change_file(file, form, rng, marker):
     "Change one file; returns what was done"
@@ -230,4 +242,5 @@ def change_file(file, form, rng, marker):
     elif file.suffix=='.csv': data,action = change_csv(file.read_bytes(), rng)
     else: data,action = change_tensors(file.read_bytes(), rng, form, marker)
     file.write_bytes(data)
+    if form=='signed anew' and file.suffix=='.csv': sign_fold(file.parent)
     return action

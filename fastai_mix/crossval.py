@@ -22,7 +22,7 @@ from .data.folds import *
 from .data.rows import row_ids
 from .ensemble import *
 from .files import *
-from .files import first_few, package_versions, write_csv, write_dict
+from .files import first_few, package_versions
 from fastai_mix.fold_checks import (FoldRows, check_one_label, check_output, check_same_classes, fold_numbers,
     unique_ids)
 from .losses import loss_activation
@@ -104,7 +104,9 @@ def _make_learner(self:CrossVal, k):
     rows,dls = self._rows(k),self.get_dls(self.df, k)
     *_,vocab = rows.check_dls(dls)
     known = next((o for o in map(self._folder, (k, *self.folds)) if o.done), None)
-    if known: check_same_classes(vocab, known.info['vocab'], f'get_dls(df, {k})', f'fold {known.fold}, which is done')
+    if known:
+        done = f"fold {known.fold}, which is done ({known.path/'fold.json'})"
+        check_same_classes(vocab, known.info['vocab'], f'get_dls(df, {k})', done)
     learn = self.get_learner(dls)
     if not isinstance(learn, Learner):
         raise ValueError(f"get_learner(dls) gives {type(learn).__name__}: expected a Learner of these DataLoaders")
@@ -180,11 +182,13 @@ def _norm(dls):
     norms = [f for f in dls.valid.after_batch.fs if isinstance(f, Normalize)]
     return [np.asarray(t.cpu()).ravel().round(6).tolist() for f in norms for t in (f.mean,f.std)]
 
-def _norms_problem(norms):
-    "A message if the folds normalize differently; '' if not"
-    if all(o==norms[0] for o in norms): return ''
-    return ("the folds normalize with different statistics, but an ensemble reads a picture once: use fixed ones, "
-        "Normalize.from_stats(*imagenet_stats), and train again, in another folder")
+def _norms_problem(norm, folders):
+    "A message if one of the `folders` of folds has other statistics than `norm`; '' if not"
+    other = next((o for o in folders if o.info['norm']!=norm), None)
+    if other is None: return ''
+    return (f"the folds normalize with different statistics ({other.path/'fold.json'} has others), but an ensemble "
+        "reads a picture once: use fixed ones, Normalize.from_stats(*imagenet_stats), and train again, "
+        "in another folder")
 
 @patch
 def _fit_fold(self:CrossVal, fit_fn, learn, k, vocab, bar):
@@ -202,18 +206,14 @@ def _corrected_labels(learn):
     return tables[-1] if tables else None
 
 def _write_fold(folder, learn, oof, fits, info):
-    "Write the files of a fold, `fold.json` last"
-    write_network(folder.path/'model.safetensors', learn.model)
-    write_csv(folder.path/'oof.csv', oof)
-    write_csv(folder.path/'history.csv', fits.history)
-    labels = _corrected_labels(learn)
+    "Write the files of a fold"
+    tables,labels = {'oof.csv':oof, 'history.csv':fits.history},_corrected_labels(learn)
     if labels is not None:
         rows = labels.set_axis(labels.index.to_flat_index()).rename_axis(labels.index.name or 'row')
-        write_csv(folder.path/'labels.csv', rows.reset_index())
+        tables['labels.csv'] = rows.reset_index()
     info |= dict(n_epoch=[p['n_epoch'] for p in fits.plans], norm=_norm(learn.dls), labels=labels is not None,
         train_seconds=round(fits.seconds, 3), versions=package_versions())
-    write_dict(folder.path/'fold.json', info)
-    folder.tidy()
+    folder.write(learn.model, tables, info)
 
 @patch
 def _train_locked(self:CrossVal, fit_fn, k, bar):
@@ -223,7 +223,7 @@ def _train_locked(self:CrossVal, fit_fn, k, bar):
         dls,learn,vocab = self._make_learner(k)
         self._claim_network(learn.model, k)
         check_output(learn, len(vocab))
-        problem = _norms_problem([*(info['norm'] for info in self._done_infos()), _norm(dls)])
+        problem = _norms_problem(_norm(dls), [self._folder(o) for o in self.folds if self.done(o)])
         if problem: warnings.warn(problem) # only an ensemble fails; out-of-fold predictions are right
         if bar and not rank_distrib(): print(f'fold {k}')
         learn.path = folder.path # a callback that saves models must not overwrite those of another fold
@@ -231,7 +231,7 @@ def _train_locked(self:CrossVal, fit_fn, k, bar):
         start = perf_counter()
         oof,n_out = self._predict_fold(learn, k, vocab)
     if rank_distrib(): return
-    info = dict(fold=k, vocab=vocab, n_out=n_out, predict_seconds=round(perf_counter()-start, 3))
+    info = dict(vocab=vocab, n_out=n_out, predict_seconds=round(perf_counter()-start, 3))
     _write_fold(folder, learn, oof, fits, info)
 
 _one_fold = threading.Lock() # of this process
@@ -303,35 +303,22 @@ def _done_folders(self:CrossVal):
     training = ''.join(f"; {h} is training fold {k}" for k in lack if (h := self.holder(k)))
     raise ValueError(f"fold {', '.join(map(str, lack))} is not done: call `fit`{training}")
 
-@patch
-def _check_oof(self:CrossVal, table, k):
-    "`table` of out-of-fold probabilities of fold `k`; ValueError unless it is of the fold's rows"
-    probs = table.reindex(columns=list(map(str, self.vocab))).apply(pd.to_numeric, errors='coerce')
-    if sorted(table.id)==sorted(self.ids[self._in_fold(k)]) and probs.notna().all(axis=None): return table
-    folder = self._folder(k)
-    raise ValueError(
-        f"{folder.path/'oof.csv'} is broken (not a row of probabilities for each of the fold's pictures): {folder.fix}")
-
 @patch(as_prop=True)
 def vocab(self:CrossVal)->list: # As they are in the column of labels
     "The classes, in the order of the probabilities"
-    vocabs = [info['vocab'] for info in self._done_infos()]
+    vocabs = {self._folder(k).path/'fold.json': self._folder(k).info['vocab'] for k in self.folds if self.done(k)}
     if not vocabs: raise ValueError("no fold is done: call `fit`")
-    if any(o!=vocabs[0] for o in vocabs):
-        raise ValueError(
-            "the folds have their classes in different orders: "
-            "give them one, CategoryBlock(vocab=...), and train again")
+    (first,vocab),*others = vocabs.items()
+    for file,other in others: check_same_classes(vocab, other, first, file)
     label = {str(o):o for o in self.df[self.label_col].unique().tolist()}
-    return [label.get(o, o) for o in vocabs[0]]
+    return [label.get(o, o) for o in vocab]
 
 @patch(as_prop=True)
 def oof(self:CrossVal)->pd.DataFrame: # Rows and index as in `df`, NaN for fold -1; a column per class
     "Out-of-fold probabilities"
-    text = {'id':str, 'label':str}
-    options = dict(dtype=text, float_precision='round_trip', keep_default_na=False)
-    tables = [o.read_table('oof.csv', ['id'], **options) for o in self._done_folders()]
-    table = pd.concat([self._check_oof(t, k) for t,k in zip(tables, self.folds)]).set_index('id')
-    probs = table[list(map(str, self.vocab))].astype(np.float32).reindex(self.ids)
+    folders,vocab = self._done_folders(),list(map(str, self.vocab))
+    table = pd.concat([o.read_oof(self.ids[self._in_fold(o.fold)], vocab) for o in folders])
+    probs = table.astype(np.float32).reindex(self.ids)
     return probs.set_axis(self.df.index).set_axis(self.vocab, axis=1)
 
 @patch
@@ -359,15 +346,13 @@ def history(self:CrossVal)->pd.DataFrame: # A row per epoch
     "Losses and metrics of all epochs and folds"
     return pd.concat([o.read_table('history.csv', ['fit','epoch']) for o in self._done_folders()], ignore_index=True)
 
-def _may_have_labels(folder): return folder.info.get('labels') or (folder.path/'labels.csv').exists()
-
 @patch(as_prop=True)
 def labels(self:CrossVal)->pd.DataFrame: # Tables of a label-correcting callback, with the fold it was training
     "Labels corrected during training; ValueError if no callback has a table `labels`"
     keys = {self.id_col or 'row', 'row'} # ProgressiveLabelCorrection says row, for any id_col
     text = {**dict.fromkeys(keys, str), 'given':str, 'current':str}
     options = dict(dtype=text, keep_default_na=False, na_values=[''])
-    tables = [o.read_table('labels.csv', **options) for o in self._done_folders() if _may_have_labels(o)]
+    tables = [o.read_table('labels.csv', **options) for o in self._done_folders() if o.has_labels]
     if not tables:
         raise ValueError("no callback of these folds keeps `labels`: add one that corrects labels in get_learner")
     table = pd.concat(tables, ignore_index=True).fillna(dict.fromkeys(keys, ''))
@@ -418,7 +403,7 @@ def _group(self:CrossVal):
     "The networks of all folds as a group of an `Ensemble`"
     first,*others = map(self._folder, self.folds)
     learn,info = self.learner(first.fold),first.info
-    problem = _norms_problem([_norm(learn.dls), *(o.info['norm'] for o in (first, *others))])
+    problem = _norms_problem(_norm(learn.dls), [first, *others])
     if problem: raise ValueError(problem)
     n_out = info.get('n_out', len(self.vocab))
     if loss_activation(learn.loss_func, None) is None:

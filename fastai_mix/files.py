@@ -292,10 +292,6 @@ def first_few(items):
     "The first three of `items` in a sentence"
     return ', '.join(map(str, list(items)[:3])) + (', …' if len(items)>3 else '')
 
-def write_dict(file, content):
-    "Write a dictionary as JSON without a checksum, atomically"
-    write_atomic(file, lambda f: f.write_text(json.dumps(content, indent=1)))
-
 def read_dict(file, fix, **kinds):
     "The dictionary in `file`, whose values of `kinds` are of these types; ValueError with `fix` if it is broken"
     try: content,as_written = _parse_json(file)

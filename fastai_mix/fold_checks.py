@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from .data.table import check_columns, check_filled, check_labels
 from .data.rows import in_order, inner_dl, item_table, items_dl, row_ids, target_lists
-from .files import check_csv_text, first_few, ids_as_text
+from .files import check_csv_text, first_few, ids_as_text, printable
 from .scores import class_probs
 from .vision.forward import *
 from .vision.forward import call_eager, cast_to
@@ -129,7 +129,7 @@ def check_same_classes(vocab, other_vocab, source, other):
     for i,(a,b) in enumerate(zip_longest(vocab, other_vocab, fillvalue='none')):
         if a!=b:
             raise ValueError(
-                f"class {i} is {a} in {source}, and {b} in {other}: "
+                f"class {i} is {printable(a)} in {source}, and {printable(b)} in {other}: "
                 "give both the same classes in one order, CategoryBlock(vocab=...)")
 
 class FoldRows:

@@ -8,17 +8,20 @@ Docs: https://fastai-mix.github.io/fastai_mix/run_folder.html.md"""
 __all__ = []
 
 # %% ../nbs/31c_run_folder.ipynb #9c0c5c3a
-import hashlib,platform,shutil
+import hashlib,math,platform,shutil
 from contextlib import contextmanager,suppress
+from io import BytesIO
 
 from fastai.basics import *
 from filelock import FileLock, Timeout
 
 from .files import *
-from .files import (first_few, folder_lock, package_versions, read_dict, read_holder, remove_parts, take_lock,
-    write_dict, write_holder)
+from .files import (first_few, folder_lock, not_as_written, package_versions, read_dict, read_holder,
+    remove_parts, take_lock, write_csv, write_holder)
 
 # %% ../nbs/31c_run_folder.ipynb #87f47779
+def _sha256(data): return hashlib.sha256(data).hexdigest()
+
 def _changes(then, now):
     "What has changed from one table of id, label and fold to another"
     then,now = (o.set_index('id') for o in (then,now))
@@ -45,12 +48,12 @@ def claim_folder(
         raise ValueError(f"{path} holds something that is not a run of CrossVal: give another folder")
     path.mkdir(parents=True, exist_ok=True)
     rows = table.sort_values('id').to_csv(index=False, lineterminator='\n')
-    now = dict(seed=seed, **config, digest=hashlib.sha256(rows.encode()).hexdigest())
+    now = dict(seed=seed, **config, digest=_sha256(rows.encode()))
     with folder_lock(path):
         file = path/'config.json'
         if file.exists(): return _compare(path, now, table)
         write_atomic(path/'table.csv', lambda f: f.write_text(rows, encoding='utf-8'))
-        write_dict(file, dict(now, python=platform.python_version(), versions=package_versions()))
+        write_json(file, dict(now, python=platform.python_version(), versions=package_versions()))
 
 def _compare(path, now, table):
     "ValueError unless `config.json` says the same as `now`"
@@ -63,6 +66,23 @@ def _compare(path, now, table):
             f"{path} is another run: {'; '.join(changes)}. Give another folder, or the table it was begun with")
 
 # %% ../nbs/31c_run_folder.ipynb #489d59f6
+def _is_count(o): return type(o) is int and o>=0
+def _is_number(o): return type(o) in (int,float) and math.isfinite(o)
+def _is_time(o): return _is_number(o) and o>=0
+def _are_texts(o): return all(isinstance(v, str) for v in o)
+def _are_numbers(o): return isinstance(o, list) and all(map(_is_number, o))
+
+_can_be = dict(
+    vocab=lambda o: _are_texts(o) and 0<len(o)==len(set(o)),
+    n_out=lambda o: _is_count(o) and 0<o<10**6,
+    norm=lambda o: all(map(_are_numbers, o)),
+    n_epoch=lambda o: all(map(_is_count, o)),
+    fold=_is_count,
+    labels=lambda o: isinstance(o, bool),
+    train_seconds=_is_time,
+    predict_seconds=_is_time,
+    checksums=lambda o: isinstance(o, dict) and _are_texts(o.values()))
+
 class FoldFolder:
     "The folder of one fold"
     def __init__(self,
@@ -83,7 +103,22 @@ class FoldFolder:
     @property
     def info(self)->dict:
         "`fold.json`; ValueError if it is broken"
-        return read_dict(self.path/'fold.json', self.fix, vocab=list, norm=list, n_epoch=list)
+        file = self.path/'fold.json'
+        number = int,float
+        info = read_dict(file, self.fix, fold=int, vocab=list, norm=list, n_epoch=list, train_seconds=number,
+            predict_seconds=number)
+        wrong = [k for k,possible in _can_be.items() if k in info and not possible(info[k])]
+        if info['fold']!=self.fold: wrong.append('fold')
+        if not wrong: return info
+        value = printable(repr(info[wrong[0]])[:100])
+        raise ValueError(f"{file} is broken ({wrong[0]!r} is {value}): {self.fix}")
+
+    @property
+    def has_labels(self)->bool:
+        "Did a callback correct labels?"
+        info = self.info
+        if 'checksums' in info: return 'labels.csv' in info['checksums']
+        return info.get('labels') or (self.path/'labels.csv').exists()
 
     def tidy(self):
         "Remove what is needed only until the fold is done"
@@ -119,20 +154,48 @@ class FoldFolder:
         for folder in (self.path, self.path/'checkpoints'): remove_parts(folder)
         write_holder(self.path/'holder.txt')
 
+    def write(self, net, tables, info):
+        "Write the network, the tables by their names, and at last `fold.json`, with checksums of the others"
+        write_network(self.path/'model.safetensors', net)
+        for name,table in tables.items(): write_csv(self.path/name, table)
+        checksums = {name: _sha256((self.path/name).read_bytes()) for name in tables}
+        checksums['model.safetensors'] = check_tensors(self.path/'model.safetensors')['sha256']
+        write_json(self.path/'fold.json', dict(info, fold=self.fold, checksums=checksums))
+        self.tidy()
+
+    def _check_written(self, name, checksum):
+        "ValueError unless `checksum` is that of the file `name` in `fold.json`, which has none if it is older"
+        if self.info.get('checksums', {}).get(name, checksum)==checksum: return
+        raise not_as_written(self.path/name, self.fix)
+
     def read_table(self, name, cols=(), **kwargs):
         "A table of the fold, which has `cols`, and its fold; ValueError if it is broken"
         file = self.path/name
-        try: table = pd.read_csv(file, **kwargs)
+        try: data = file.read_bytes()
+        except OSError as e: raise ValueError(f"{file} cannot be read ({e.strerror}): {self.fix}") from None
+        self._check_written(name, _sha256(data))
+        try: table = pd.read_csv(BytesIO(data), **kwargs)
         except (OSError, ValueError) as e: # pandas raises both
-            why = str(getattr(e, 'strerror', None) or e).strip()
+            why = printable(str(e).strip())[:200]
             raise ValueError(f"{file} cannot be read ({why}): {self.fix}") from None
         lack = [o for o in cols if o not in table]
         if lack: raise ValueError(f"{file} is broken (no column {lack[0]!r}): {self.fix}")
         return table.assign(fold=self.fold)
 
+    def read_oof(self, ids, vocab):
+        "Probabilities of the rows `ids`, a column per class of `vocab` as text; ValueError if they are broken"
+        options = dict(dtype={'id':str, 'label':str}, float_precision='round_trip', keep_default_na=False)
+        table = self.read_table('oof.csv', ['id',*vocab], **options)
+        probs = table.set_index('id')[vocab].apply(pd.to_numeric, errors='coerce')
+        possible = (probs>=0) & (probs<np.inf)
+        if sorted(table.id)==sorted(ids) and possible.all(axis=None) and (probs.sum(1)>0).all(): return probs
+        raise ValueError(
+            f"{self.path/'oof.csv'} is broken (not a row of probabilities for each of the fold's pictures): {self.fix}")
+
     def load_weights(self, net):
         "Put the weights of the fold into `net`; ValueError if their file is broken"
         file = self.path/'model.safetensors'
-        try: read_network(file, net)
+        try: checksum = read_network(file, net)
         except (OSError, ValueError) as e:
             raise ValueError(f"{file} cannot be read ({getattr(e, 'strerror', None) or e}): {self.fix}") from None
+        self._check_written(file.name, checksum)
