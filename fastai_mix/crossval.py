@@ -193,10 +193,15 @@ def _norms_problem(norm, folders):
 @patch
 def _fit_fold(self:CrossVal, fit_fn, learn, k, vocab, bar):
     "Train `learn`, from its last checkpoint if there is one; returns what `resumable` yields"
-    n_epoch = next((info['n_epoch'] for info in self._done_infos()), None) # all folds must be trained alike
+    known = next((o for o in map(self._folder, self.folds) if o.done), None)
+    like = known.info['n_epoch'] if known else None # all folds must be trained alike
     quiet = [] if bar else [learn.no_bar(), learn.no_logging()]
-    with ContextManagers(quiet), resumable(learn, learn.path/'checkpoints', f'fold {k}', n_epoch) as fits:
-        self._fit_checked(fit_fn, learn, fits, k, vocab)
+    with ContextManagers(quiet), resumable(learn, learn.path/'checkpoints', f'fold {k}', like) as fits:
+        try: self._fit_checked(fit_fn, learn, fits, k, vocab)
+        except ValueError as e:
+            n_epoch = [plan['n_epoch'] for plan in fits.plans]
+            if not like or n_epoch==like[:len(n_epoch)]: raise
+            raise ValueError(f"{e}; {known.path/'fold.json'} has the others") from None
     return fits
 
 def _corrected_labels(learn):

@@ -207,14 +207,13 @@ def test_tampered_files_are_refused_in_one_line(offline):
     assert counts['requests']==0 and not counts['code_run'] and counts['signed']['refused']>30 and counts['files']==108
 
 def test_tampered_run_folders_are_refused_in_one_line(offline):
-    "That each line names the file is asked of it below, where the cases that do not are listed"
     rows = []
     for kind,n in (('crossval',18), ('command',3)):
         counts,of_kind = tamper.tamper(n, seed=3, kinds=[kind])
         assert counts['requests']==0 and not counts['code_run']
         rows += of_kind
     assert len(rows)==63 and sum(row['outcome']=='refused' for row in rows)>25
-    assert not [row for row in rows if tamper.is_wrong(row) and row['outcome']!='unnamed']
+    assert not list(filter(tamper.is_wrong, rows))
 
 def test_files_of_older_versions_are_read(copy_of):
     for kind,(_,read) in tamper.kinds.items():
@@ -310,6 +309,39 @@ def test_run_folders_of_somebody_else(case, copy_of, offline):
     (name,change),folder = bad_runs[case],copy_of('crossval')
     change(folder)
     says(folder if name=='config.json' else folder/name, tamper.read_crossval, folder)
+
+bad_older_runs = {k:bad_runs[k] for k in ('other classes','more classes','other norm','epochs of text','negative',
+    'infinite','other seconds','a row less','no epoch','empty labels')} | {
+    'of another fold': in_json('fold_0/fold.json', fold=1),
+    'other epochs':    in_json('fold_0/fold.json', n_epoch=[7]),
+    'hidden class':    in_json('fold_0/fold.json', vocab=['a','\x1b[2J\n']),
+    'no seconds':      in_json('fold_0/fold.json', predict_seconds=None),
+    'rows of zeros':   in_text('fold_0/oof.csv', r'0\.\d+,0\.\d+', '0,0'),
+}
+
+@pytest.mark.parametrize('case', bad_older_runs)
+def test_run_folders_of_older_versions(case, copy_of, offline):
+    "Types and ranges are checked where there is no checksum"
+    (name,change),folder = bad_older_runs[case],copy_of('crossval')
+    tamper.without_checksums(folder)
+    change(folder)
+    assert says(folder/name, tamper.read_crossval, folder).isprintable()
+
+def test_a_table_that_its_owner_changed(copy_of):
+    folder = copy_of('crossval')
+    file = folder/'fold_0'/'oof.csv'
+    text = file.read_text()
+    file.write_text(text.replace('\n', '\r\n'))
+    what = says(file, tamper.read_crossval, folder)
+    assert 'copy it again from the original, or remove' in what and '`fit` trains fold 0 again' in what
+    shutil.rmtree(file.parent) # as the line says
+    tamper.read_crossval(folder)
+    assert file.read_text()==text
+
+def test_labels_of_a_fold_that_has_none(df, get_dls, tmp_path):
+    cv = CrossVal(df, get_dls, tiny, tmp_path/'run').fit(one)
+    shutil.copy(cv.path/'fold_0'/'oof.csv', cv.path/'fold_0'/'labels.csv')
+    with pytest.raises(ValueError, match='no callback of these folds keeps'): cv.labels
 
 def in_group(k, v): return lambda o: o['groups'][0].update({k:v})
 def in_net(**kwargs): return lambda o: o['groups'][0]['net'].update(kwargs)
