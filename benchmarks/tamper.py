@@ -3,8 +3,9 @@ reach for the network, or change a result in silence?
 
 Files come in three forms: as they are written, with a checksum; as older versions wrote them, without one; and with a
 checksum made anew by the person who changed them. A change to the first must be found, or be without effect. In the
-others a number may be replaced by another possible one, and that is counted apart. So it is for the JSON and CSV
-files of run folders that carry no checksum.
+others a number may be replaced by another possible one, and that is counted apart. The tables of a fold have their
+checksums in its `fold.json`. Files without one are counted apart as well: those of older versions, the table that a
+run was begun with, and what the command writes for people.
 
 Whole run folders of `CrossVal` and of the command are among them, one fold done and one in the middle of training:
 reading such a folder means going on with it."""

@@ -238,7 +238,7 @@ def test_a_row_less_and_a_probability_that_is_none(args, refused, tmp_path, done
     for bad in (text.rsplit('\n', 2)[0]+'\n', text+text.splitlines()[-1]+'\n', text.rsplit(',', 1)[0]+',nan\n',
         text.rsplit(',', 1)[0]+'\n'):
         file.write_text(bad)
-        refused(file, 'is broken', 'fold 1 again', fold=None)
+        refused(file, 'is not as it was written', 'fold 1 again', fold=None)
     file.write_text(text)
     main(**{**args, 'fold':None})
 
