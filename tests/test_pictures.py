@@ -252,7 +252,7 @@ def test_broken_files_are_named(photos):
     (folder/'1.jpg').write_text('no picture')
     for size in (16,4000):
         read = PictureOpener((size,size))
-        with pytest.raises(OSError, match=r'0.jpg cannot be read \(.*truncated.*: check_images'): read(folder/'0.jpg')
+        with pytest.raises(OSError, match=r'0.jpg cannot be read \(.*truncated.*; check_images'): read(folder/'0.jpg')
         with pytest.raises(OSError, match=r'1.jpg cannot be read \(cannot identify'): read(folder/'1.jpg')
         with pytest.raises(FileNotFoundError, match=r'gone.jpg cannot be read \(No such file'): read(folder/'gone.jpg')
         with pytest.raises(OSError, match='truncated'): read((folder/'0.jpg').read_bytes())

@@ -72,17 +72,24 @@ def orientation(
     except Exception: return 1 # Pillow raises whatever it trips over
     return turn if isinstance(turn, int) and 1<=turn<=8 else 1
 
+def draft(
+    im:Image.Image, # A picture that `Image.open` returned
+    size:tuple, # Height and width that are needed
+)->int: # How many times smaller it is going to be decoded: 1, 2, 4 or 8
+    "Have a JPEG decoded at the smallest scale that leaves each side of it at least twice `size`"
+    h,w = size if orientation(im)<5 else size[::-1]
+    width = im.width
+    box = im.draft(None, (2*w,2*h))
+    return round(width/box[1][2]) if box else 1
+
 def scaled_decode(
     im:Image.Image, # A picture that `Image.open` returned
     size:tuple, # Height and width that are needed
 )->tuple: # How many times smaller it was decoded (1, 2, 4 or 8), and its `orientation`
-    "Decode a picture in place; a JPEG at the smallest scale that leaves each side of it at least twice `size`"
-    h,w = size if orientation(im)<5 else size[::-1]
-    width = im.width
-    box = im.draft(None, (2*w,2*h))
+    "Decode a picture in place, at the scale of `draft`"
+    scale = draft(im, size)
     im.load()
-    # Pillow turns a TIFF while it loads it
-    return round(width/box[1][2]) if box else 1,orientation(im)
+    return scale,orientation(im) # Pillow turns a TIFF while it loads it
 
 # %% ../../nbs/02_data.check.ipynb #4849d63f
 _not_regular = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket',

@@ -17,7 +17,7 @@ from fastprogress import progress_bar
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..args import check_callable, check_count
-from fastai_mix.data.check import (check_columns, check_images, orientation, picture_paths, scaled_decode,
+from fastai_mix.data.check import (check_columns, check_images, draft, orientation, picture_paths, scaled_decode,
     unusable_faults)
 from ..files import printable, write_atomic
 
@@ -83,7 +83,9 @@ class PictureOpener(Transform):
             if isinstance(fn, CachedPath): return self(fn.source)
             kind = FileNotFoundError if isinstance(e, FileNotFoundError) else OSError
             why = getattr(e, 'strerror', None) or e
-            raise kind(f"{printable(fn)} cannot be read ({why}): check_images finds all such pictures") from None
+            raise kind(
+                f"{printable(fn)} cannot be read ({why}): fix it or drop its row; check_images finds all such pictures"
+            ) from None
 
     def encodes(self, fn:bytes): return self.open(io.BytesIO(fn))
 
@@ -239,19 +241,31 @@ _mark = b'''Signature: 8a477f597d28d172789f06886806bc55
 # Small copies of pictures, made by cache_images of fastai_mix. This folder may be deleted at any time.
 '''
 
+def is_cache(
+    folder:Path, # A folder, a file, or nothing
+)->bool:
+    "Is `folder` one of small pictures?"
+    try: return (folder/'CACHEDIR.TAG').read_bytes()==_mark
+    except OSError: return False
+
+def visible_names(
+    folder:Path, # It must be there
+)->list:
+    "What is in a folder, without hidden names"
+    return [o for o in os.listdir(folder) if not o.startswith('.')]
+
 def open_cache(
     folder:Path, # May be there or not
 ):
     "Make a folder of small pictures; ValueError if it cannot be one"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = [o for o in os.listdir(folder) if not o.startswith('.')]
-        mark = folder/'CACHEDIR.TAG'
-        if mark.exists() and mark.read_bytes()==_mark: return
+        if is_cache(folder): return
+        others = visible_names(folder)
         if others:
             raise ValueError(
                 f"{printable(folder)} is no cache of pictures, it holds {printable(others[0])}: give an empty folder")
-        write_atomic(mark, lambda part: part.write_bytes(_mark))
+        write_atomic(folder/'CACHEDIR.TAG', lambda part: part.write_bytes(_mark))
     except OSError as e: raise ValueError(_cannot_write(folder, e)) from None
 
 def _cannot_write(folder, e):
@@ -358,6 +372,21 @@ def cache_images(
     return reader
 
 # %% ../../nbs/02c_data.pictures.ipynb #518a9c59
+def sample_pixels(
+    paths:list, # Of pictures
+    size:tuple, # Height and width that training needs
+    n_sample:int=64, # How many to look at
+)->tuple: # Mean number of pixels, 0 if none opens; the scales at which the pictures are decoded, such as {1,4}
+    "What a sample of pictures is like, from their first bytes"
+    n_pixels,scales = [],set()
+    for o in random.Random(0).sample(list(paths), min(n_sample, len(paths))):
+        try:
+            with Image.open(o) as im:
+                n_pixels.append(im.width*im.height)
+                scales.add(draft(im, size))
+        except Exception: continue # for `cache_images` to tell
+    return sum(n_pixels)/max(1, len(n_pixels)),scales
+
 def worth_caching(
     paths:list, # Of pictures
     size:int|tuple, # What training needs, as for `cache_images`
@@ -365,10 +394,21 @@ def worth_caching(
     n_sample:int=64, # How many to look at
 )->bool: # Have the pictures more than four times the pixels needed, on average, and is there more than one pass?
     "Does it pay to shrink pictures once?"
-    (h,w),n_pixels = height_width(size),[]
-    if n_passes<2: return False
-    for o in random.Random(0).sample(list(paths), min(n_sample, len(paths))):
-        try:
-            with Image.open(o) as im: n_pixels.append(im.width*im.height)
-        except Exception: continue # for `cache_images` to tell
-    return bool(n_pixels) and sum(n_pixels)/len(n_pixels)>4*h*w
+    h,w = height_width(size)
+    return n_passes>1 and sample_pixels(paths, (h,w), n_sample)[0]>4*h*w
+
+def reading_in_words(
+    paths:list, # Of pictures
+    size:tuple, # Height and width that training needs
+    reader:CachedReader=None, # What finds the small pictures; None: there are none
+)->str: # Such as 'reading photographs of 12.2 megapixels at 1/4 scale'; '' for pictures read as they are
+    "What is read instead of whole pictures"
+    small = [o for o in map(reader.find, dict.fromkeys(paths)) if o and not o.endswith('.same')] if reader else []
+    if small:
+        room = _in_bytes(sum(map(os.path.getsize, small)))
+        return f'reading from {len(small):,} small pictures in {reader.folder} ({room})'
+    n_pixels,scales = sample_pixels(paths, size)
+    if max(scales, default=1)==1: return ''
+    least,most = (f'1/{o}' if o>1 else '1' for o in (max(scales), min(scales)))
+    scale = f'{least} scale' if least==most else f'scales of {least} to {most}'
+    return f'reading photographs of {n_pixels/1e6:.1f} megapixels at {scale}'
