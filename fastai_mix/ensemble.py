@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 from torchvision.models import list_models
 
 from .args import check_choice
+from .data.pictures import PictureOpener
 from .data.table import check_columns
 from .files import *
 from .files import check_csv_text, first_few, ids_as_text, package_versions, printable, read_csv, write_csv
@@ -245,10 +246,11 @@ def _described_dl(described, items, bs=64, num_workers=0):
         check_columns(items, 'path', table='the table to predict')
         items = items['path']
     size,norm = described['size'],described['norm']
+    opener = PictureOpener(tuple(described['scaled'])) if described.get('scaled') else PILImage.create
     resize = [Resize(size, described['method'], described['pad_mode'])] if size else []
     normalize = [Normalize.from_stats(*norm)] if norm else []
     # a validation set, so that crops are central
-    files = Datasets([str(o) for o in items], [[PILImage.create]], splits=[range_of(items)]*2).valid
+    files = Datasets([str(o) for o in items], [[opener]], splits=[range_of(items)]*2).valid
     return TfmdDL(files, bs=bs, num_workers=num_workers, after_item=[*resize, ToTensor()],
         after_batch=[IntToFloatTensor(), *normalize], device=default_device())
 
@@ -268,14 +270,16 @@ def _describe_input(learn):
     dl = learn.dls.valid
     sizes = [f for f in dl.after_item.fs if isinstance(f, Resize)]
     norms = [f for f in dl.after_batch.fs if isinstance(f, Normalize)]
+    openers = [f for f in dl.dataset.tls[0].tfms.fs if isinstance(f, PictureOpener)]
     if len(sizes)>1 or len(norms)>1: return 'there is more than one Resize or Normalize'
     described = dict(size=list(sizes[0].size[::-1]) if sizes else None,
         **{k: getattr(sizes[0], k) if sizes else None for k in ('method','pad_mode')},
         norm=[o.flatten().tolist() for o in (norms[0].mean,norms[0].std)] if norms else None)
+    if openers: described['scaled'] = list(openers[0].size)
     try: why = _differs(described, learn)
     except Exception as e: why = f'{type(e).__name__}: {e}'.splitlines()[0] # of any transform
     if why is None: return described
-    return f'pictures are not read as by PILImage.create, Resize and Normalize: {why}'
+    return f'pictures are not read as by PILImage.create or FastImageBlock, Resize and Normalize: {why}'
 
 def _export_group(folder, g, learn, nets, c):
     "Write the networks of group `g`; returns its part of ensemble.json"
@@ -329,10 +333,12 @@ def _is_three(o): return _is_list(o, (int,float), 3) and all(abs(v)<1e6 for v in
 
 def _check_input(described):
     "ValueError unless `described` tells how pictures are read"
-    _require_keys(described, 'input', 'size', 'method', 'pad_mode', 'norm')
-    size,norm = described['size'],described['norm']
-    ok = size is None or _is_list(size, int, 2) and all(0<o<=2**14 for o in size)
-    _require(ok, f"input has size={size!r}", "height and width")
+    _require_keys(described, 'input', 'size', 'method', 'pad_mode', 'norm', optional=('scaled',))
+    norm = described['norm']
+    for k in ('scaled','size'):
+        size = described.get(k)
+        ok = size is None or _is_list(size, int, 2) and all(0<o<=2**14 for o in size)
+        _require(ok, f"input has {k}={size!r}", "height and width")
     for k,kind in (('method',ResizeMethod), ('pad_mode',PadMode)):
         modes = [v for n,v in vars(kind).items() if not n.startswith('_')] + [None]*(size is None)
         _require(described[k] in modes, f"input has {k}={described[k]!r}", ', '.join(map(str, modes)))

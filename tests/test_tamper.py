@@ -365,6 +365,8 @@ bad_ensembles = {
     'no outputs':      (in_net(n_out=0), 'n_out=0'),
     'true':            (in_net(n_out=True), 'n_out=True'),
     'more':            (in_net(pretrained=True), 'pretrained'),
+    'scaled':          (in_input(scaled=[0,64]), 'input has scaled=[0, 64]: expected height and width'),
+    'scaled by one':   (in_input(scaled=64), 'input has scaled=64'),
     'up':              (in_group('files', ['../'+two[0], two[1]]), 'file is'),
     'absolute':        (in_group('files', ['/etc/x.safetensors', two[1]]), 'file is'),
     'backslash':       (in_group('files', ['..\\x.safetensors', two[1]]), 'file is'),
