@@ -16,6 +16,7 @@ from fastai.vision.all import *
 from .check import *
 from .folds import *
 from .leaves import *
+from .pictures import is_cache
 from ..files import printable
 
 # %% ../../nbs/03a_data.read.ipynb #b12a5f03
@@ -74,7 +75,7 @@ def _walk(top, run_folder, visited):
     for parent,folders,names in os.walk(top, onerror=_raise): # by default, an unreadable folder counts as empty
         parent = Path(parent)
         visited.add(parent.resolve())
-        shown = [parent/o for o in folders if not o.startswith('.')]
+        shown = [parent/o for o in folders if not o.startswith('.') and not is_cache(parent/o)]
         runs = [o for o in shown if o.resolve()==run_folder or _is_run(o)]
         for o in runs: print_escaped(f'{o} is the folder of a run, and left out')
         linked = [o for o in shown if o not in runs and o.is_symlink()]
