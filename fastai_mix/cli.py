@@ -18,66 +18,25 @@ from fastcore.script import call_parse
 from safetensors import SafetensorError
 
 import fastai_mix
-from .args import bad_arg, check_choice, check_count, check_positive
 from .callback.base import *
 from .checkpoint import write_atomic
 from .crossval import *
 from .data.check import *
 from .data.folds import *
+from .data.pictures import *
+from fastai_mix.data.pictures import (CachedReader, height_width, is_cache, open_cache, reading_in_words, visible_names,
+    worth_caching)
 from .data.read import *
 from .data.read import check_test, print_escaped, read_table
 from .files import check_csv_text, folder_lock, package_versions, read_dict, remove_parts, write_csv
 from .fold_checks import check_class_names
 from .interpret import *
 from .options import *
+from .options import check_options, views_by_name
+from .run_folder import FoldFolder
 from .vision.cam import clean_logits, find_layer
-from .vision.tta import *
 
 _all_ = ['read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner']
-
-# %% ../nbs/40_cli.ipynb #712891a3
-_views = {'none': [identity], 'flips': flips, 'd4': d4}
-
-def _memory():
-    "Bytes of memory of this computer; infinity if it does not say"
-    try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, ValueError, OSError): return math.inf
-
-def _check_numbers(opts):
-    "ValueError for a number that makes no sense"
-    check_count('--size', opts.size, 16)
-    check_count('--bs', opts.bs, 2) # a mix needs a partner for each picture
-    check_count('--epochs', opts.epochs)
-    batch,memory = opts.bs*3*opts.size**2*4,_memory()
-    if batch>memory:
-        raise ValueError(
-            f"--size {opts.size} with --bs {opts.bs}: a batch takes {batch//2**30} GB, "
-            f"and this computer has {memory//2**30}: give less")
-    if not 0<=opts.seed<2**32-1000: raise bad_arg('--seed', opts.seed, '0 to 4 billion')
-    if opts.lr is not None: check_positive('--lr', opts.lr)
-
-def _check_together(opts):
-    "ValueError for an option that another excludes, or one that lacks another"
-    check_choice('--tta', opts.tta, _views)
-    if opts.pretrained and opts.weights:
-        raise ValueError("--pretrained takes timm's weights and --weights those of a file: give one of them")
-    if opts.sample and not opts.test:
-        raise ValueError("--sample says how predictions of test pictures are written: give these with --test")
-    if opts.test_images and not (opts.test and Path(opts.test).is_file()):
-        raise ValueError("--test-images names the folder of the pictures of a CSV: give the CSV with --test")
-
-def _settle_folds(opts):
-    "Set `fold` and `folds`: one fold of 5 by default; all of them (`fold` is None) if only their number is given"
-    if opts.split_col:
-        if opts.fold is not None or opts.folds is not None:
-            raise ValueError("--split-col says what to validate on: leave out --fold and --folds")
-        opts.fold = 0
-        return
-    if opts.fold is None and opts.folds is None: opts.fold = 0
-    if opts.folds is None: opts.folds = 5
-    check_count('--folds', opts.folds, 2)
-    if opts.fold is not None and not 0<=opts.fold<opts.folds:
-        raise ValueError(f"--fold {opts.fold}: with --folds {opts.folds} it is 0 to {opts.folds-1}")
 
 # %% ../nbs/40_cli.ipynb #1d9cfb71
 _fixed = ('fold','mix','alpha','p','echo','arch','pretrained','weights','size','bs','epochs','folds','seed',
@@ -88,7 +47,7 @@ def _read_config(opts):
     file = opts.out/'config.json'
     if not file.exists(): return
     strange = f"--out {opts.out} holds something that is not a run of fastai-mix, or not one that can go on"
-    older = dict(echo=False, fold=None) # what earlier versions did not write
+    older = dict(echo=False, fold=None, scaled=False) # what earlier versions did not write
     try: config = older | read_dict(file, 'give another folder', versions=dict, lr=(int,float))
     except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if config['fold'] is None else ['pictures'])) if k not in config]
@@ -111,13 +70,18 @@ def _check_same_run(opts, config):
 _output_files = ('model.safetensors','predictions.csv','history.csv','labels.csv','mix.png','confusion.png',
     'config.json','oof.csv','report.txt','test_predictions.csv','submission.csv')
 
+def _may_be_cache(f): return is_cache(f) or f.is_dir() and not visible_names(f)
+
 def _check_out(opts):
-    "ValueError if `out` has something that is not of a run like this"
+    "ValueError if `out` has something that is not of a run like this; sets `scaled`, as that was begun"
     out = opts.out
+    opts.scaled = True
     if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give a folder")
-    if not out.is_dir() or all(f.name.startswith('.') for f in out.iterdir()): return
-    if not _read_config(opts):
+    if not out.is_dir() or all(f.name.startswith('.') or _may_be_cache(f) for f in out.iterdir()): return
+    config = _read_config(opts)
+    if not config:
         raise ValueError(f"--out {out} holds something that is not a run of fastai-mix: give another folder")
+    opts.scaled = config['scaled']
     for names,kind,is_other in ((_output_files,'file',Path.is_dir), (('folds','ensemble'),'folder',Path.is_file)):
         other = [out/f for f in names if is_other(out/f)]
         if other:
@@ -173,12 +137,19 @@ def _open_picture(file):
     try: return PILImage.create(file)
     except Exception as e: raise ValueError(f"{file} cannot be read ({e}): fix it, or drop its row") from None
 
+def _cache_reader(opts):
+    "The `get_x` that finds the small pictures; None if there are none to be used"
+    if opts.no_cache or not opts.scaled: return
+    return CachedReader(ColReader('path'), opts.cache or opts.out/'pictures', height_width(opts.size))
+
 def _make_dls(opts, df, fold):
-    pictures = TransformBlock(type_tfms=_open_picture, batch_tfms=IntToFloatTensor) # its error names the file
+    if opts.scaled: pictures = FastImageBlock(opts.size)
+    else: pictures = TransformBlock(type_tfms=_open_picture, batch_tfms=IntToFloatTensor) # its error names the file
     vocab = sorted(df.label.unique())
     splitter = FoldSplitter(fold, oversample=read_oversample(opts.oversample, vocab), seed=opts.seed, label_col='label',
-        near=None)
-    block = DataBlock((pictures, CategoryBlock(vocab=vocab)), get_x=ColReader('path'), get_y=ColReader('label'),
+        get_x='path', near=None)
+    get_x = _cache_reader(opts) or ColReader('path')
+    block = DataBlock((pictures, CategoryBlock(vocab=vocab)), get_x=get_x, get_y=ColReader('label'),
         splitter=splitter, item_tfms=Resize(opts.size), batch_tfms=Flip() if opts.data else Dihedral())
     return block.dataloaders(df, bs=opts.bs, num_workers=0 if len(df)<1000 else min(4, defaults.cpus))
 
@@ -199,9 +170,7 @@ def _check_forward(opts, learn):
 
 def _prepare(opts):
     "Pictures with their folds, a Learner, and pictures to predict; ValueError for all that can be wrong"
-    _check_numbers(opts)
-    _check_together(opts)
-    _settle_folds(opts)
+    check_options(opts)
     _check_out(opts)
     df = _read_train(opts)
     test = _read_test(opts, df) if opts.test else None
@@ -210,6 +179,7 @@ def _prepare(opts):
     set_seed(opts.seed)
     learn = _make_learner(opts, _make_dls(opts, df, ifnone(opts.fold, 0)))
     _check_forward(opts, learn)
+    if opts.cache and _pays_to_cache(opts, df): _with_fix(open_cache, Path(opts.cache))
     _make_out(opts)
     return df,learn,test
 
@@ -244,6 +214,29 @@ def _show_data(df, fold):
         f"{len(df)} pictures of {sizes.w.min()}×{sizes.h.min()} to {sizes.w.max()}×{sizes.h.max()} pixels, "
         f"{len(counts)} classes")
     print_escaped(counts.to_string(index_names=False)+'\n')
+
+# %% ../nbs/40_cli.ipynb #3e1699ea
+def _with_fix(f, *args):
+    "`f(*args)`, whose ValueError names the options of the cache"
+    try: return f(*args)
+    except ValueError as e: raise ValueError(f"{e}; --cache names the folder, --no-cache does without") from None
+
+def _pays_to_cache(opts, df):
+    "Are the pictures large, and read more than once by the folds that are not done?"
+    folds = df.fold.unique() if opts.fold is None else [opts.fold]
+    n_passes = opts.epochs*sum(not FoldFolder(opts.out/'folds', k).done for k in folds)
+    return _cache_reader(opts) and worth_caching(df.path, opts.size, n_passes)
+
+def _fill_cache(opts, df):
+    "Shrink the pictures if it pays, and say in a line what is going to be read"
+    reader = _cache_reader(opts)
+    if _pays_to_cache(opts, df):
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*pictures were not shrunk') # they are refused here
+            _with_fix(cache_images, df, 'path', reader.folder, opts.size)
+        if not all(map(reader.find, df.path)): require_images(df.path)
+    words = reading_in_words(df.path, height_width(opts.size), reader) if opts.scaled else ''
+    if words: print_escaped(words+'\n')
 
 # %% ../nbs/40_cli.ipynb #ccdbab01
 def _find_lr(opts, learn):
@@ -332,7 +325,7 @@ def _in_config(scores): return dict(accuracy=scores.accuracy, macro_f1=scores.ma
 def _report_one(opts, df, cv):
     "Report on one fold and write; returns its scores and an `Ensemble` of the one network"
     learn,folder,out = cv.learner(opts.fold),opts.out/'folds'/f'fold_{opts.fold}',opts.out
-    with learn.no_bar(): probs,y = learn.tta_views(views=_views[opts.tta])
+    with learn.no_bar(): probs,y = learn.tta_views(views=views_by_name[opts.tta])
     scores = Scores(probs, y, learn.dls.vocab)
     print_escaped(f'\naccuracy {scores.accuracy:.4f}   macro-F1 {scores.macro_f1:.4f}\n\n{scores.report()}')
     _copy(folder/'model.safetensors', out/'model.safetensors')
@@ -360,7 +353,7 @@ def _report_all(opts, df, cv):
 # %% ../nbs/40_cli.ipynb #639098b0
 def _predict_test(opts, ensemble, test):
     "Write probabilities of the test pictures, and the submission if there is a sample"
-    probs = ensemble.predict(test, _views[opts.tta])
+    probs = ensemble.predict(test, views_by_name[opts.tta])
     write_csv(opts.out/'test_predictions.csv', _beside(test[['id']], probs))
     if opts.sample:
         write_csv(opts.out/'submission.csv', fill_sample(read_table(opts.sample), probs.set_axis(test.id)))
@@ -385,6 +378,7 @@ def _run(opts):
     df,learn,test = _prepare(opts)
     _show_data(df, opts.fold)
     _show_unsafe(df, test)
+    _fill_cache(opts, df)
     cv,folds = _begin(opts, df, learn),None if opts.fold is None else [opts.fold]
     cv.fit(partial(_fit, opts), folds)
     if not all(map(cv.done, folds or cv.folds)): return print_escaped('the process that is done last writes the report')
@@ -417,7 +411,7 @@ def _in_a_line(e):
     text = ' '.join(lines) or type(e).__name__
     if isinstance(e, OSError) and e.strerror:
         return ': '.join(str(o) for o in (e.filename, e.strerror) if o is not None)
-    return text if isinstance(e, ValueError) else f'{type(e).__name__}: {text}'
+    return text if isinstance(e, (ValueError,OSError)) else f'{type(e).__name__}: {text}'
 
 def _end(text, code):
     "Say why the command ends, and end it"
@@ -474,10 +468,12 @@ def main(
     sample:str=None, # Sample submission to fill for the test pictures: identities, and a column per class or of labels
     seed:int=0, # Seed of folds, weights and training
     out:str='fastai-mix-run', # Folder for weights, predictions and pictures; the same command goes on where it was
+    cache:str=None, # Folder for small copies of large photographs (default: `pictures` in `out`); runs may share it
+    no_cache:bool=False, # Make no small copies: read large photographs anew in each epoch
 ):
     "Train a classifier with SnapMix, or another mix, and report on it"
     opts = AttrDict(locals(), p=ifnone(p, 1. if echo else .5))
-    paths = 'data','images','weights','test','test_images','sample','out'
+    paths = 'data','images','weights','test','test_images','sample','out','cache'
     opts.update({k: _own_path(opts[k]) for k in paths if opts[k]})
     opts.out = Path(opts.out)
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a pipe may take fewer characters

@@ -1,4 +1,4 @@
-"""Mixes, weights and repeated rows as words, and a Learner made from them
+"""Which options make sense; mixes, weights and repeated rows as words, and a Learner made from them
 
 Docs: https://fastai-mix.github.io/fastai_mix/options.html.md"""
 
@@ -8,10 +8,12 @@ Docs: https://fastai-mix.github.io/fastai_mix/options.html.md"""
 __all__ = ['read_oversample', 'make_mixes', 'read_weights', 'make_learner']
 
 # %% ../nbs/39_options.ipynb #d3f1dbdf
+import os
+
 import timm
 from fastai.vision.all import *
 
-from .args import bad_arg
+from .args import bad_arg, check_choice, check_count, check_positive
 from .callback.choice import *
 from .callback.gridmask import *
 from .callback.mix import *
@@ -20,6 +22,63 @@ from .callback.snapmix import *
 from .files import load_weights
 from .interpret import *
 from .vision.learner import unknown_arch
+from .vision.tta import *
+
+# %% ../nbs/39_options.ipynb #7f38ee0e
+views_by_name = {'none': [identity], 'flips': flips, 'd4': d4}
+
+def _memory():
+    "Bytes of memory of this computer; infinity if it does not say"
+    try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError): return math.inf
+
+def _check_numbers(opts):
+    "ValueError for a number that makes no sense"
+    check_count('--size', opts.size, 16)
+    check_count('--bs', opts.bs, 2) # a mix needs a partner for each picture
+    check_count('--epochs', opts.epochs)
+    batch,memory = opts.bs*3*opts.size**2*4,_memory()
+    if batch>memory:
+        raise ValueError(
+            f"--size {opts.size} with --bs {opts.bs}: a batch takes {batch//2**30} GB, "
+            f"and this computer has {memory//2**30}: give less")
+    if not 0<=opts.seed<2**32-1000: raise bad_arg('--seed', opts.seed, '0 to 4 billion')
+    if opts.lr is not None: check_positive('--lr', opts.lr)
+
+def _check_together(opts):
+    "ValueError for an option that another excludes, or one that lacks another"
+    check_choice('--tta', opts.tta, views_by_name)
+    if opts.pretrained and opts.weights:
+        raise ValueError("--pretrained takes timm's weights and --weights those of a file: give one of them")
+    if opts.sample and not opts.test:
+        raise ValueError("--sample says how predictions of test pictures are written: give these with --test")
+    if opts.test_images and not (opts.test and Path(opts.test).is_file()):
+        raise ValueError("--test-images names the folder of the pictures of a CSV: give the CSV with --test")
+    if opts.cache and opts.no_cache:
+        raise ValueError("--cache names the folder of small pictures and --no-cache makes none: give one of them")
+    if opts.cache and Path(opts.cache).resolve()==opts.out.resolve():
+        raise ValueError(f"--cache {opts.cache} is the folder of the run: give another, such as {opts.out/'pictures'}")
+
+def _settle_folds(opts):
+    "Set `fold` and `folds`: one fold of 5 by default; all of them (`fold` is None) if only their number is given"
+    if opts.split_col:
+        if opts.fold is not None or opts.folds is not None:
+            raise ValueError("--split-col says what to validate on: leave out --fold and --folds")
+        opts.fold = 0
+        return
+    if opts.fold is None and opts.folds is None: opts.fold = 0
+    if opts.folds is None: opts.folds = 5
+    check_count('--folds', opts.folds, 2)
+    if opts.fold is not None and not 0<=opts.fold<opts.folds:
+        raise ValueError(f"--fold {opts.fold}: with --folds {opts.folds} it is 0 to {opts.folds-1}")
+
+def check_options(
+    opts, # What the command was given, an `AttrDict`; `fold` and `folds` are set where they were left out
+):
+    "ValueError for options that make no sense, or not together"
+    _check_numbers(opts)
+    _check_together(opts)
+    _settle_folds(opts)
 
 # %% ../nbs/39_options.ipynb #c3a2e997
 def _multiples(text, classes):

@@ -1,6 +1,8 @@
 "The command: what it writes, and what it says to wrong input."
+import errno
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 
@@ -14,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from fastai_mix import cli
 from fastai_mix.cli import main, read_data, read_oversample
 from fastai_mix.crossval import CrossVal, load_ensemble
+from fastai_mix.data import pictures
+from fastai_mix.data.leaves import draw_leaf
 from helpers import noise
 
 @pytest.fixture
@@ -513,3 +517,154 @@ def test_names_that_a_terminal_would_obey(tmp_path, capsys):
     with pytest.raises(SystemExit): cli._end('no such file: x\x1b[2J', 2)
     shown = ''.join(capsys.readouterr())
     assert '\x1b' not in shown and '\x07' not in shown and 'red\\x1b[31m' in shown and 'x\\x1b[2J' in shown
+
+# photographs
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    "Drawn leaves, enlarged to 3 megapixels: two class folders, and two pictures to predict"
+    root = tmp_path_factory.mktemp('drawn')
+    for folder,label,numbers in (('d/rust','rust',range(5)), ('d/scab','scab',range(5, 10)), ('new','scab',(10,11))):
+        (root/folder).mkdir(parents=True)
+        for i in numbers:
+            shape = (2048,1536) if i%2 else (1536,2048)
+            draw_leaf(i, label)[0].resize(shape, Image.BILINEAR).save(root/folder/f'{i}.jpg', quality=85)
+    return root
+
+@pytest.fixture
+def photos(drawn, tmp_path):
+    "Arguments of a run on a copy of the photographs"
+    shutil.copytree(drawn, tmp_path/'p')
+    return dict(data=str(tmp_path/'p'/'d'), size=32, bs=4, epochs=2, lr=1e-3, folds=2, arch='test_resnet', mix='none',
+        out=str(tmp_path/'run'))
+
+def small_files(folder): return {f: f.stat().st_mtime_ns for f in folder.rglob('*.jpg')}
+
+def reading(capsys): return [o for o in capsys.readouterr().out.splitlines() if o.startswith('reading')]
+
+def test_large_photographs_are_shrunk_once(photos, tmp_path, capsys):
+    run,new = tmp_path/'run',tmp_path/'p'/'new'
+    main(**photos, test=str(new))
+    small = small_files(run/'pictures')
+    said = reading(capsys)
+    assert len(small)==10 and len(said)==1 and said[0].startswith(
+        f"reading from 10 small pictures in {run/'pictures'} (")
+    trained,preds = stamps(run/'folds'),pd.read_csv(run/'test_predictions.csv').set_index('id')
+    again = load_ensemble(run/'ensemble').predict(sorted(new.iterdir()))
+    assert np.allclose(again, preds.loc[['10.jpg','11.jpg']], atol=1e-5)
+    main(**photos)
+    assert small_files(run/'pictures')==small and len(reading(capsys))==1
+    shutil.rmtree(run/'pictures')
+    main(**photos, test=str(new)) # no fold is left to train, for which to shrink pictures
+    assert stamps(run/'folds')==trained and not (run/'pictures').exists()
+    assert reading(capsys)==['reading photographs of 3.1 megapixels at 1/8 scale']
+    assert np.allclose(pd.read_csv(run/'test_predictions.csv').set_index('id'), preds, atol=1e-5)
+
+def test_without_a_cache_the_networks_are_much_the_same(photos, tmp_path, capsys):
+    main(**photos)
+    capsys.readouterr()
+    main(**{**photos, 'out':str(tmp_path/'other')}, no_cache=True)
+    assert reading(capsys)==['reading photographs of 3.1 megapixels at 1/8 scale']
+    assert 'pictures' not in shown(tmp_path/'other')
+    a,b = (pd.read_csv(tmp_path/o/'oof.csv')[['rust','scab']] for o in ('run','other'))
+    assert 0<abs(a-b).max().max()<.1
+    trained = stamps(tmp_path/'other')
+    main(**{**photos, 'out':str(tmp_path/'other')}) # the cache is no other run
+    assert stamps(tmp_path/'other'/'folds').items()<=trained.items()
+
+def test_one_pass_is_not_worth_a_cache(photos, tmp_path, capsys):
+    main(**{**photos, 'epochs':1, 'fold':0})
+    assert reading(capsys)==['reading photographs of 3.1 megapixels at 1/8 scale']
+    assert not (tmp_path/'run'/'pictures').exists()
+
+def test_a_cache_among_the_pictures_is_no_class(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', barely)
+    cache = tmp_path/'p'/'d'/'small'
+    main(**photos, cache=str(cache))
+    small = small_files(cache)
+    main(**{**photos, 'out':str(tmp_path/'other')}, cache=str(cache))
+    assert len(small)==10 and small_files(cache)==small
+    assert json.loads((tmp_path/'other'/'config.json').read_text())['vocab']==['rust','scab']
+    assert 'pictures' not in shown(tmp_path/'run')+shown(tmp_path/'other')
+
+@pytest.fixture
+def refused(photos, capsys):
+    "The command ends with one line that has `message`, and nothing else on standard error"
+    def run(message, **kwargs):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e: main(**{**photos, **kwargs})
+        err = capsys.readouterr().err.strip().splitlines()
+        assert e.value.code==2 and len(err)==1 and message in err[0], err
+        return err[0]
+    return run
+
+def test_caches_that_will_not_do(photos, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', lambda o, learn: pytest.fail('trained'))
+    (tmp_path/'file').write_text('')
+    for cache,message in ((tmp_path/'file','file cannot be written (File exists)'),
+                          (tmp_path/'file'/'x','x cannot be written (Not a directory)'),
+                          (tmp_path/'p'/'new','new is no cache of pictures, it holds 1')):
+        assert '--cache names the folder, --no-cache does without' in refused(message, cache=str(cache))
+    refused('give one of them', cache=str(tmp_path/'x'), no_cache=True)
+    refused('is the folder of the run: give another', cache=photos['out'])
+    assert not (tmp_path/'run').exists()
+    mkdir = pictures.Path.mkdir
+    def denied(self, *args, **kwargs):
+        if self.name=='secret': raise PermissionError(errno.EACCES, 'Permission denied', str(self))
+        return mkdir(self, *args, **kwargs)
+    monkeypatch.setattr(pictures.Path, 'mkdir', denied)
+    refused('secret cannot be written (Permission denied)', cache=str(tmp_path/'secret'))
+    assert not (tmp_path/'run').exists()
+
+def test_a_disk_that_is_full_while_pictures_are_shrunk(photos, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', barely)
+    fsync,run = os.fsync,tmp_path/'run'
+    def full(fd):
+        if len(small_files(run))==4: raise OSError(errno.ENOSPC, 'No space left on device')
+        fsync(fd)
+    monkeypatch.setattr(os, 'fsync', full)
+    refused(f"the disk of {run/'pictures'} is full: free some and call again, or give a folder on another disk; --c")
+    monkeypatch.setattr(os, 'fsync', fsync)
+    small = small_files(run)
+    assert 4<=len(small)<10 and shown(run)==['pictures']
+    main(**photos)
+    assert small.items()<small_files(run).items() and (run/'oof.csv').exists()
+
+def test_interrupted_while_pictures_are_shrunk(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', barely)
+    def interrupted(*args): raise KeyboardInterrupt
+    for name in ('_write','write_atomic'): # between two pictures, and before the folder is marked as a cache
+        shutil.rmtree(tmp_path/'run', ignore_errors=True)
+        with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
+            m.setattr(pictures, name, interrupted)
+            main(**photos)
+        assert e.value.code==130 and 'nothing has been trained' in capsys.readouterr().err
+        assert shown(tmp_path/'run')==['pictures']
+        main(**photos)
+        assert len(small_files(tmp_path/'run'))==10 and (tmp_path/'run'/'oof.csv').exists()
+
+@pytest.mark.parametrize('no_cache', [False,True])
+def test_photographs_that_vanish(photos, refused, tmp_path, monkeypatch, no_cache):
+    file,(owner,name) = tmp_path/'p'/'d'/'rust'/'1.jpg',(cli,'_fit') if no_cache else (pictures,'_fill')
+    todo = barely if no_cache else pictures._fill
+    def gone(*args, **kwargs):
+        file.unlink()
+        return todo(*args, **kwargs)
+    monkeypatch.setattr(owner, name, gone)
+    refused(f'{file} cannot be read (No such file or directory)' if no_cache
+        else f'1 of 10 pictures cannot be used: {file} missing', no_cache=no_cache)
+
+def test_a_run_of_an_earlier_version_goes_on_with_whole_pictures(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', barely)
+    main(**photos, no_cache=True)
+    config = tmp_path/'run'/'config.json'
+    old = {k:v for k,v in json.loads(config.read_text()).items() if k not in ('scaled','cache','no_cache')}
+    config.write_text(json.dumps(old))
+    shutil.rmtree(tmp_path/'run'/'folds'/'fold_1')
+    opened,create = [],cli.PILImage.create
+    monkeypatch.setattr(cli.PILImage, 'create', lambda f: opened.append(str(f)) or create(f))
+    capsys.readouterr()
+    for _ in range(2):
+        main(**photos)
+        assert not reading(capsys) and len(set(opened))==10 and json.loads(config.read_text())['scaled'] is False
+    assert not (tmp_path/'run'/'pictures').exists()
