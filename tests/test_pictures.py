@@ -13,8 +13,9 @@ from fastai.vision.all import (BBoxBlock, BBoxLblBlock, CategoryBlock, ColReader
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
 from fastai_mix.data import pictures
-from fastai_mix.data.pictures import (CachedPath, FastImageBlock, PictureOpener, cache_images, scaled_decode, shrink,
-    shrunk_file, worth_caching)
+from fastai_mix.data.check import check_images
+from fastai_mix.data.pictures import (CachedPath, CachedReader, FastImageBlock, PictureOpener, cache_images,
+    reading_in_words, scaled_decode, shrink, shrunk_file, worth_caching)
 from helpers import tiny
 
 def photo(size=(640,480), seed=0, grid=7):
@@ -554,6 +555,27 @@ def test_two_processes_fill_one_folder(large):
     for p in ps: p.join(120)
     assert [p.exitcode for p in ps]==[0,0]
     assert whole(large/'small')==40 and not list((large/'small').rglob('*.part'))
+
+# how others see it
+
+def test_checks_name_the_sources(photos, reader):
+    folder,df = photos
+    get_x = reader()
+    shutil.copy(folder/'0.jpg', folder/'1.jpg')
+    faults = check_images(df, get_x)
+    assert faults.path.tolist()==[folder/'1.jpg'] and faults.other.tolist()==[folder/'0.jpg']
+    assert get_x(df.iloc[0])!=str(folder/'0.jpg')
+
+def test_reading_in_words(photos, reader):
+    folder,df = photos
+    files,size = [folder/o for o in df.name],(64,64)
+    assert reading_in_words(files, size)=='reading photographs of 0.3 megapixels at 1/2 scale'
+    assert reading_in_words(files, (600,600))==reading_in_words([], size)==reading_in_words([folder/'no.jpg'], size)==''
+    assert reading_in_words(files, size, CachedReader(ColReader('name'), folder/'none', size)).endswith('1/2 scale')
+    photo((3000,2000)).save(folder/'large.jpg')
+    assert reading_in_words([*files, folder/'large.jpg'], size).endswith('at scales of 1/8 to 1/2')
+    words = reading_in_words(files, size, reader())
+    assert words.startswith(f'reading from 8 small pictures in {reader().folder} (') and words.endswith('kB)')
 
 # when it pays
 

@@ -122,7 +122,8 @@ def picture_paths(
     if isinstance(get_x, str):
         check_columns(df, get_x)
         return [Path(str(o)) for o in df[get_x]]
-    return [Path(str(get_x(df.iloc[i]))) for i in range(len(df))]
+    paths = (get_x(df.iloc[i]) for i in range(len(df)))
+    return [Path(str(getattr(o, 'source', o))) for o in paths] # a small picture of `cache_images` has a source
 
 # %% ../../nbs/02a_data.table.ipynb #1ce79d50
 def unsafe_names(
