@@ -133,7 +133,7 @@ def test_submission(cv, df, tmp_path):
     assert np.allclose(cv.submission(one_col, test, file=None, prob_of='rust').label, preds.rust[::-1])
     for kwargs,match in ((dict(sample=sample.rename(columns={'rust':'rost'})), "columns rost are no classes"),
             (dict(sample=sample, test_df=test.iloc[1:]), 'lacks 1 rows of the sample'),
-        (dict(sample=sample, test_df=pd.concat([test, test.iloc[:1]])), '1 twice'),
+        (dict(sample=sample, test_df=pd.concat([test, test.iloc[:1]])), '1 rows more than once'),
         (dict(sample=sample, test_df=test.rename(columns={'image_id':'id'})), "no column 'image_id'"),
         (dict(sample=sample[['image_id']]), 'only the column'),
         (dict(sample=one_col, prob_of='none'), "prob_of='none'"),

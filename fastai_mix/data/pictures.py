@@ -14,7 +14,7 @@ from hashlib import blake2b
 
 from fastai.vision.all import *
 from fastprogress import progress_bar
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from ..args import check_callable, check_count
 from fastai_mix.data.check import (check_columns, check_images, draft, orientation, picture_paths, scaled_decode,
