@@ -20,6 +20,7 @@ from .args import check_callable
 from .checkpoint import *
 from .data.folds import *
 from .data.rows import row_ids
+from .data.suspects import suspects as label_suspects
 from .ensemble import *
 from .files import *
 from .files import first_few, package_versions
@@ -380,6 +381,13 @@ def report(self:CrossVal)->str:
     lines = [f"{name:<9} {s['mean']:.4f} ± {s['std']:.4f}   pooled {s['pooled']:.4f}" for name,s in scores.iterrows()]
     by_class = Scores(probs.values, y, self.vocab).report()
     return '\n'.join([f"{len(self.folds)} folds, {len(y)} rows", *lines, '', by_class])
+
+# %% ../nbs/31_crossval.ipynb #714b6beb
+@patch
+def suspects(self:CrossVal)->pd.DataFrame: # A row per label, index as in `df`; columns as those of the function `suspects`
+    "Labels in the order in which they should be looked at, by out-of-fold probabilities, the most suspect first"
+    _,probs,y = self._validated()
+    return label_suspects(probs.to_numpy(float), pd.Series(y, probs.index), list(self.vocab))
 
 # %% ../nbs/31_crossval.ipynb #bba1c9e7
 @patch

@@ -15,6 +15,7 @@ from fastai_mix import crossval
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.crossval import CrossVal, fill_sample
 from fastai_mix.data.folds import FoldSplitter
+from fastai_mix.data.suspects import suspects
 from fastai_mix.interpret import Scores
 from helpers import block, one, tiny
 
@@ -296,3 +297,12 @@ def test_names_that_are_much_alike_stay_apart(df, get_dls, leaves, tmp_path):
 def test_labels_that_are_the_same_as_text(df, get_dls, tmp_path):
     with pytest.raises(ValueError, match="two classes are '1' as text"):
         CrossVal(df.assign(label=[1,'1','x']*20), get_dls, tiny, tmp_path/'run')
+
+def test_suspects_are_those_of_the_out_of_fold_probabilities(tmp_path, df, get_dls):
+    df = df.set_index(pd.Index([f'row{i}' for i in range(len(df))])).sample(frac=1, random_state=1)
+    df.loc[df.index[:2], 'fold'] = -1
+    cv = CrossVal(df, get_dls, tiny, tmp_path, id_col='image_id').fit(one)
+    validated = df[df.fold>=0]
+    expected = suspects(cv.oof.loc[validated.index].to_numpy(float), validated.label, cv.vocab)
+    pd.testing.assert_frame_equal(cv.suspects(), expected)
+    assert cv.suspects.__func__ is CrossVal.suspects

@@ -116,7 +116,7 @@ def suspects(
 
 # %% ../../nbs/09a_data.suspects.ipynb #4c3fe2b4
 def table_suspects(
-    oof:pd.DataFrame|str|Path, # Out-of-fold predictions, or the CSV file of them, such as `cv.oof` or `RUN/oof.csv`
+    oof:pd.DataFrame|str|Path, # Out-of-fold predictions, or a CSV file of them, such as `RUN/oof.csv`
     label_col:str='label', # Column of labels
     id_col:str='id', # Column of names
 )->pd.DataFrame: # As `suspects`; the index holds the names
