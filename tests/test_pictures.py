@@ -311,6 +311,20 @@ def test_changed_and_new_sources_are_read_anew(reader, photos):
     get_x = cache_images(more, ColReader('name', pref=folder), get_x.folder, 64)
     assert isinstance(get_x(more.iloc[0]), CachedPath) and len(kept(get_x.folder))==10
 
+def test_a_source_of_as_many_bytes_is_read_anew(reader, photos):
+    "Its time of change tells that it is another picture"
+    folder,df = photos
+    file,other = folder/'0.jpg',folder.parent/'other.jpg'
+    photo(seed=99).save(other, quality=60)
+    n_bytes = max(file.stat().st_size, other.stat().st_size)
+    def pad(o): o.write_bytes(o.read_bytes().ljust(n_bytes, b'\0')) # a decoder stops before them
+    pad(file), os.utime(file, (1e9,1e9))
+    old = reader()(df.iloc[0])
+    pad(other), shutil.copyfile(other, file), os.utime(file, (2e9,2e9))
+    new = reader()(df.iloc[0])
+    assert file.stat().st_size==n_bytes and new!=old
+    assert difference(PILImage.create(new), shrink(Image.open(other), (64,64)))<2
+
 def test_sizes_share_a_folder(reader, photos, tmp_path):
     folder,df = photos
     a,b = (cache_images(df, ColReader('name', pref=folder), tmp_path/'small', o) for o in (64,(40,80)))
