@@ -302,10 +302,12 @@ def fit(self:CrossVal,
 
 # %% ../nbs/31_crossval.ipynb #dc4fdb41
 @patch
-def _done_folders(self:CrossVal):
-    "The folders of all folds; ValueError if one is not done"
-    lack = [k for k in self.folds if not self.done(k)]
-    if not lack: return [self._folder(k) for k in self.folds]
+def _done_folders(self:CrossVal, folds=None):
+    "The folders of `folds`, of all by default; ValueError if one is not done"
+    folds = self.folds if folds is None else list(folds)
+    self._check_folds(folds)
+    lack = [k for k in folds if not self.done(k)]
+    if not lack: return [self._folder(k) for k in folds]
     training = ''.join(f"; {h} is training fold {k}" for k in lack if (h := self.holder(k)))
     raise ValueError(f"fold {', '.join(map(str, lack))} is not done: call `fit`{training}")
 
@@ -319,26 +321,32 @@ def vocab(self:CrossVal)->list: # As they are in the column of labels
     label = {str(o):o for o in self.df[self.label_col].unique().tolist()}
     return [label.get(o, o) for o in vocab]
 
-@patch(as_prop=True)
-def oof(self:CrossVal)->pd.DataFrame: # Rows and index as in `df`, NaN for fold -1; a column per class
-    "Out-of-fold probabilities"
-    folders,vocab = self._done_folders(),list(map(str, self.vocab))
+@patch
+def _read_oof(self:CrossVal, folds=None):
+    "Probabilities of all rows, NaN for those of other folds"
+    folders,vocab = self._done_folders(folds),list(map(str, self.vocab))
     table = pd.concat([o.read_oof(self.ids[self._in_fold(o.fold)], vocab) for o in folders])
     probs = table.astype(np.float32).reindex(self.ids)
     return probs.set_axis(self.df.index).set_axis(self.vocab, axis=1)
 
+@patch(as_prop=True)
+def oof(self:CrossVal)->pd.DataFrame: # Rows and index as in `df`, NaN for fold -1; a column per class
+    "Out-of-fold probabilities"
+    return self._read_oof()
+
 @patch
-def _validated(self:CrossVal):
-    "Which rows are validated, their probabilities and class indices"
-    rows = ~self._in_fold(-1)
-    probs = self.oof[rows]
-    return rows,probs,probs.columns.get_indexer(self.df[self.label_col][rows])
+def validated(self:CrossVal,
+    folds:list=None, # Folds that are done; None: all
+)->tuple: # Probabilities, a DataFrame with the index of `df`; class indices `[n]`; folds `[n]`
+    "Out-of-fold probabilities of the rows that `folds` validate on, and what they are compared with"
+    rows = self.df[self.fold_col].isin(self.folds if folds is None else list(folds)).values
+    probs = self._read_oof(folds)[rows]
+    return probs,probs.columns.get_indexer(self.df[self.label_col][rows]),self.df[self.fold_col][rows].values
 
 @patch(as_prop=True)
 def scores(self:CrossVal)->pd.DataFrame: # A row per fold, then pooled, mean and std
     "Accuracy, macro-F1, log-loss and AUC of the out-of-fold probabilities"
-    rows,probs,y = self._validated()
-    return score_table(probs, y, self.df[self.fold_col][rows])
+    return score_table(*self.validated())
 
 @patch
 def fold_history(self:CrossVal,
@@ -376,7 +384,7 @@ def timings(self:CrossVal)->pd.DataFrame: # A row per fold
 @patch
 def report(self:CrossVal)->str:
     "Scores as mean ± standard deviation over folds, and precision, recall and F1 of each class over all rows"
-    _,probs,y = self._validated()
+    probs,y,_ = self.validated()
     scores = self.scores.drop(columns='n').T
     lines = [f"{name:<9} {s['mean']:.4f} ± {s['std']:.4f}   pooled {s['pooled']:.4f}" for name,s in scores.iterrows()]
     by_class = Scores(probs.values, y, self.vocab).report()
@@ -386,7 +394,7 @@ def report(self:CrossVal)->str:
 @patch
 def suspects(self:CrossVal)->pd.DataFrame: # A row per label, index as in `df`; columns as those of the function `suspects`
     "Labels in the order in which they should be looked at, by out-of-fold probabilities, the most suspect first"
-    _,probs,y = self._validated()
+    probs,y,_ = self.validated()
     return label_suspects(probs.to_numpy(float), pd.Series(y, probs.index), list(self.vocab))
 
 # %% ../nbs/31_crossval.ipynb #bba1c9e7
@@ -445,7 +453,7 @@ def ensemble(self:CrossVal,
             "how='weights' weighs cross-validations, which all predict every row; the folds of one do not: "
             "pass others, cv.ensemble(other, how='weights'), or how='mean'")
     for o in others: _check_alike(self, o)
-    cvs,(validated,_,y) = [self, *others],self._validated()
+    cvs,validated,(_,y,_) = [self, *others],~self._in_fold(-1),self.validated()
     oofs = np.stack([o.oof.set_axis(o.ids).loc[self.ids].to_numpy(float) for o in cvs])
     in_all = validated & ~np.isnan(oofs).any((0,2)) # validated in every one of them
     oofs,y = oofs[:,in_all],y[in_all[validated]]
