@@ -32,3 +32,5 @@ from .scores import *
 from .crossval import *
 from .ensemble import *
 from .interpret import *
+from .recipe import *
+from .compare import *

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 import fastai_mix
 from .callback.base import *
 from .checkpoint import write_atomic
+from .compare import compare_runs
 from .crossval import *
 from .data.check import *
 from .data.folds import *
@@ -32,7 +33,8 @@ from .files import check_csv_text, folder_lock, package_versions, read_dict, rem
 from .fold_checks import check_class_names
 from .interpret import *
 from .options import *
-from .options import check_options, views_by_name
+from .options import check_options, has_weights, views_by_name
+from .recipe import *
 from .run_folder import FoldFolder
 from .vision.cam import clean_logits, find_layer
 
@@ -47,7 +49,7 @@ def _read_config(opts):
     file = opts.out/'config.json'
     if not file.exists(): return
     strange = f"--out {opts.out} holds something that is not a run of fastai-mix, or not one that can go on"
-    older = dict(echo=False, fold=None, scaled=False) # what earlier versions did not write
+    older = dict(echo=False, fold=None, scaled=False, halved=False) # what earlier versions did not write
     try: config = older | read_dict(file, 'give another folder', versions=dict, lr=(int,float))
     except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if config['fold'] is None else ['pictures'])) if k not in config]
@@ -55,34 +57,42 @@ def _read_config(opts):
     _check_same_run(opts, config)
     return config
 
+_of_mix = 'mix','p','echo'
+
+def _default_mix(opts, config):
+    "Was the mix left to the command, here and there? Earlier versions mixed every other batch by SnapMix then"
+    return opts.from_recipe and config.get('from_recipe', [config.get(k) for k in _of_mix]==['snapmix',.5,False])
+
 def _check_same_run(opts, config):
     "ValueError if `config` is of a run with other options"
     if (config['fold'] is None)!=(opts.fold is None):
         there,here = ('one fold','all folds, as --folds is given without --fold') if opts.fold is None else (
             'all folds','one fold')
         raise ValueError(f"--out {opts.out} holds a run of {there}, and this is one of {here}: give another folder")
-    differ = [f'--{k} {config[k]} there, {opts[k]} here' for k in _fixed if config[k]!=opts[k]]
-    if opts.lr not in (None, config['lr']): differ.append(f"--lr {config['lr']} there, {opts.lr} here")
+    fixed = [k for k in _fixed if k not in _of_mix or not _default_mix(opts, config)]
+    differ = [f'--{k} {config[k]} there, {opts[k]} here' for k in fixed if config[k]!=opts[k]]
+    if opts.lr not in (None, 'find', config['lr']): differ.append(f"--lr {config['lr']} there, {opts.lr} here")
     if differ:
         raise ValueError(
             f"--out {opts.out} is another run: {'; '.join(differ)}. Give another folder, or what it was begun with")
 
 _output_files = ('model.safetensors','predictions.csv','history.csv','labels.csv','mix.png','confusion.png',
-    'config.json','oof.csv','report.txt','test_predictions.csv','submission.csv')
+    'config.json','oof.csv','report.txt','test_predictions.csv','submission.csv','comparison.csv','comparison.png')
+_output_folders = 'folds','ensemble','compare'
 
 def _may_be_cache(f): return is_cache(f) or f.is_dir() and not visible_names(f)
 
 def _check_out(opts):
-    "ValueError if `out` has something that is not of a run like this; sets `scaled`, as that was begun"
+    "ValueError if `out` has something that is not of a run like this; sets what that was begun with"
     out = opts.out
-    opts.scaled = True
+    opts.scaled = opts.halved = True
     if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give a folder")
     if not out.is_dir() or all(f.name.startswith('.') or _may_be_cache(f) for f in out.iterdir()): return
     config = _read_config(opts)
     if not config:
         raise ValueError(f"--out {out} holds something that is not a run of fastai-mix: give another folder")
-    opts.scaled = config['scaled']
-    for names,kind,is_other in ((_output_files,'file',Path.is_dir), (('folds','ensemble'),'folder',Path.is_file)):
+    opts.update({k: config[k] for k in ('scaled','halved', *(_of_mix if opts.from_recipe else ()))})
+    for names,kind,is_other in ((_output_files,'file',Path.is_dir), (_output_folders,'folder',Path.is_file)):
         other = [out/f for f in names if is_other(out/f)]
         if other:
             raise ValueError(f"{other[0]} is no {kind}, but one of this name is going to be written: move it")
@@ -142,6 +152,10 @@ def _cache_reader(opts):
     if opts.no_cache or not opts.scaled: return
     return CachedReader(ColReader('path'), opts.cache or opts.out/'pictures', height_width(opts.size))
 
+def _halved(opts, n):
+    "Half of `n`, as with `echo` each picture is trained on twice in an epoch, clean and mixed"
+    return (n+1)//2 if opts.echo and opts.halved else n
+
 def _make_dls(opts, df, fold):
     if opts.scaled: pictures = FastImageBlock(opts.size)
     else: pictures = TransformBlock(type_tfms=_open_picture, batch_tfms=IntToFloatTensor) # its error names the file
@@ -151,7 +165,7 @@ def _make_dls(opts, df, fold):
     get_x = _cache_reader(opts) or ColReader('path')
     block = DataBlock((pictures, CategoryBlock(vocab=vocab)), get_x=get_x, get_y=ColReader('label'),
         splitter=splitter, item_tfms=Resize(opts.size), batch_tfms=Flip() if opts.data else Dihedral())
-    return block.dataloaders(df, bs=opts.bs, num_workers=0 if len(df)<1000 else min(4, defaults.cpus))
+    return block.dataloaders(df, bs=_halved(opts, opts.bs), num_workers=0 if len(df)<1000 else min(4, defaults.cpus))
 
 def _make_learner(opts, dls):
     names = 'arch','mix','pretrained','weights','alpha','p','plc','echo'
@@ -239,9 +253,10 @@ def _fill_cache(opts, df):
     if words: print_escaped(words+'\n')
 
 # %% ../nbs/40_cli.ipynb #ccdbab01
-def _find_lr(opts, learn):
-    "The learning rate given, or found"
-    if opts.lr is not None: return opts.lr
+def _settle_lr(opts, learn):
+    "The learning rate given, that of the recipe, or one that is found"
+    if opts.lr is None: return best_rate(has_weights(opts))
+    if opts.lr!='find': return opts.lr
     # on clean batches: whether a batch is mixed changes its loss more than a step of the search does
     mixes,folder = [cb for cb in learn.cbs if isinstance(cb, BatchCallback)],opts.out/'.lr_find'
     shutil.rmtree(folder, ignore_errors=True) # of a process that was killed
@@ -254,8 +269,17 @@ def _find_lr(opts, learn):
     return lr
 
 def _fit(opts, learn):
-    if opts.pretrained or opts.weights: learn.fine_tune(opts.epochs, opts.lr)
-    else: learn.fit_one_cycle(opts.epochs, opts.lr)
+    n_epochs = _halved(opts, opts.epochs)
+    if has_weights(opts): learn.fine_tune(n_epochs, opts.lr)
+    else: learn.fit_one_cycle(n_epochs, opts.lr)
+
+def _show_training(opts):
+    "Say in a line what is trained, and why"
+    name = setting_name(opts.mix, opts.echo)
+    cost = f', {_halved(opts, opts.epochs)} epochs of batches of {_halved(opts, opts.bs)}' if opts.echo and opts.halved else ''
+    args = has_weights(opts),opts.epochs
+    why = f'; {recipe_evidence(*args)}' if opts.from_recipe and name==best_setting(*args) else ''
+    print_escaped(f'training with {name}{cost}, learning rate {opts.lr:.2g}{why}\n')
 
 def _write_config(opts, **kwargs):
     versions = dict(package_versions(), fastai_mix=fastai_mix.__version__)
@@ -293,16 +317,19 @@ def _check_inputs(opts, config, inputs):
             f"--out {opts.out} is another run: --weights {opts.weights} is not the file it was begun with. "
             "Give another folder, or that file")
 
+def _make_cv(opts, df, path):
+    id_col = None if df.id.duplicated().any() else 'id'
+    get_dls,get_learner = partial(_make_dls, opts),partial(_make_learner, opts)
+    return CrossVal(df, get_dls, get_learner, path, id_col=id_col, seed=opts.seed)
+
 def _begin(opts, df, learn):
     "Begin a run in its folder, or resume the one there; ValueError if that is another"
     inputs = _digest_pictures(df) | (_digest_weights(opts.weights) if opts.weights else {})
     with folder_lock(opts.out):
         config = _read_config(opts) # another process may have begun
-        opts.lr = config['lr'] if config else _find_lr(opts, learn)
+        opts.lr = config['lr'] if config else _settle_lr(opts, learn)
         if not config: _write_config(opts, **inputs)
-    id_col = None if df.id.duplicated().any() else 'id'
-    get_dls,get_learner = partial(_make_dls, opts),partial(_make_learner, opts)
-    cv = CrossVal(df, get_dls, get_learner, opts.out/'folds', id_col=id_col, seed=opts.seed)
+    cv = _make_cv(opts, df, opts.out/'folds')
     if config: _check_inputs(opts, config, inputs)
     return cv
 
@@ -350,6 +377,30 @@ def _report_all(opts, df, cv):
     _write_pictures(opts, scores, ensemble.groups[0][0])
     return _in_config(scores),ensemble
 
+# %% ../nbs/40_cli.ipynb #2ae11ea3
+def _is_own(opts, mix, echo):
+    "Is this what the run itself trains?"
+    return (mix,echo,1.)==(opts.mix,opts.echo,opts.p) and (opts.alpha==5. or 'snapmix' not in mix)
+
+def _compare(opts, df, cv):
+    "Train the settings of `--compare` and show how far they are apart; None if another process is training some"
+    folds = cv.folds if opts.fold is None else [opts.fold]
+    own = setting_name(opts.mix, opts.echo)
+    runs = {own if _is_own(opts, *read_setting(own)) else 'this run': cv}
+    for name in opts.compare.split(','):
+        mix,echo = read_setting(name)
+        if _is_own(opts, mix, echo): continue
+        print_escaped(f'\nfor comparison: {name}')
+        other = AttrDict(opts, mix=mix, echo=echo, p=1., alpha=5.)
+        runs[name] = _make_cv(other, df, opts.out/'compare'/name).fit(partial(_fit, other), folds)
+    if len(runs)<2 or not all(run.done(k) for run in runs.values() for k in folds): return
+    comparison = compare_runs(runs, folds=folds)
+    print_escaped(f'\n{comparison}')
+    write_csv(opts.out/'comparison.csv', comparison.table.reset_index(names='setting'))
+    comparison.plot()
+    write_atomic(opts.out/'comparison.png', lambda f: plt.savefig(f, dpi=110, bbox_inches='tight', format='png'))
+    plt.close()
+
 # %% ../nbs/40_cli.ipynb #639098b0
 def _predict_test(opts, ensemble, test):
     "Write probabilities of the test pictures, and the submission if there is a sample"
@@ -380,9 +431,11 @@ def _run(opts):
     _show_unsafe(df, test)
     _fill_cache(opts, df)
     cv,folds = _begin(opts, df, learn),None if opts.fold is None else [opts.fold]
+    _show_training(opts)
     cv.fit(partial(_fit, opts), folds)
     if not all(map(cv.done, folds or cv.folds)): return print_escaped('the process that is done last writes the report')
     with folder_lock(opts.out): _report(opts, df, cv, test)
+    if opts.compare: _compare(opts, df, cv)
 
 # %% ../nbs/40_cli.ipynb #99fdf2a8
 class _Stopped(BaseException):
@@ -447,17 +500,18 @@ def main(
     image_col:str='image_id', # The CSV's column of pictures
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
-    mix:str='snapmix', # snapmix, cutmix, mixup, resizemix, gridmask; several with commas: one per batch; or none
+    mix:str=None, # snapmix, cutmix, mixup, resizemix, gridmask; several with commas; none (default: the best measured)
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
-    p:float=None, # Chance that a batch is mixed (default: .5, or 1 with `echo`); 1 without echo needs a long training
-    echo:bool=False, # Train on clean batches too, beside the mixed ones: halve `bs` and `epochs` to keep the cost
+    p:float=None, # Chance that a batch is mixed (default: 1)
+    echo:bool=False, # Train on each batch clean too, beside the mixed one; with half of `bs` and `epochs`, at equal cost
+    compare:str=None, # Settings to train as well and to compare, with commas: plain, mixup, snapmix-echo, mixup+gridmask
     arch:str='resnet18', # Name of a timm model
     pretrained:bool=False, # Start from timm's weights, from its hub
     weights:str=None, # Start from the body's weights in a file: safetensors, or torch's with weights_only
     size:int=128, # Side of the pictures in pixels
-    bs:int=32, # Batch size
-    epochs:int=10, # Epochs (with trained weights: after one for the head alone)
-    lr:float=None, # Learning rate (default: found by `lr_find`)
+    bs:int=32, # Pictures trained on in a step
+    epochs:int=10, # How often each picture is trained on (with trained weights: after an epoch for the head alone)
+    lr:str=None, # Learning rate; find: by `lr_find` (default: .008 with trained weights, .004 without)
     fold:int=None, # Fold to validate on, of `folds` (default: 0)
     folds:int=None, # Number of stratified folds (default: 5); without `fold`, all are trained, one network each
     oversample:str=None, # Repeat rows to train on: class=3, several with commas; balance; sqrt; or rows per class
@@ -471,8 +525,8 @@ def main(
     cache:str=None, # Folder for small copies of large photographs (default: `pictures` in `out`); runs may share it
     no_cache:bool=False, # Make no small copies: read large photographs anew in each epoch
 ):
-    "Train a classifier with SnapMix, or another mix, and report on it"
-    opts = AttrDict(locals(), p=ifnone(p, 1. if echo else .5))
+    "Train a classifier, and report on it"
+    opts = AttrDict(locals())
     paths = 'data','images','weights','test','test_images','sample','out','cache'
     opts.update({k: _own_path(opts[k]) for k in paths if opts[k]})
     opts.out = Path(opts.out)
