@@ -23,6 +23,7 @@ from fastai.callback.mixup import CutMix as FastaiCutMix, MixUp as FastaiMixUp
 from fastcore.script import call_parse, store_true
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
+from fastai_mix.callback.manifold import ManifoldMixUp
 from fastai_mix.callback.mix import BatchCallback, CutMix, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix
 from cells import record
@@ -70,7 +71,7 @@ def methods(classes):
     hard,soft = CrossEntropyLossFlat,nn.CrossEntropyLoss
     res = {'plain': (1, lambda: [], hard)}
     ours = {'SnapMix': SnapMix, 'SnapMix echo': lambda: SnapMix(echo=True), 'CutMix': CutMix, 'MixUp': MixUp,
-            'ResizeMix': ResizeMix, 'GridMask': lambda: GridMask(p=1),
+            'ResizeMix': ResizeMix, 'ManifoldMixUp': ManifoldMixUp, 'GridMask': lambda: GridMask(p=1),
             'MixChoice': lambda: MixChoice([SnapMix(), CutMix(), GridMask(p=1)])}
     for k,f in ours.items(): res[k] = .5 if 'echo' in k else 1,lambda f=f: [f()],hard
     res['SnapMix published'] = 1,lambda: [Published()],hard

@@ -500,7 +500,7 @@ def main(
     image_col:str='image_id', # The CSV's column of pictures
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
-    mix:str=None, # snapmix, cutmix, mixup, resizemix, gridmask; several with commas; none (default: the best measured)
+    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, gridmask; several with commas; none (default: the best measured)
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
     p:float=None, # Chance that a batch is mixed (default: 1)
     echo:bool=False, # Train on each batch clean too, beside the mixed one; with half of `bs` and `epochs`, at equal cost

@@ -29,11 +29,12 @@ def _label(vocab, y, w):
     return ' · '.join(f'{vocab[k]} {w*v:.2f}' for k,v in shares if v>0) or f'none {w:.2f}'
 
 def _title(dls, yb, mix, i):
-    "Labels of picture `i` with their weights; those of several targets side by side"
+    "Labels of picture `i` with their weights, those of several targets side by side; and the layer that is mixed"
     labels = [(i,1.)]
     if mix is not None and mix.w is not None: labels = [(i,mix.w[i].item()),(mix.partner[i],mix.w2[i].item())]
     vocabs = target_vocabs(dls, len(yb))
-    return ' · '.join(', '.join(_label(v, y[j], w) for v,y in zip(vocabs, yb)) for j,w in labels)
+    place = '' if mix is None or mix.place is None else f" at {mix.place['layer']}"
+    return ' · '.join(', '.join(_label(v, y[j], w) for v,y in zip(vocabs, yb)) for j,w in labels) + place
 
 def _pictures(dl, x):
     "Pictures `x` as they are shown: float, 0 to 1, on the CPU"

@@ -13,14 +13,15 @@ from fastai.vision.all import *
 from .args import bad_arg, check_count
 from .callback.choice import *
 from .callback.gridmask import *
+from .callback.manifold import *
 from .callback.mix import *
 from .callback.snapmix import *
 
 # %% ../nbs/38_recipe.ipynb #819be032
-_mixes = {'snapmix': SnapMix, 'cutmix': CutMix, 'mixup': MixUp, 'resizemix': ResizeMix}
+_mixes = {'snapmix': SnapMix, 'cutmix': CutMix, 'mixup': MixUp, 'resizemix': ResizeMix, 'manifold': ManifoldMixUp}
 
 def make_mixes(
-    names:str, # snapmix, cutmix, mixup, resizemix, gridmask, with commas between them; or none
+    names:str, # snapmix, cutmix, mixup, resizemix, manifold, gridmask, with commas between them; or none
     alpha:float=5., # SnapMix's α
     p:float=1., # Chance that a batch is mixed
     echo:bool=False, # Train on each batch clean too, see `MixCallback`

@@ -10,6 +10,7 @@ from fastai.vision.all import CategoryMap, CrossEntropyLossFlat, DataLoaders, L,
 from fastai_mix.callback.base import BatchCallback, FitCallback, class_count
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
+from fastai_mix.callback.manifold import ManifoldMixUp
 from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix
 import fastai_mix.interpret # adds show_mix
@@ -21,7 +22,7 @@ for name in [k for k in globals() if k.startswith('test')]: del globals()[name]
 class Dark(BatchCallback):
     def change(self, x, y): return x*0
 
-makers = {'mixup': MixUp, 'cutmix': CutMix, 'resizemix': ResizeMix, 'snapmix': SnapMix,
+makers = {'mixup': MixUp, 'cutmix': CutMix, 'resizemix': ResizeMix, 'manifold': ManifoldMixUp, 'snapmix': SnapMix,
           'echo': lambda: CutMix(echo=True), 'gridmask': lambda: GridMask(p=1), 'dark': Dark,
           'choice': lambda: MixChoice([SnapMix(), GridMask(p=1), None]), 'now and then': lambda: SnapMix(p=1e-9),
           'ramp': GridMask}

@@ -22,6 +22,7 @@ from torch.distributions import Beta, Normal
 from fastai_mix.callback.branch import MidLevelBranch
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
+from fastai_mix.callback.manifold import ManifoldMixUp
 from fastai_mix.callback.mix import CutMix, ramp
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.callback.resize import ProgressiveResize
@@ -114,6 +115,8 @@ cases = {
     'state_dict':   (dict(cbs=Noise), lambda l: l.fit_one_cycle(3)),
     'generators':   (dict(cbs=Generators), lambda l: l.fit_one_cycle(3)),
     'choice':       (dict(cbs=lambda: MixChoice([SnapMix(), CutMix(), None])), lambda l: l.fit_one_cycle(3)),
+    'manifold':     (dict(cbs=ManifoldMixUp), lambda l: l.fit_one_cycle(3)),
+    'manifold echo': (dict(cbs=lambda: MixChoice([ManifoldMixUp(), CutMix()], echo=True)), lambda l: l.fit_one_cycle(3)),
     'running':      (dict(cbs=Running), lambda l: l.fit_one_cycle(3)),
 }
 

@@ -12,6 +12,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai_mix.callback.branch import MidLevelBranch
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
+from fastai_mix.callback.manifold import ManifoldMixUp
 from fastai_mix.callback.mix import CutMix, MixUp, ramp
 from fastai_mix.callback.plc import ProgressiveLabelCorrection
 from fastai_mix.callback.resize import ProgressiveResize
@@ -28,9 +29,11 @@ mixes = {
     'snapmix-echo': lambda: [SnapMix(echo=True)],
     'cutmix': lambda: [CutMix()],
     'mixup': lambda: [MixUp()],
+    'manifold': lambda: [ManifoldMixUp()],
+    'manifold-echo': lambda: [ManifoldMixUp(echo=True)],
     'gridmask': lambda: [GridMask(p=.5)],
     'choice': lambda: [MixChoice([SnapMix(), CutMix(), GridMask(p=1), None])],
-    'choice-echo': lambda: [MixChoice([SnapMix(), GridMask(p=1)], echo=True)],
+    'choice-echo': lambda: [MixChoice([SnapMix(), GridMask(p=1), ManifoldMixUp()], echo=True)],
     'snapmix+gridmask': lambda: [SnapMix(), GridMask(p=.5)],
 }
 companions = {
@@ -369,12 +372,13 @@ def several(toy):
     return make
 
 @pytest.mark.parametrize('cbs', [lambda: MixUp(), lambda: CutMix(echo=True), lambda: SnapMix(),
-    lambda: SnapMix(echo=True), lambda: GridMask(p=1.),
+    lambda: SnapMix(echo=True), lambda: GridMask(p=1.), lambda: ManifoldMixUp(layers='body.3'),
+    lambda: ManifoldMixUp(layers='body.3', echo=True),
     lambda: [MixChoice([SnapMix(), CutMix()]), ProgressiveResize(multiple_of=4)],
     lambda: [SnapMix(), ProgressiveLabelCorrection(.1, warmup=0, when='batch')],
     lambda: [CutMix(), ProgressiveLabelCorrection(.1, warmup=0)],
     lambda: ProgressiveLabelCorrection(.1, warmup=0, when='pass'),
-    lambda: [MidLevelBranch(layer='body.3'), SnapMix()]], ids=range(10))
+    lambda: [MidLevelBranch(layer='body.3'), SnapMix()]], ids=range(12))
 def test_a_model_of_two_inputs(cbs, several):
     class Look(Callback):
         order,run_valid = 60,False

@@ -8,6 +8,7 @@ import torch
 from fastai.vision.all import Callback, accuracy, nn
 from fastai_mix.callback.branch import MidLevelBranch
 from fastai_mix.callback.choice import MixChoice
+from fastai_mix.callback.manifold import ManifoldMixUp
 from fastai_mix.callback.mix import CutMix, MixUp
 from fastai_mix.callback.snapmix import SnapMix
 import fastai_mix.interpret # adds show_mix and scores
@@ -36,9 +37,9 @@ class More(nn.Module):
         f = self.body(x)
         return self.put(f, self.head(f))
 
-@pytest.mark.parametrize('make', [MixUp, lambda: CutMix(echo=True), SnapMix, lambda: SnapMix(echo=True),
+@pytest.mark.parametrize('make', [MixUp, lambda: CutMix(echo=True), SnapMix, lambda: SnapMix(echo=True), ManifoldMixUp,
     lambda: MixChoice([SnapMix(), CutMix()]), lambda: MixChoice([SnapMix(), CutMix()], echo=True)],
-    ids=['mixup','cutmix-echo','snapmix','snapmix-echo','choice','choice-echo'])
+    ids=['mixup','cutmix-echo','snapmix','snapmix-echo','manifold','choice','choice-echo'])
 @pytest.mark.parametrize('name', outputs)
 def test_models_that_return_more_train_as_those_that_do_not(make, name, toy):
     put,get = outputs[name]

@@ -14,6 +14,7 @@ from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchExcep
     CrossEntropyLossFlat, GradientAccumulation, L1LossFlat, MSELossFlat, nn, set_seed)
 from torch.distributions import Normal
 from fastai_mix.callback.choice import MixChoice
+from fastai_mix.callback.manifold import ManifoldMixUp
 from fastai_mix.callback.mix import CutMix, MixCallback, MixUp, ResizeMix
 from fastai_mix.callback.snapmix import SnapMix, snapmix
 from fastai_mix.vision.box import box_area
@@ -78,7 +79,7 @@ def test_multi_label(toy):
         assert abs((w*bce(y)+w2*bce(y2)).mean().item()-loss)<1e-6
 
 @pytest.mark.parametrize('mix', [SnapMix(), SnapMix(partner='other', same_label='published'),
-    SnapMix(box=Normal(.5,.1)), CutMix(), MixUp(), ResizeMix()], ids=str)
+    SnapMix(box=Normal(.5,.1)), CutMix(), MixUp(), ResizeMix(), ManifoldMixUp()], ids=str)
 def test_no_host_syncs(toy, mix):
     counts = []
     for cbs in ([], [mix]):

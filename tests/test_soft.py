@@ -14,6 +14,7 @@ from fastai.vision.all import (Callback, ClassificationInterpretation, ColReader
 from hypothesis import given, settings, strategies as st
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
+from fastai_mix.callback.manifold import ManifoldMixUp
 from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix, mix_loss
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.leaves import leaf_classes, leaf_data
@@ -246,7 +247,7 @@ def softly(learn, a=.7):
     learn.dls.train.dataset.t = TensorSoftCategory(a*t + (1-a)*other)
     return learn
 
-mixes = dict(plain=lambda: None, mixup=MixUp, cutmix=CutMix, resizemix=ResizeMix, snapmix=SnapMix,
+mixes = dict(plain=lambda: None, mixup=MixUp, cutmix=CutMix, resizemix=ResizeMix, manifold=ManifoldMixUp, snapmix=SnapMix,
     echo=lambda: SnapMix(echo=True),
     published=lambda: SnapMix(same_label='published'), gridmask=lambda: GridMask(p=1.),
     choice=lambda: MixChoice([SnapMix(), CutMix(), MixUp(), None]),

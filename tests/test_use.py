@@ -52,7 +52,7 @@ def test_multi_label(several):
     assert len(axs)==4 and any(o in axs[0].get_title() for o in several.vocab)
     plt.close('all')
 
-@pytest.mark.parametrize('mix', [SnapMix(), CutMix(), MixUp(), ResizeMix(), GridMask(),
+@pytest.mark.parametrize('mix', [SnapMix(), CutMix(), MixUp(), ResizeMix(), ManifoldMixUp(), GridMask(),
     MixChoice([SnapMix(), GridMask()])], ids=lambda m: type(m).__name__)
 def test_show_mix(mix, leaves):
     learn = vision_learner(leaf_dls(leaves, size=64, bs=8), 'resnet18', pretrained=False)
@@ -88,5 +88,5 @@ def test_show_mix_without_a_mix(leaves):
 
 def test_names_are_ours():
     "`fastai_mix.all` behind `fastai.vision.all` hides fastai's MixUp and CutMix"
-    for o in (SnapMix, CutMix, MixUp, ResizeMix, GridMask, MixChoice, ProgressiveResize):
+    for o in (SnapMix, CutMix, MixUp, ResizeMix, ManifoldMixUp, GridMask, MixChoice, ProgressiveResize):
         assert o.__module__.startswith('fastai_mix')

@@ -123,7 +123,7 @@ def refuse_no_pictures(
 class BatchCallback(FitCallback):
     "Change the pictures of a training batch with chance `p`; a subclass says how in `change`"
     order,run_valid = MixedPrecision.order-5,False
-    w = w2 = y2 = partner = box = src_box = cam = None # a Callback would look for them in the model
+    w = w2 = y2 = partner = box = src_box = cam = place = None # a Callback would look for them in the model
     batch_checked = False
     reuses_forward = False # does `change` use the forward of `clean_logits` once more?
     def __init__(self,

@@ -17,7 +17,7 @@ from ..args import check_count, check_positive
 from .mix import *
 from .base import FitCallback, class_count, in_lr_find
 from ..losses import unchecked_mix_loss
-from .resize import *
+from .resize import full_size
 from ..vision.layer import *
 from ..vision.layer import as_nchw, nearest_layout, output_place, tap_features
 from ..vision.forward import *
@@ -72,18 +72,12 @@ class MidLevelBranch(FitCallback):
 
 # %% ../../nbs/26_callback.branch.ipynb #bab66c2c
 @patch
-def _full_size(self:MidLevelBranch, x):
-    "Pictures `x` as large as `ProgressiveResize` will make them"
-    resize = next((cb for cb in self.learn.cbs if isinstance(cb, ProgressiveResize)), None)
-    return F.interpolate(x[:2].as_subclass(Tensor), resize.full) if self.training and resize else x
-
-@patch
 def _find_place(self:MidLevelBranch, x, more):
     "Set the place of the features in the present model"
     model = unwrap_model(self.learn.model)
     place = output_place(model, self.layer)
     if self.layer is None:
-        place.update(find_stage(model, cast_to(self._full_size(x), model), *more, n_classes=class_count(self.dls)))
+        place.update(find_stage(model, cast_to(full_size(self.learn, x), model), *more, n_classes=class_count(self.dls)))
     self.place,self.place_model = place,model
 
 @patch

@@ -86,7 +86,7 @@ class MixChoice(MixCallback):
         if self.chosen is None:
             self.chosen_index = random.choice([i for i,m in enumerate(self.mixes) if m is not None])
         changed = self.chosen.change(x, y)
-        for k in ('w','w2','y2','partner','box','src_box','cam'): setattr(self, k, getattr(self.chosen, k))
+        for k in ('w','w2','y2','partner','box','src_box','cam','place'): setattr(self, k, getattr(self.chosen, k))
         return changed
 
     def clean_logits(self, x):
@@ -111,11 +111,13 @@ def watch(self:MixChoice, x):
 
 @patch
 def after_pred(self:MixChoice):
+    super(MixChoice, self).after_pred()
     for m in self._callbacks:
         if hasattr(type(m), 'after_pred'): m.after_pred()
 
 @patch
 def after_cancel_batch(self:MixChoice):
+    super(MixChoice, self).after_cancel_batch()
     for m in self._callbacks: m('after_cancel_batch')
 
 @patch

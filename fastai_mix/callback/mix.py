@@ -19,6 +19,8 @@ from ..losses import (check_mixed_loss, is_known_loss, loss_gap, loss_name, loss
     takes_class_index, unchecked_mix_loss)
 from ..schedule import *
 from ..vision.box import *
+from ..vision.forward import *
+from ..vision.layer import tap_features
 
 # %% ../../nbs/20_callback.mix.ipynb #f3eaf794
 _all_ = ['mix_loss', 'ramp', 'off_last', 'autocast', 'BatchCallback']
@@ -49,6 +51,7 @@ def draw_beta(
 class MixCallback(BatchCallback):
     "Mix each training batch with itself; a subclass says how in `mix`"
     renamed = dict(how='partner_rule', before='previous')
+    remove_hooks = None # a Callback would look for it in the model
     def __init__(self,
         p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done
         partner:str='any', # 'any': any sample of the batch, itself included; 'other': never itself
@@ -58,7 +61,7 @@ class MixCallback(BatchCallback):
         self.partner_rule,self.echo,self.previous,self.loss_gap = partner,echo,None,None
         super().__init__(p)
 
-    def clear(self): self.w = self.w2 = self.y2 = self.partner = self.box = self.src_box = None
+    def clear(self): self.w = self.w2 = self.y2 = self.partner = self.box = self.src_box = self.place = None
 
     def mix(self,
         x:Tensor, # Pictures `[n,c,H,W]`, never written to
@@ -84,6 +87,7 @@ def before_fit(self:MixCallback):
     "Refuse what cannot work, before a step is made"
     super(MixCallback, self).before_fit()
     self.previous = self.loss_gap = None
+    self._drop_hooks() # a fit before this may have been interrupted
     for cb in self.learn.cbs:
         is_rival = cb is not self and isinstance(cb, (MixHandler,MixCallback)) and cb.run
         if is_rival and self not in getattr(cb, 'mixes', ()): self._refuse_second_mix(cb)
@@ -150,13 +154,19 @@ def after_train(self:MixCallback):
 @patch
 def after_fit(self:MixCallback):
     super(MixCallback, self).after_fit()
+    self._drop_hooks()
     self.previous = self.loaded = self.loss_gap = None
 
 # %% ../../nbs/20_callback.mix.ipynb #2c5b3b27
 @patch
 def before_batch(self:MixCallback):
     "Draw whether to mix; with `echo` append the mixed version of the previous batch"
-    if not self.echo: return super(MixCallback, self).before_batch()
+    if self.echo: self._begin_echo()
+    else: super(MixCallback, self).before_batch()
+    if self.place is not None: self._mix_features()
+
+@patch
+def _begin_echo(self:MixCallback):
     self.begin_batch()
     self.loaded,self.mixing = self.xb[0],self.draw()
     if self.mixing: self.watch(self.loaded)
@@ -167,7 +177,8 @@ def before_batch(self:MixCallback):
 
 @patch
 def _append_previous(self:MixCallback):
-    (x,*more),yb,partner,w,w2 = self.previous
+    (x,*more),yb,partner,w,w2,*place = self.previous # an older checkpoint has no place
+    self.place, = place or [None]
     n,size,one = len(self.loaded),self.loaded.shape[-2:],torch.ones_like(w[:1])
     if x.shape[-2:]!=size: x = F.interpolate(x, size, mode='bilinear', antialias=True) # sizes may change
     self.learn.xb = tuple(map(torch.cat, zip(self.xb, (x,*more))))
@@ -183,13 +194,65 @@ def _mix_for_next_step(self:MixCallback):
     n = len(x)
     # labels may have been corrected since they were loaded
     more,yb = (tuple(t[:n] for t in b) for b in (self.xb[1:], self.yb))
-    running = {k: getattr(self, k) for k in ('w','w2','y2','partner','box','src_box')}
+    running = {k: getattr(self, k) for k in ('w','w2','y2','partner','box','src_box','place')}
     mixed = self.change(x, yb[0])
     if self.w is None: # changed without a partner, by GridMask in a MixChoice
         self.partner = torch.arange(n, device=x.device)
         self.w,self.w2 = torch.ones(n, device=x.device),torch.zeros(n, device=x.device)
-    self.previous = (mixed,*more),yb,self.partner,self.w,self.w2
+    self.previous = (mixed,*more),yb,self.partner,self.w,self.w2,self.place
     for k,v in running.items(): setattr(self, k, v)
+
+# %% ../../nbs/20_callback.mix.ipynb #ec5df204
+class Permute(torch.autograd.Function):
+    "Rows of a tensor in the order of a permutation"
+    @staticmethod
+    def forward(ctx, t, order):
+        ctx.save_for_backward(order)
+        return t[order]
+    @staticmethod
+    def backward(ctx, grad): return grad[ctx.saved_tensors[0].argsort()],None
+
+def blend(
+    t:Tensor, # Pictures or features `[n,...]`
+    partner:Tensor, # Index of each sample's partner `[n]`, a permutation
+    w:Tensor, # Weight of the sample itself `[n]`, 0 to 1
+)->Tensor: # Of the shape and dtype of `t`
+    "Each sample of `t`, weighted by `w`, plus its partner, weighted by the rest"
+    return torch.lerp(Permute.apply(t, partner), t, w.to(t.dtype).view(-1, *[1]*(t.ndim-1)))
+
+# %% ../../nbs/20_callback.mix.ipynb #b0d1180d
+@patch
+def _mix_features(self:MixCallback):
+    "Have the next forward blend its features at `place`"
+    def mixed(h):
+        if self.learn is None: return h # a hook that an interrupt left, and this callback is of no Learner now
+        if len(h)!=len(self.w):
+            raise ValueError(
+                f"{self.place['layer']} is given {len(h)} rows of features for a batch of {len(self.w)}: pass "
+                "`layers=`, modules whose input has a row for each picture; with several GPUs use `distrib_ctx`")
+        self.features_mixed = True
+        return blend(h.as_subclass(Tensor), self.partner, self.w).as_subclass(type(h))
+    self.features_mixed = False
+    self.remove_hooks = tap_features(unwrap_model(self.learn.model), self.place, mixed)
+
+@patch
+def after_pred(self:MixCallback):
+    "Refuse a forward that did not come to the place whose features were to be mixed"
+    if self.remove_hooks is None: return
+    self._drop_hooks()
+    if not self.features_mixed:
+        raise ValueError(
+            f"{type(self).__name__}: this forward did not call {self.place['layer']}, so nothing was mixed: "
+            "pass `layers=`, modules that every forward calls; a model that is compiled calls no hooks")
+
+@patch
+def _drop_hooks(self:MixCallback):
+    "Remove the hooks, if the forward has not removed them"
+    if self.remove_hooks: self.remove_hooks()
+    self.remove_hooks = None
+
+@patch
+def after_cancel_batch(self:MixCallback): self._drop_hooks()
 
 # %% ../../nbs/20a_callback.mixup.ipynb #0a018da8
 @delegates()
@@ -210,18 +273,24 @@ class MixUp(MixCallback):
         if x.is_floating_point(): return
         kind = str(x.dtype).split('.')[1]
         raise ValueError(
-            f"MixUp blends pictures, but these are {kind}: have the DataLoaders make them floats, "
+            f"{type(self).__name__} blends pictures, but these are {kind}: have the DataLoaders make them floats, "
             "with IntToFloatTensor() among `batch_tfms`, as an ImageBlock does")
 
     def check_batch(self, x, y):
         super().check_batch(x, y)
         self.refuse_bytes(x)
 
+    def draw_weights(self,
+        x:Tensor, # Pictures `[n,c,H,W]`
+    )->Tensor: # `[n]` float32, .5 to 1
+        "Draw the weight of each sample itself"
+        lam = draw_beta(self.alpha, len(x), x.device)
+        return torch.maximum(lam, 1-lam)
+
     def mix(self, x, y, partner):
         self.refuse_bytes(x)
-        lam = draw_beta(self.alpha, len(x), x.device)
-        lam = torch.maximum(lam, 1-lam)
-        return torch.lerp(x[partner], x, lam[:,None,None,None].to(x.dtype)), lam, 1-lam
+        w = self.draw_weights(x)
+        return blend(x, partner, w), w, 1-w
 
 # %% ../../nbs/20b_callback.cutmix.ipynb #20198289
 @delegates()

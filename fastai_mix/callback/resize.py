@@ -50,3 +50,14 @@ class ProgressiveResize(Callback):
             self.full = self.full or full
             return resized(x, self.size_at(self.pct_train, full))
         self.learn.xb = tuple(map_pictures(small, self.xb))
+
+# %% ../../nbs/25_callback.resize.ipynb #ea720cf4
+def full_size(
+    learn:Learner, # Any
+    x:Tensor, # Pictures of the running batch `[n,c,H,W]`
+)->Tensor: # Two of them `[2,c,H,W]`
+    "Pictures as large as `ProgressiveResize` will make them"
+    resize = next((cb for cb in learn.cbs if isinstance(cb, ProgressiveResize)), None)
+    is_small = resize and learn.training and getattr(resize, 'full', None)
+    x = x[:2].as_subclass(Tensor)
+    return F.interpolate(x, resize.full) if is_small else x

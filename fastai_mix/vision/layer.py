@@ -98,7 +98,9 @@ def on_host(
     return t.detach().float().cpu().numpy()
 
 @contextmanager
-def _frozen(model):
+def frozen(
+    model:nn.Module, # Any
+):
     "Only inputs have gradients in the body of the `with`"
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained: p.requires_grad_(False)
@@ -115,7 +117,7 @@ class _Call(NamedTuple):
     def tensor(self, side): return self.output if side is None else self.inputs[side]
     def tensors(self): return [*enumerate(self.inputs), (None,self.output)]
 
-class _Recording:
+class Recording:
     "Inputs and outputs of all modules of `model` in a forward of pictures `x`; those that depend on `x` have gradients"
     def __init__(self, model, x, more, n_classes):
         self.model,self.n,self.size,self.shape = model,len(x),tuple(x.shape[-2:]),x.shape
@@ -123,7 +125,7 @@ class _Recording:
         def record(m, inputs, output): self.calls.append(_Call(m, next(nth[m]), inputs, output))
         hooks = [m.register_forward_hook(record) for m in nth]
         try:
-            with clean_mode(model), _frozen(model), torch.enable_grad():
+            with clean_mode(model), frozen(model), torch.enable_grad():
                 self.logits = class_logits(call_eager(model, x.detach().requires_grad_(), *more), n_classes)
         finally:
             for h in hooks: h.remove()
@@ -133,7 +135,7 @@ class _Recording:
     def grads(self, ts):
         "Gradients of the largest logits at tensors `ts`; of the classifier's input if the classifier starts at zero"
         # in the modes of the forward: gradient checkpointing runs parts of it again
-        with clean_mode(self.model), _frozen(self.model), torch.enable_grad():
+        with clean_mode(self.model), frozen(self.model), torch.enable_grad():
             scores = [self.logits.amax(1).sum()]
             if self.pooled is not None:
                 any_weights = torch.linspace(-1, 1, self.pooled.shape[1]).to(self.pooled)
@@ -156,7 +158,7 @@ def _other_recording(model, x, more, n_classes):
     for size in ((h+32,w+64), (h+64,w+64), (2*h,2*w), (h//2,w//2), (h,w)):
         try:
             pictures,*others = _resized(x, more, len(x)+1, size)
-            return _Recording(model, pictures, others, n_classes)
+            return Recording(model, pictures, others, n_classes)
         except Exception: pass # the model takes other sizes
 
 def _agree(a, b, is_resized):
@@ -301,7 +303,7 @@ def _probe(model, x, more, n_classes, place):
         return features[0].clone()
     with eval_mode(model):
         handle = hook_features(model, place, spread)
-        try: rec = _Recording(model, x, more, n_classes)
+        try: rec = Recording(model, x, more, n_classes)
         finally: handle.remove()
     grad = rec.grads(features)[0] if features else None
     if grad is None: return
@@ -326,16 +328,21 @@ def _dependent(rec, features):
         share[id(t)] = (on_host(channel_sum(_batch_first(g, layout).abs().float(), layout.short))!=0).mean()
     return {k for k,v in share.items() if v>.25} or {k for k,v in share.items() if v}
 
-def _search(model, x, more, n_classes):
-    "A recording of `x`, its spatial tensors, and the ids of those on which the logits depend"
-    rec,other = _Recording(model, x, more, n_classes),_other_recording(model, x, more, n_classes)
+def search_features(
+    model:nn.Module, # A model, unwrapped
+    x:Tensor, # Two pictures `[2,c,H,W]`
+    more:list, # The model's other inputs for them
+    n_classes:int, # Number of classes, see `class_logits`; None: not known
+)->tuple: # A `Recording` of `x`; its spatial tensors, pairs of tensor and `Layout` by id; ids of those the logits depend on
+    "Look for spatial features in a forward of `x`"
+    rec,other = Recording(model, x, more, n_classes),_other_recording(model, x, more, n_classes)
     prefix = next((p for m in model.modules() if isinstance(p := getattr(m, 'num_prefix_tokens', None), int)), None)
     features = _features(rec, other, prefix)
     dependent = _dependent(rec, features)
     is_computed = any(id(c.output) in dependent for c in rec.calls) # not only the picture itself
     if not is_computed and other and rec.size!=other.size: # a model that resizes all pictures to one size
         pictures,*others = _resized(x, more, len(x)+1, rec.size)
-        features = _features(rec, _Recording(model, pictures, others, n_classes), prefix)
+        features = _features(rec, Recording(model, pictures, others, n_classes), prefix)
         dependent = _dependent(rec, features)
     return rec,features,dependent
 
@@ -404,7 +411,7 @@ def _last_call(rec, dependent):
 def _find(model, x, more, n_classes, layer=None):
     "The place of the last spatial features, or that of the output of `layer`; and the recording it was found in"
     x,more = usable(x[:2]),[usable(o[:2]) if isinstance(o, Tensor) else o[:2] for o in more]
-    rec,features,dependent = _search(model, x, more, n_classes)
+    rec,features,dependent = search_features(model, x, more, n_classes)
     def probed(place):
         "`place` with the way to `read` it; whether it is attended to, and whether the sum over channels vanishes"
         probe = _probe(model, x, more, n_classes, place)
