@@ -24,6 +24,7 @@ from .callback.snapmix import *
 from .callback.gridmask import *
 from .callback.choice import *
 from .callback.branch import *
+from .callback.manifold import *
 from .callback.resize import *
 from .callback.plc import *
 from .callback.ema import *

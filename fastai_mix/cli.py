@@ -276,7 +276,8 @@ def _fit(opts, learn):
 def _show_training(opts):
     "Say in a line what is trained, and why"
     name = setting_name(opts.mix, opts.echo)
-    cost = f', {_halved(opts, opts.epochs)} epochs of batches of {_halved(opts, opts.bs)}' if opts.echo and opts.halved else ''
+    n_epochs,bs = _halved(opts, opts.epochs),_halved(opts, opts.bs)
+    cost = '' if bs==opts.bs else f', {n_epochs} epochs of batches of {bs}'
     args = has_weights(opts),opts.epochs
     why = f'; {recipe_evidence(*args)}' if opts.from_recipe and name==best_setting(*args) else ''
     print_escaped(f'training with {name}{cost}, learning rate {opts.lr:.2g}{why}\n')
@@ -500,11 +501,11 @@ def main(
     image_col:str='image_id', # The CSV's column of pictures
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
-    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, gridmask; several with commas; none (default: the best measured)
+    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, gridmask, with commas; none (default: the recipe)
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
     p:float=None, # Chance that a batch is mixed (default: 1)
-    echo:bool=False, # Train on each batch clean too, beside the mixed one; with half of `bs` and `epochs`, at equal cost
-    compare:str=None, # Settings to train as well and to compare, with commas: plain, mixup, snapmix-echo, mixup+gridmask
+    echo:bool=False, # Train on each batch clean too, with half of `bs` and `epochs`: as many pictures
+    compare:str=None, # Settings to train too and to compare, such as plain,snapmix-echo,mixup+gridmask
     arch:str='resnet18', # Name of a timm model
     pretrained:bool=False, # Start from timm's weights, from its hub
     weights:str=None, # Start from the body's weights in a file: safetensors, or torch's with weights_only

@@ -7,7 +7,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/compare.html.md"""
 # %% auto #0
 __all__ = ['difference_over_folds', 'difference_over_pictures', 'Comparison', 'compare_runs', 'compare']
 
-# %% ../nbs/38a_compare.ipynb #97fb7497
+# %% ../nbs/38a_compare.ipynb #b080a286
 from fastai.vision.all import *
 from scipy import stats
 
@@ -17,10 +17,10 @@ from .crossval import *
 from .recipe import *
 from .scores import *
 
-# %% ../nbs/38a_compare.ipynb #333eba2e
+# %% ../nbs/38a_compare.ipynb #42683105
 measures = 'accuracy','macro_f1','log_loss'
 
-# %% ../nbs/38a_compare.ipynb #c3e4202c
+# %% ../nbs/38a_compare.ipynb #1ed16db9
 def difference_over_folds(
     diffs, # A score minus that of the reference, in each fold `[k]`, k at least 2
     ratio:float, # Pictures validated on for each trained on: 1/(k-1) if all folds are as large
@@ -31,7 +31,7 @@ def difference_over_folds(
     half = float(stats.t.ppf(.975, k-1)*np.sqrt(diffs.var(ddof=1)*(1/k + ratio)))
     return mean,mean-half,mean+half
 
-# %% ../nbs/38a_compare.ipynb #fae4b90d
+# %% ../nbs/38a_compare.ipynb #a9b74f88
 def difference_over_pictures(
     probs, # Probabilities of a setting `[n,c]`
     reference, # Those of the reference for the same pictures `[n,c]`
@@ -49,7 +49,7 @@ def difference_over_pictures(
     ends = np.quantile(draws, [.025,.975], axis=0).T
     return {k: (d, *map(float, e)) for k,d,e in zip(measures, diffs(np.arange(len(y))), ends)}
 
-# %% ../nbs/38a_compare.ipynb #63ec4c58
+# %% ../nbs/38a_compare.ipynb #da3b8437
 class Comparison:
     "Scores of several settings, and how far they are from those of a reference"
     def __init__(self,
@@ -104,7 +104,7 @@ class Comparison:
                 xlabel=f'{m} beyond {self.reference}')
         return axs
 
-# %% ../nbs/38a_compare.ipynb #768b340f
+# %% ../nbs/38a_compare.ipynb #15842597
 def _differences(probs, reference, y, fold, n_folds):
     "Of each measure the difference to the reference, and the ends of its interval"
     folds = sorted(set(fold))
@@ -124,7 +124,7 @@ def _check_same_rows(runs):
 
 def compare_runs(
     runs:dict, # `CrossVal` of each setting by its name; all of one table, with `folds` done
-    reference:str=None, # Name of the setting that the others are compared with; None: `plain` if there is one, or the first
+    reference:str=None, # The setting that the others are compared with; None: `plain` if there is one, or the first
     folds:list=None, # Folds to compare; None: all
 )->Comparison:
     "Scores of runs on the same folds, and their paired differences to those of a reference"
@@ -138,16 +138,16 @@ def compare_runs(
     rows = []
     for name,(probs,y,fold) in done.items():
         scores = score_probs(probs, y) if len(folds)==1 else score_table(probs, y, fold).loc['mean']
-        row = {**{m: scores[m] for m in measures}, 'n': len(y), 'seconds': runs[name].timings.train_seconds[folds].sum()}
+        row = {m: scores[m] for m in measures} | dict(n=len(y), seconds=runs[name].timings.train_seconds[folds].sum())
         diffs = _differences(probs.to_numpy(), done[reference][0].to_numpy(), y, fold, len(first.folds))
         for m,values in diffs.items(): row.update(zip((f'{m}_diff',f'{m}_low',f'{m}_high'), values))
         rows.append(row)
     return Comparison(pd.DataFrame(rows, list(runs)), reference, folds)
 
-# %% ../nbs/38a_compare.ipynb #561db3d1
+# %% ../nbs/38a_compare.ipynb #0e5e8616
 def _fine_tune(learn, epochs): learn.fine_tune(epochs, best_rate())
 
-# %% ../nbs/38a_compare.ipynb #32746584
+# %% ../nbs/38a_compare.ipynb #8ab6559f
 def _half_batches(dls):
     "`dls` with half of the batch size for training"
     dls.loaders[0] = dls.train.new(bs=max(2, dls.train.bs//2))
