@@ -7,7 +7,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/compare.html.md"""
 # %% auto #0
 __all__ = ['difference_over_folds', 'difference_over_pictures', 'Comparison', 'compare_runs', 'compare']
 
-# %% ../nbs/38a_compare.ipynb #b080a286
+# %% ../nbs/38a_compare.ipynb #b4b04fe8
 from fastai.vision.all import *
 from scipy import stats
 
@@ -17,10 +17,10 @@ from .crossval import *
 from .recipe import *
 from .scores import *
 
-# %% ../nbs/38a_compare.ipynb #42683105
+# %% ../nbs/38a_compare.ipynb #83e60e95
 measures = 'accuracy','macro_f1','log_loss'
 
-# %% ../nbs/38a_compare.ipynb #1ed16db9
+# %% ../nbs/38a_compare.ipynb #90671a2c
 def difference_over_folds(
     diffs, # A score minus that of the reference, in each fold `[k]`, k at least 2
     ratio:float, # Pictures validated on for each trained on: 1/(k-1) if all folds are as large
@@ -31,7 +31,7 @@ def difference_over_folds(
     half = float(stats.t.ppf(.975, k-1)*np.sqrt(diffs.var(ddof=1)*(1/k + ratio)))
     return mean,mean-half,mean+half
 
-# %% ../nbs/38a_compare.ipynb #a9b74f88
+# %% ../nbs/38a_compare.ipynb #1131f2ea
 def difference_over_pictures(
     probs, # Probabilities of a setting `[n,c]`
     reference, # Those of the reference for the same pictures `[n,c]`
@@ -49,7 +49,7 @@ def difference_over_pictures(
     ends = np.quantile(draws, [.025,.975], axis=0).T
     return {k: (d, *map(float, e)) for k,d,e in zip(measures, diffs(np.arange(len(y))), ends)}
 
-# %% ../nbs/38a_compare.ipynb #da3b8437
+# %% ../nbs/38a_compare.ipynb #e0b11161
 class Comparison:
     "Scores of several settings, and how far they are from those of a reference"
     def __init__(self,
@@ -104,7 +104,7 @@ class Comparison:
                 xlabel=f'{m} beyond {self.reference}')
         return axs
 
-# %% ../nbs/38a_compare.ipynb #15842597
+# %% ../nbs/38a_compare.ipynb #da412668
 def _differences(probs, reference, y, fold, n_folds):
     "Of each measure the difference to the reference, and the ends of its interval"
     folds = sorted(set(fold))
@@ -144,17 +144,19 @@ def compare_runs(
         rows.append(row)
     return Comparison(pd.DataFrame(rows, list(runs)), reference, folds)
 
-# %% ../nbs/38a_compare.ipynb #0e5e8616
+# %% ../nbs/38a_compare.ipynb #a252c093
 def _fine_tune(learn, epochs): learn.fine_tune(epochs, best_rate())
 
-# %% ../nbs/38a_compare.ipynb #8ab6559f
+# %% ../nbs/38a_compare.ipynb #f5687cd4
 def _half_batches(dls):
     "`dls` with half of the batch size for training"
     dls.loaders[0] = dls.train.new(bs=max(2, dls.train.bs//2))
     return dls
 
-def _make_run(make_cbs, df, get_dls, get_learner, path, **kwargs):
+def _make_run(name, make_cbs, df, get_dls, get_learner, path, **kwargs):
     "A `CrossVal` of one setting, and whether it trains twice on a picture"
+    if isinstance(make_cbs, Callback): make_cbs = None # has a `__call__`, for events
+    check_callable(f'setting {name!r}', make_cbs, 'a function that returns new callbacks')
     cv,echo = CrossVal(df, get_dls, get_learner, path, **kwargs),any(getattr(cb, 'echo', False) for cb in make_cbs())
     plain_dls,plain_learner = cv.get_dls,cv.get_learner
     def get_learner(dls):
@@ -183,10 +185,7 @@ def compare(
     if fit is not None: check_callable('fit', fit, 'fit(learn, epochs)')
     if not isinstance(settings, dict): settings = {o: partial(make_setting, o, epochs=epochs) for o in settings}
     if reference is not None: check_choice('reference', reference, settings)
-    runs = {}
-    for name,make_cbs in settings.items():
-        check_callable(f'setting {name!r}', make_cbs, 'a function that returns callbacks')
-        runs[name],echo = _make_run(make_cbs, df, get_dls, get_learner, Path(path)/name, **kwargs)
-        n = (epochs+1)//2 if echo else epochs
-        runs[name].fit(partial(fit or _fine_tune, epochs=n), folds, executor)
-    return compare_runs(runs, reference, folds)
+    runs = {o: _make_run(o, cbs, df, get_dls, get_learner, Path(path)/o, **kwargs) for o,cbs in settings.items()}
+    for cv,echo in runs.values():
+        cv.fit(partial(fit or _fine_tune, epochs=(epochs+1)//2 if echo else epochs), folds, executor)
+    return compare_runs({name: cv for name,(cv,_) in runs.items()}, reference, folds)
