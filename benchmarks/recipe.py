@@ -57,8 +57,8 @@ candidates = {'plain': lambda: [], 'mixup': lambda: [MixUp()], 'mixup-echo': lam
     'cutmix-echo': lambda: [CutMix(echo=True)], 'manifold': lambda: [ManifoldMixUp()],
     'manifold-echo': lambda: [ManifoldMixUp(echo=True)], 'snapmix-echo': lambda: [SnapMix(echo=True)],
     'snapmix-echo-ema': lambda: [SnapMix(echo=True), EMA()]}
-by_regime = {'pretrained': list(candidates),
-    'scratch': ['plain','mixup','mixup-echo','manifold','manifold-echo','snapmix-echo']}
+compared = {('pretrained',10): list(candidates), ('pretrained',40): ['plain','mixup','manifold','snapmix-echo'],
+    ('scratch',20): ['plain','mixup','mixup-echo','manifold','manifold-echo','snapmix-echo']}
 # what is drawn from the training part: pictures a class, or a share of all
 sets = {'clothing': dict(per_class=40), 'apple': dict(share=.25), 'grocery': dict(per_class=5),
     'leaves': dict(share=400/1200), 'cifar10n': dict(per_class=40)}
@@ -165,7 +165,7 @@ def make_cells(phase, names, regime, length, winners):
         yield from (cell(d, regime, length, 'plain', 10, 'valid', lr) for d in names for lr in rates[regime])
         yield from (cell(d, regime, length, 'plain', s, 'find', 1.) for d in names for s in (10,11,12))
         return
-    stages = {'test': (range(5), 'test', ['plain',*winners]), 'choose': ((10,), 'valid', by_regime[regime]),
+    stages = {'test': (range(5), 'test', ['plain',*winners]), 'choose': ((10,), 'valid', compared[regime,length]),
         'again': ((11,), 'valid', ['plain',*winners])}
     seeds,part,mixes = stages[phase]
     yield from (cell(d, regime, length, m, s, part) for s in seeds for d in names for m in mixes)
@@ -178,7 +178,7 @@ def choose(lines):
         at = ['data','seed']
         plain = d[d['mix']=='plain'].set_index(at)
         rows = []
-        for mix in (o for o in by_regime[regime] if o in set(d['mix'])):
+        for mix in (o for o in compared[regime,length] if o in set(d['mix'])):
             own = d[d['mix']==mix].set_index(at)
             diff = (own[['accuracy','macro_f1','log_loss']]-plain[['accuracy','macro_f1','log_loss']]).dropna()
             by_set = diff.groupby('data').mean()
