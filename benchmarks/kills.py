@@ -144,7 +144,7 @@ def rounds(n=20, workers=2):
 # ---- the command, killed at each of its writes
 
 commands = {
-    'one fold':   dict(fold=1, folds=2, mix='snapmix'),
+    'one fold':   dict(fold=1, folds=2, mix='snapmix', lr='find'),
     'folds':      dict(folds=2, mix='cutmix', lr=1e-3),
     'echo':       dict(fold=0, folds=2, mix='snapmix', echo=True, lr=1e-3),
     'choice':     dict(folds=2, mix='snapmix,cutmix,gridmask', plc=True, oversample='multiple_diseases=2', lr=1e-3),

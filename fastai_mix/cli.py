@@ -509,7 +509,7 @@ def main(
     arch:str='resnet18', # Name of a timm model
     pretrained:bool=False, # Start from timm's weights, from its hub
     weights:str=None, # Start from the body's weights in a file: safetensors, or torch's with weights_only
-    size:int=128, # Side of the pictures in pixels
+    size:int=None, # Side of the pictures in pixels (default: 128; of the drawn leaves 64)
     bs:int=32, # Pictures trained on in a step
     epochs:int=10, # How often each picture is trained on (with trained weights: after an epoch for the head alone)
     lr:str=None, # Learning rate; find: by `lr_find` (default: .008 with trained weights, .004 without)

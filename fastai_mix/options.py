@@ -84,8 +84,10 @@ def _settle_mix(opts):
     opts.from_recipe,opts.p = opts.mix is None,ifnone(opts.p, 1.)
     if opts.from_recipe: opts.mix,opts.echo = read_setting(best_setting(has_weights(opts), opts.epochs))
 
-def _check_compare(opts):
-    "ValueError for settings that `--compare` cannot train"
+def _settle_compare(opts):
+    "Set `compare` where it was left out, as one fold of the drawn leaves shows how it is done; ValueError if it is wrong"
+    if opts.compare is None and not opts.data and opts.folds is None:
+        opts.compare = 'plain,mixup' if opts.mix=='none' else 'plain'
     names = opts.compare.split(',') if opts.compare else []
     for name in names:
         try: read_setting(name)
@@ -98,12 +100,13 @@ def has_weights(
     return bool(opts.pretrained or opts.weights)
 
 def check_options(
-    opts, # What the command was given, an `AttrDict`; `fold`, `folds`, `mix`, `echo` and `p` are set where left out
+    opts, # What the command was given, an `AttrDict`; what was left out is set
 ):
     "ValueError for options that make no sense, or not together"
+    opts.size = ifnone(opts.size, 128 if opts.data else 64) # the drawn leaves are small
     _check_numbers(opts)
     _settle_mix(opts)
-    _check_compare(opts)
+    _settle_compare(opts)
     _check_together(opts)
     _settle_folds(opts)
 

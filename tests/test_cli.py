@@ -39,7 +39,7 @@ def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     torch.manual_seed(0)
     body = timm.create_model('resnet10t').state_dict()
     save_file(body, tmp_path/'w.safetensors')
-    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
+    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'), mix='snapmix')
     run = tmp_path/'run'
     assert shown(run)==['config.json','confusion.png','ensemble','folds','history.csv','mix.png','model.safetensors',
         'predictions.csv']
@@ -60,7 +60,7 @@ def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     assert 'macro avg' in out and '60 pictures of 64×64' in out
     trained = stamps(run/'folds')
     # nothing is left to train
-    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
+    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'), mix='snapmix')
     assert stamps(run/'folds')==trained
     capsys.readouterr()
     with pytest.raises(SystemExit): main(**table(), split_col='split', mix='none', arch='resnet10t')
@@ -243,7 +243,7 @@ wrong = {
     'batch of one':       (dict(bs=1), None, '--bs 1'),
     'batch too large':    (dict(bs=64), None, '--bs 64'),
     'alpha':              (dict(alpha=0.), None, 'alpha=0'),
-    'p':                  (dict(p=1.5), None, 'p=1.5'),
+    'p':                  (dict(p=1.5, mix='mixup'), None, 'p=1.5'),
     'mix':                (dict(mix='snap'), None, '--mix snap'),
     'echo of none':       (dict(echo=True, mix='none'), None, '--echo with --mix none: expected a mix'),
     'echo of gridmask':   (dict(echo=True, mix='gridmask'), None, '--echo with --mix gridmask: expected a mix'),
@@ -413,11 +413,43 @@ def test_echo(table, tmp_path, capsys, monkeypatch):
     assert cli.make_mixes('mixup', echo=True)[0].echo
     config = json.loads((run/'config.json').read_text())
     assert config['p']==1. and config['echo'] is True
-    refused('--p 1.0 there, 0.5 here; --echo True there, False here')
+    refused('--echo True there, False here')
     # of an earlier version
     (run/'config.json').write_text(json.dumps({k:v for k,v in {**config, 'p':.5}.items() if k!='echo'}))
-    main(**args)
+    main(**args, p=.5)
     refused('--echo False there, True here', echo=True, p=.5)
+
+def test_echo_costs_what_plain_training_does(table, tmp_path, monkeypatch):
+    seen,args = [],dict(table(), epochs=5, folds=3, arch='resnet10t', mix='mixup')
+    def train(self, fit, k, bar=True):
+        dls = self.get_dls(self.df, k)
+        class Fit:
+            def fit_one_cycle(self, n, lr): seen.append((dls.train.bs,n))
+        fit(Fit())
+    monkeypatch.setattr(CrossVal, '_train', train)
+    main(**args, echo=True)
+    # a run that an earlier version began goes on with the batches and epochs it was given
+    config = json.loads((tmp_path/'run'/'config.json').read_text())
+    (tmp_path/'run'/'config.json').write_text(json.dumps({k:v for k,v in config.items() if k!='halved'}))
+    main(**args, echo=True)
+    main(**{**args, 'out':str(tmp_path/'other')})
+    assert seen[::3]==[(4,3),(8,5),(8,5)]
+
+def test_a_run_without_a_mix_goes_on_as_it_was_begun(table, tmp_path, capsys, monkeypatch):
+    made,args,run = [],dict(table(), fold=0, folds=3, arch='resnet10t'),tmp_path/'run'
+    def make(self, fit, k, bar=True): made.append(self.get_learner(self.get_dls(self.df, k)))
+    monkeypatch.setattr(CrossVal, '_train', make)
+    main(**args)
+    config = json.loads((run/'config.json').read_text())
+    assert config['from_recipe']
+    # an earlier version mixed every other batch by SnapMix
+    older = {k:v for k,v in config.items() if k!='from_recipe'} | dict(mix='snapmix', p=.5)
+    (run/'config.json').write_text(json.dumps(older))
+    main(**args)
+    assert made[-1].snap_mix.p==.5
+    (run/'config.json').write_text(json.dumps(older | dict(mix='mixup')))
+    with pytest.raises(SystemExit): main(**args)
+    assert '--mix mixup there' in capsys.readouterr().err
 
 def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
     args,run = dict(table(), fold=2, folds=3, arch='resnet10t', mix='none', tta='flips', plc=True),tmp_path/'run'

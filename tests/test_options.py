@@ -2,11 +2,12 @@
 import pytest
 from fastai.vision.all import AttrDict, Path
 from fastai_mix.options import check_options, read_oversample
+from fastai_mix.recipe import best_setting, setting_name
 
 def options(**kwargs):
     "What the command has if only `kwargs` are given"
-    nothing = dict.fromkeys(('lr','weights','sample','test','test_images','split_col','fold','folds','cache'))
-    return AttrDict({**nothing, **dict(size=128, bs=32, epochs=10, seed=0, tta='none', pretrained=False,
+    nothing = dict.fromkeys(('mix','p','compare','lr','weights','sample','test','test_images','split_col','fold','folds','cache'))
+    return AttrDict({**nothing, **dict(data='pictures', echo=False, size=None, bs=32, epochs=10, seed=0, tta='none', pretrained=False,
         no_cache=False, out=Path('run')), **kwargs})
 
 @pytest.mark.parametrize('given,fold,folds', [(dict(),0,5), (dict(fold=2),2,5), (dict(folds=3),None,3),
@@ -32,3 +33,39 @@ def test_oversample(text, value): assert read_oversample(text)==value
 @pytest.mark.parametrize('text,value', [('a,b=3',{'a,b':3.}), ('a,b=3,c=2',{'a,b':3.,'c':2.}),
     ('c=2,a,b=3',{'a,b':3.,'c':2.}), ('x=1=1.5,c=2',{'x=1':1.5,'c':2.}), ('c=2',{'c':2.}), ('7',7)])
 def test_oversample_of_classes_with_commas(text, value): assert read_oversample(text, ['a,b','c','x=1'])==value
+
+@pytest.mark.parametrize('given,mix,echo,p', [(dict(mix='mixup'),'mixup',False,1.), (dict(mix='snapmix', p=.5),'snapmix',False,.5),
+    (dict(mix='snapmix', echo=True),'snapmix',True,1.), (dict(mix='none'),'none',False,1.)])
+def test_a_mix_is_as_it_is_named(given, mix, echo, p):
+    opts = options(**given)
+    check_options(opts)
+    assert (opts.mix,opts.echo,opts.p,opts.from_recipe,opts.compare)==(mix,echo,p,False,None)
+
+@pytest.mark.parametrize('given', [{}, dict(epochs=40), dict(pretrained=True), dict(weights='w', epochs=40)])
+def test_without_a_mix_the_recipe_is_trained(given):
+    opts = options(**given)
+    check_options(opts)
+    name = best_setting(bool(opts.pretrained or opts.weights), opts.epochs)
+    assert setting_name(opts.mix, opts.echo)==name and opts.from_recipe and opts.size==128
+
+def test_the_leaves_show_a_comparison():
+    opts = options(data=None)
+    check_options(opts)
+    assert opts.size==64 and 'plain' in opts.compare.split(',')
+    for given in (dict(folds=5), dict(compare='')):
+        opts = options(data=None, **given)
+        check_options(opts)
+        assert not opts.compare
+
+@pytest.mark.parametrize('given,message', [(dict(echo=True),'--echo is about a mix'), (dict(p=.5),'--p is about a mix'),
+    (dict(compare='plain,snap'),"--compare plain,snap: setting 'snap'"), (dict(compare='plain,,mixup'),"setting ''"),
+    (dict(lr='fast'),'--lr fast: expected a positive number, or find'), (dict(lr='nan'),'--lr'), (dict(lr=-1),'--lr'),
+    (dict(epochs=0),'--epochs 0')])
+def test_mixes_rates_and_comparisons_that_make_no_sense(given, message):
+    with pytest.raises(ValueError, match=message): check_options(options(**given))
+
+def test_a_rate_is_a_number_or_found():
+    for lr,read in ((None,None), ('find','find'), ('2e-3',2e-3), (.01,.01)):
+        opts = options(lr=lr)
+        check_options(opts)
+        assert opts.lr==read

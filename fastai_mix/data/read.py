@@ -266,7 +266,7 @@ def read_data(
     "One table for all pictures; ValueError for what is missing, or can be read in two ways"
     if data is None:
         if split_col: raise ValueError("--split-col names a column of a CSV: give it with --data")
-        return read_data(leaf_data()/'train.csv', label_col='labels')
+        return read_data(leaf_data(n=1500, size=96)/'train.csv', label_col='labels')
     data = Path(data)
     if data.is_dir():
         if split_col: raise ValueError("--split-col names a column of a CSV, but --data is a folder: give the CSV")
