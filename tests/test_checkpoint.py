@@ -116,7 +116,8 @@ cases = {
     'generators':   (dict(cbs=Generators), lambda l: l.fit_one_cycle(3)),
     'choice':       (dict(cbs=lambda: MixChoice([SnapMix(), CutMix(), None])), lambda l: l.fit_one_cycle(3)),
     'manifold':     (dict(cbs=ManifoldMixUp), lambda l: l.fit_one_cycle(3)),
-    'manifold echo': (dict(cbs=lambda: MixChoice([ManifoldMixUp(), CutMix()], echo=True)), lambda l: l.fit_one_cycle(3)),
+    'manifold echo': (dict(cbs=lambda: MixChoice([ManifoldMixUp(), CutMix()], echo=True)),
+        lambda l: l.fit_one_cycle(3)),
     'running':      (dict(cbs=Running), lambda l: l.fit_one_cycle(3)),
 }
 

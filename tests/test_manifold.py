@@ -1,6 +1,5 @@
 "MixUp of hidden features: where, the exact values, and nothing left behind."
-import io
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
-    CancelTrainException, GradientAccumulation, Learner, accuracy, load_learner, nn, set_seed, vision_learner)
+    CancelTrainException, GradientAccumulation, accuracy, load_learner, nn, set_seed, vision_learner)
 from fastai_mix.callback.branch import MidLevelBranch
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.gridmask import GridMask
@@ -27,8 +26,10 @@ from helpers import CpuAutocast, CpuScaler, raises, Record, state, Stop, Syncs, 
 def staged():
     "A network of three stages without BatchNorm and dropout, whose logits can be computed by hand"
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1)),
-        nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(6, 8, 3, padding=1)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(),
+        nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1)),
+        nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(6, 8, 3, padding=1)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
 class Look(Callback):
     "Keeps each step: what the network was given, predictions, labels, weights, partners and the layer"
@@ -46,8 +47,8 @@ def by_hand(model, x, partner, w, place):
     h = w.view(-1,1,1,1)*h + (1-w).view(-1,1,1,1)*h[partner]
     return model[k:](h)
 
-@pytest.mark.parametrize('layers,places', [(None,[None,'2']), ('input',[None]), ('',[None]), (['2'],['2']), (['3'],['3']),
-    (['input','2','3','6'],[None,'2','3','6'])], ids=str)
+@pytest.mark.parametrize('layers,places', [(None,[None,'2']), ('input',[None]), ('',[None]), (['2'],['2']),
+    (['3'],['3']), (['input','2','3','6'],[None,'2','3','6'])], ids=str)
 def test_logits_and_loss_by_hand(toy, layers, places):
     learn = toy(cbs=[ManifoldMixUp(layers=layers), Look()], model=staged(), n=96, lr=0.)
     x0 = learn.dls.train.dataset.x.clone()
@@ -56,7 +57,9 @@ def test_logits_and_loss_by_hand(toy, layers, places):
     assert set(seen)==set(places) and len(seen)==12
     for x,pred,y,w,w2,partner,place,loss in learn.look.steps:
         if place is None: want = learn.model(x) # mixed already
-        elif place['layer']=='6': want = learn.model[6](torch.lerp(learn.model[:6](x)[partner], learn.model[:6](x), w[:,None]))
+        elif place['layer']=='6':
+            h = learn.model[:6](x)
+            want = learn.model[6](torch.lerp(h[partner], h, w[:,None]))
         else: want = by_hand(learn.model, x, partner, w, place)
         torch.testing.assert_close(pred, want.detach(), atol=1e-6, rtol=1e-5)
         logp,i = want.double().log_softmax(1),torch.arange(len(y))
@@ -85,8 +88,8 @@ def test_gradients_are_those_of_the_blend(toy):
         else:
             x,y,w,partner = kept[0]
             logits = by_hand(model, x, partner, w, dict(layer='2'))
-            loss = w*F.cross_entropy(logits, y, reduction='none') + (1-w)*F.cross_entropy(logits, y[partner], reduction='none')
-            loss.mean().backward()
+            own,other = (F.cross_entropy(logits, t, reduction='none') for t in (y, y[partner]))
+            (w*own+(1-w)*other).mean().backward()
             grads.append(weightsgrads(model))
     for a,b in zip(*grads): torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
 
@@ -199,7 +202,8 @@ def test_clean_forwards_are_not_mixed(toy):
     assert learn.compare.checked==4
 
 @pytest.mark.parametrize('make', [lambda: ManifoldMixUp(), lambda: ManifoldMixUp(echo=True),
-    lambda: MixChoice([ManifoldMixUp(), SnapMix()]), lambda: MixChoice([SnapMix(), ManifoldMixUp()], echo=True)], ids=range(4))
+    lambda: MixChoice([ManifoldMixUp(), SnapMix()]), lambda: MixChoice([SnapMix(), ManifoldMixUp()], echo=True)],
+    ids=range(4))
 def test_no_host_syncs(toy, make):
     counts = []
     for cbs in ([], [make()]):
@@ -235,15 +239,16 @@ class Residual(nn.Module):
     "A block with a path around its layers"
     def __init__(self, c, c2):
         super().__init__()
-        self.conv,self.conv2,self.short = nn.Conv2d(c, c2, 3, 2, 1),nn.Conv2d(c2, c2, 3, padding=1),nn.Conv2d(c, c2, 1, 2)
+        self.conv,self.short = nn.Conv2d(c, c2, 3, 2, 1),nn.Conv2d(c, c2, 1, 2)
+        self.conv2 = nn.Conv2d(c2, c2, 3, padding=1)
     def forward(self, x): return self.conv2(self.conv(x).relu())+self.short(x)
 
 class Around(nn.Module):
     "Features of the stem reach the head beside the blocks"
     def __init__(self):
         super().__init__()
-        self.stem,self.a,self.b,self.c,self.head = (nn.Conv2d(3, 4, 3, padding=1),Residual(4, 8),Residual(8, 8),Residual(8, 8),
-            nn.Linear(12, 3))
+        self.stem,self.head = nn.Conv2d(3, 4, 3, padding=1),nn.Linear(12, 3)
+        self.a,self.b,self.c = Residual(4, 8),Residual(8, 8),Residual(8, 8)
     def forward(self, x):
         x = self.stem(x)
         return self.head(torch.cat([self.c(self.b(self.a(x))).mean((2,3)), x.mean((2,3))], 1))
@@ -256,15 +261,18 @@ def test_entrances_are_where_all_features_pass():
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     assert names(find_entrances(blocks, x))==['1','2']
     assert find_entrances(Around(), x)==[]
-    with pytest.raises(ValueError, match='`layers` 1.conv2: a part of the features passes by it'): entrance_of(blocks, '1.conv2', x)
+    with pytest.raises(ValueError, match='`layers` 1.conv2: a part of the features passes by it'):
+        entrance_of(blocks, '1.conv2', x)
     assert entrance_of(blocks, blocks[1], x)==dict(layer='1', side=0, call=0, seq_first=False)
 
 def test_an_entrance_with_two_stages_and_without(toy):
     x = torch.rand(2, 3, 16, 16)
     assert names(find_entrances(toy_model(), x))==['3']
-    flat = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 3))
     assert find_entrances(flat, x)==[]
-    raises(toy(cbs=ManifoldMixUp(), model=flat), r'Sequential has no stage or block .* 16×16: pass `layers=`.*MixUp\(\)')
+    raises(toy(cbs=ManifoldMixUp(), model=flat),
+        r'Sequential has no stage or block .* 16×16: pass `layers=`.*MixUp\(\)')
     toy(cbs=ManifoldMixUp(layers='input'), model=flat).fit(1)
 
 archs = {'resnet18': (['maxpool','layer2','layer3'], {}), 'convnext_atto': (['stages.1','stages.2'], {}),
@@ -276,7 +284,8 @@ def test_entrances_of_timm(arch):
     model = timm.create_model(arch, num_classes=3, **kwargs).train()
     before,modes = {k:v.clone() for k,v in model.state_dict().items()},[m.training for m in model.modules()]
     assert names(find_entrances(model, torch.rand(4, 3, 64, 64)))==want
-    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items()) and modes==[m.training for m in model.modules()]
+    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
+    assert modes==[m.training for m in model.modules()]
     assert not sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
 
 class SequenceFirst(nn.Module):
@@ -305,8 +314,8 @@ def test_tokens_before_the_batch(toy):
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a,self.b,self.spare,self.head = nn.Conv2d(3, 3, 3, padding=1),nn.Conv2d(3, 3, 3, padding=1),nn.ReLU(),nn.Linear(3, 3)
-        self.keyword = nn.ReLU()
+        self.a,self.b,self.head = nn.Conv2d(3, 3, 3, padding=1),nn.Conv2d(3, 3, 3, padding=1),nn.Linear(3, 3)
+        self.spare,self.keyword = nn.ReLU(),nn.ReLU()
     def forward(self, x):
         x = self.a(self.a(x))
         if len(x)==8 and self.training and self.skips: return self.head(x.mean((2,3)))
@@ -343,19 +352,21 @@ def test_features_that_are_no_rows_of_the_batch(toy):
         def forward(self, x):
             h = torch.cat([o for half in self.a(x).chunk(2, 2) for o in half.chunk(2, 3)])
             return self.head(self.b(h).mean((2,3)).view(4, len(x), 4).mean(0))
-    raises(toy(cbs=ManifoldMixUp(layers='b'), model=Windows()), r'`layers` b: expected .* of shape \[8, 4, 8, 8\] for 2 pictures')
+    raises(toy(cbs=ManifoldMixUp(layers='b'), model=Windows()),
+        r'`layers` b: expected .* of shape \[8, 4, 8, 8\] for 2 pictures')
 
 @pytest.mark.parametrize('layers', [[], 3, [3], {'a':1}], ids=str)
 def test_arguments(layers):
-    with pytest.raises(ValueError, match='layers=.*expected modules of the network or their names'): ManifoldMixUp(layers=layers)
+    with pytest.raises(ValueError, match='layers=.*expected modules of the network or their names'):
+        ManifoldMixUp(layers=layers)
 
 def test_other_arguments():
     with pytest.raises(ValueError, match='above 0'): ManifoldMixUp(alpha=0)
     cb = ManifoldMixUp(p=.5, partner='other', echo=True)
     assert cb.made_with==dict(alpha=2., layers=None, p=.5, partner='other', echo=True)
 
-@pytest.mark.parametrize('compiled', [lambda m: torch.compile(m, backend='eager'), lambda m: (m.compile(backend='eager'), m)[1]],
-    ids=['wrapped','in place'])
+@pytest.mark.parametrize('compiled', [lambda m: torch.compile(m, backend='eager'),
+    lambda m: (m.compile(backend='eager'), m)[1]], ids=['wrapped','in place'])
 def test_compiled_models_are_refused(toy, compiled):
     raises(toy(cbs=ManifoldMixUp(), model=compiled(toy_model())), 'which a compiled model does not call')
     toy(cbs=ManifoldMixUp(layers='input'), model=compiled(toy_model())).fit(1)
@@ -371,7 +382,8 @@ def test_data_parallel(toy):
     learn = toy(cbs=[ManifoldMixUp(layers='2'), Look()], model=nn.DataParallel(staged()), lr=0.)
     learn.fit(1)
     for x,pred,y,w,_,partner,place,_ in learn.look.steps:
-        torch.testing.assert_close(pred, by_hand(learn.model.module, x, partner, w, place).detach(), atol=1e-6, rtol=1e-5)
+        want = by_hand(learn.model.module, x, partner, w, place).detach()
+        torch.testing.assert_close(pred, want, atol=1e-6, rtol=1e-5)
 
 def test_two_processes(in_processes):
     "Each process blends its own part of the batch; the loss is that of one process"
@@ -403,8 +415,8 @@ def test_random_draws_choose_the_layer(toy):
 
 def test_a_resumed_fit_with_other_layers_is_refused(toy, tmp_path):
     with resumable(toy(cbs=ManifoldMixUp(layers='2'), model=staged()), tmp_path) as fits: fits.learn.fit(1)
-    with pytest.raises(ValueError, match='layers'), resumable(learn := toy(cbs=ManifoldMixUp(layers='3'), model=staged()), tmp_path):
-        learn.fit(1)
+    learn = toy(cbs=ManifoldMixUp(layers='3'), model=staged())
+    with pytest.raises(ValueError, match='layers'), resumable(learn, tmp_path): learn.fit(1)
 
 def test_an_echo_of_an_older_checkpoint_has_no_place(toy):
     cb = CutMix(echo=True)
@@ -416,8 +428,9 @@ def test_an_echo_of_an_older_checkpoint_has_no_place(toy):
     learn.add_cb(Older())
     learn.fit(1)
 
-@pytest.mark.parametrize('cbs', [lambda: [GradientAccumulation(16)], lambda: [MidLevelBranch()], lambda: [ProgressiveResize(multiple_of=4)],
-    lambda: [ProgressiveLabelCorrection(warmup=0)], lambda: [GridMask(p=1)]], ids=range(5))
+@pytest.mark.parametrize('cbs', [lambda: [GradientAccumulation(16)], lambda: [MidLevelBranch()],
+    lambda: [ProgressiveResize(multiple_of=4)], lambda: [ProgressiveLabelCorrection(warmup=0)],
+    lambda: [GridMask(p=1)]], ids=range(5))
 @pytest.mark.parametrize('echo', [False,True])
 def test_companions_see_no_difference(toy, cbs, echo):
     learn = toy(cbs=[ManifoldMixUp(layers=['input','2'], echo=echo), *cbs(), Record()], model=staged(), n=64)
@@ -447,7 +460,8 @@ def test_frozen_body(toy):
 def leaves(tmp_path_factory): return leaf_data(tmp_path_factory.mktemp('leaves')/'data', n=40, size=64)
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('learner,arch,n_places,kwargs', [(vision_learner,'test_resnet',4,{}), (vision_learner,'test_convnext',3,{}),
+@pytest.mark.parametrize('learner,arch,n_places,kwargs', [
+    (vision_learner,'test_resnet',4,{}), (vision_learner,'test_convnext',3,{}),
     (timm_learner,'test_efficientnet',4,{}), (timm_learner,'test_vit',3,dict(img_size=64))],
     ids=['resnet','convnext','efficientnet','vit'])
 def test_learners(learner, arch, n_places, kwargs, leaves, tmp_path):
@@ -461,7 +475,8 @@ def test_learners(learner, arch, n_places, kwargs, leaves, tmp_path):
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(1)
         assert len(set(map(str, places)))==n_places, places
-        assert list(learn.model.state_dict())==keys and [type(m) for m in learn.model.modules()]==structure and state(learn)[4]==0
+        assert list(learn.model.state_dict())==keys and state(learn)[4]==0
+        assert [type(m) for m in learn.model.modules()]==structure
         learn.remove_cb(Places)
         learn.export('e.pkl')
         loaded = load_learner(tmp_path/'e.pkl')

@@ -28,7 +28,7 @@ def _n_cells(t, features):
     return layout.h*layout.w
 
 def _stage_entrances(rec, features):
-    "Calls of the outermost modules in which the resolution falls once, without the last, and the numbers of those inputs"
+    "Calls of the outermost modules in which the resolution falls once, but the last, and the numbers of those inputs"
     found = {}
     for c in rec.calls: # a call is recorded when it ends: that of a module after those of its parts
         n_out = _n_cells(c.output, features)
@@ -80,7 +80,9 @@ def find_entrances(
 # %% ../../nbs/26a_callback.manifold.ipynb #ecb26573
 def _check_call(name, calls, n):
     "ValueError unless one of `calls` was made, with a first input that has `n` rows"
-    if not calls: raise ValueError(f"`layers` {name} was not called in a forward: pass a module that is, such as one of its parts")
+    if not calls:
+        raise ValueError(
+            f"`layers` {name} was not called in a forward: pass a module that is, such as one of its parts")
     if len(calls)>1:
         raise ValueError(
             f"`layers` {name} is called {len(calls)} times in a forward: pass a module that is called once, "
@@ -106,7 +108,8 @@ def entrance_of(
     if layer=='input' and 'input' not in names.values(): layer = ''
     name = output_place(inner, layer)['layer'] if isinstance(layer, str) else names.get(layer)
     if name is None:
-        raise ValueError(f"`layers`: this {type(layer).__name__} is no module of the {type(inner).__name__}: pass names")
+        raise ValueError(
+            f"`layers`: this {type(layer).__name__} is no module of the {type(inner).__name__}: pass names")
     if name=='': return None
     module,rec = inner.get_submodule(name),Recording(inner, x, more, n_classes)
     calls = [c for c in rec.calls if c.module is module]
@@ -132,7 +135,7 @@ class ManifoldMixUp(MixUp):
     places = None # a Callback would look for it in the model
     def __init__(self,
         alpha:float=2., # Parameter of Beta(α,α), above 0; 2 as in the paper (section 5.1)
-        layers:list=None, # Modules whose input is blended, or their names; '' or 'input': the picture; None: see `find_entrances`
+        layers:list=None, # Modules whose input is blended, or names; 'input': the picture; None: see `find_entrances`
         **kwargs
     ):
         super().__init__(alpha, **kwargs)
@@ -166,8 +169,9 @@ def find_places(self:ManifoldMixUp,
     model = unwrap_model(self.learn.model)
     x = cast_to(full_size(self.learn, x), model)
     more,n_classes = self.more_inputs(x),class_count(self.dls)
-    if self.layers: self.places = [entrance_of(self.learn.model, o, x, *more, n_classes=n_classes) for o in self.layers]
-    else: self.places = [None, *find_entrances(model, x, *more, n_classes=n_classes)]
+    def given(layer): return entrance_of(self.learn.model, layer, x, *more, n_classes=n_classes)
+    def found(): return [None, *find_entrances(model, x, *more, n_classes=n_classes)]
+    self.places = [given(layer) for layer in self.layers] if self.layers else found()
     if self.places==[None] and not self.layers:
         raise ValueError(
             f"{type(model).__name__} has no stage or block that all features enter, for pictures of "

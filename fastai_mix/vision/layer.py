@@ -333,7 +333,7 @@ def search_features(
     x:Tensor, # Two pictures `[2,c,H,W]`
     more:list, # The model's other inputs for them
     n_classes:int, # Number of classes, see `class_logits`; None: not known
-)->tuple: # A `Recording` of `x`; its spatial tensors, pairs of tensor and `Layout` by id; ids of those the logits depend on
+)->tuple: # A `Recording`; its spatial tensors with their `Layout`, by id; ids of those on which the logits depend
     "Look for spatial features in a forward of `x`"
     rec,other = Recording(model, x, more, n_classes),_other_recording(model, x, more, n_classes)
     prefix = next((p for m in model.modules() if isinstance(p := getattr(m, 'num_prefix_tokens', None), int)), None)
