@@ -226,6 +226,8 @@ def setting(col, v, rows=slice(0,3)):
     def f(t): t.loc[t.index[rows], col] = v; return t
     return f
 
+def by_plant(t): return t.assign(plant=[f'plant {i//4}' for i in range(len(t))])
+
 wrong = {
     'no file':            (dict(data='/none/here.csv'), None, 'no such file or folder'),
     'no image folder':    (dict(images='/none'), None, 'no folder /none'),
@@ -267,6 +269,18 @@ wrong = {
     'split column':       (dict(split_col='part'), None, "no column 'part'"),
     'split of no table':  (dict(data=None, split_col='split'), None, 'give it with --data'),
     'split values':       (dict(split_col='label'), None, "must say 'train' and 'test'"),
+    'loss':               (dict(loss='focal'), None, "--loss focal: expected 'ce', 'smooth' or 'balanced'"),
+    'group column':       (dict(group_col='plant'), None, "no column 'plant'"),
+    'group of no table':  (dict(data=None, images=None, group_col='plant'), None, 'give it with --data'),
+    'groups and split':   (dict(group_col='plant', split_col='split'), by_plant, 'leave one of them out'),
+    'rows of no group':   (dict(group_col='plant', folds=3), lambda t: setting('plant', None)(by_plant(t)),
+                           "3 rows of"),
+    'one group':          (dict(group_col='plant', folds=3), lambda t: t.assign(plant='a'),
+                           "have the group 'a' in 'plant'"),
+    'few groups':         (dict(group_col='plant', folds=3), lambda t: t.assign(plant=t.index%2),
+                           'has 2 groups, too few for 3 folds: use --folds 2, or merge or drop that class, or leave out '
+                           '--group-col'),
+    'group is the class': (dict(group_col='label', folds=3), None, 'has 1 groups, too few for 3 folds: merge or drop'),
     'class only in test': (dict(split_col='split'), setting('label', 'new', slice(50,52)), 'never in train'),
 }
 
@@ -450,6 +464,51 @@ def test_a_run_without_a_mix_goes_on_as_it_was_begun(table, tmp_path, capsys, mo
     (run/'config.json').write_text(json.dumps(older | dict(mix='mixup')))
     with pytest.raises(SystemExit): main(**args)
     assert '--mix mixup there' in capsys.readouterr().err
+
+def test_a_balanced_loss_by_plant(leaves, table, tmp_path, capsys, monkeypatch):
+    "The loss counts what is trained on, its softmax is what is written, and a run goes on with its own loss and groups"
+    losses,run = [],tmp_path/'run'
+    def fit(o, learn):
+        losses.append(learn.loss_func)
+        barely(o, learn)
+    monkeypatch.setattr(cli, '_fit', fit)
+    args = dict(table(by_plant), folds=3, arch='test_resnet', mix='manifold', oversample='rust=2', plc=True)
+    main(**args, loss='balanced', group_col='plant')
+    oof,df = pd.read_csv(run/'oof.csv'),pd.read_csv(tmp_path/'t.csv')
+    assert oof.groupby(df.plant).fold.nunique().max()==1 and set(oof.fold)=={0,1,2}
+    vocab = json.loads((run/'config.json').read_text())['vocab']
+    for k,loss in enumerate(losses):
+        counts = df.label[oof.fold!=k].value_counts()[vocab].to_numpy()*np.where(np.array(vocab)=='rust', 2, 1)
+        assert np.allclose(loss.func.log_share.exp(), counts/counts.sum())
+    ensemble = load_ensemble(run/'ensemble')
+    net,paths = ensemble.groups[0][0],[leaves/'images'/f'{o}.jpg' for o in oof.id[:8]]
+    x = torch.cat([b[0] for b in ensemble.groups[0][2](paths)])
+    with torch.no_grad():
+        want = torch.stack([m.eval()(x).softmax(1) for m in (net.model, *ensemble.groups[0][1])]).mean(0)
+    assert np.allclose(ensemble.predict(paths), want, atol=1e-4)
+    config,trained = json.loads((run/'config.json').read_text()),stamps(run/'folds')
+    assert (config['loss'],config['group_col'])==('balanced','plant')
+    def refused(message, **kwargs):
+        capsys.readouterr()
+        with pytest.raises(SystemExit): main(**args, **kwargs)
+        assert message in capsys.readouterr().err
+    refused('--loss balanced there, ce here', group_col='plant')
+    refused('--group-col plant there, None here', loss='balanced')
+    main(**args, loss='balanced', group_col='plant')
+    assert stamps(run/'folds')==trained
+
+def test_a_run_of_an_earlier_version_has_cross_entropy_and_no_groups(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, '_fit', barely)
+    args,config = dict(table(by_plant), fold=0, folds=3, arch='test_resnet', mix='none'),tmp_path/'run'/'config.json'
+    main(**args)
+    said = json.loads(config.read_text())
+    assert (said['loss'],said['group_col'])==('ce',None)
+    config.write_text(json.dumps({k:v for k,v in said.items() if k not in ('loss','group_col')}))
+    trained = stamps(tmp_path/'run'/'folds')
+    main(**args)
+    assert stamps(tmp_path/'run'/'folds')==trained
+    with pytest.raises(SystemExit): main(**args, loss='smooth')
+    assert '--loss ce there, smooth here' in capsys.readouterr().err
 
 def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
     args,run = dict(table(), fold=2, folds=3, arch='resnet10t', mix='none', tta='flips', plc=True),tmp_path/'run'

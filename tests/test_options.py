@@ -1,14 +1,20 @@
 "The text of options, and which of them make sense together."
 import pytest
+import torch
 from fastai.vision.all import AttrDict, Path
-from fastai_mix.options import check_options, read_oversample
+from fastai_mix.callback.manifold import ManifoldMixUp
+from fastai_mix.data.folds import FoldSplitter
+from fastai_mix.losses import BalancedSoftmaxLossFlat
+from fastai_mix.options import check_options, make_loss, make_mixes, read_oversample
 from fastai_mix.recipe import best_setting, setting_name
+from helpers import block
 
 def options(**kwargs):
     "What the command has if only `kwargs` are given"
-    nothing = dict.fromkeys(('mix','p','compare','lr','weights','sample','test','test_images','split_col','fold','folds','cache'))
-    return AttrDict({**nothing, **dict(data='pictures', echo=False, size=None, bs=32, epochs=10, seed=0, tta='none', pretrained=False,
-        no_cache=False, out=Path('run')), **kwargs})
+    nothing = dict.fromkeys(('mix','p','compare','lr','weights','sample','test','test_images','split_col','group_col',
+        'fold','folds','cache','size'))
+    return AttrDict({**nothing, **dict(data='pictures', echo=False, bs=32, epochs=10, seed=0, tta='none', loss='ce',
+        pretrained=False, no_cache=False, out=Path('run')), **kwargs})
 
 @pytest.mark.parametrize('given,fold,folds', [(dict(),0,5), (dict(fold=2),2,5), (dict(folds=3),None,3),
     (dict(fold=1, folds=3),1,3), (dict(split_col='split'),0,None)])
@@ -20,7 +26,9 @@ def test_folds(given, fold, folds):
 @pytest.mark.parametrize('given,message', [(dict(cache='small', no_cache=True),'give one of them'),
     (dict(cache='run'),'--cache run is the folder of the run: give another, such as run/pictures'),
     (dict(cache='run/../run'),'is the folder of the run'), (dict(cache='run/pictures'),None),
-    (dict(cache='small'),None),
+    (dict(cache='small'),None), (dict(loss='balance'),"--loss balance: expected 'ce', 'smooth' or 'balanced'"),
+    (dict(loss='balanced'),None), (dict(group_col='plant'),None),
+    (dict(group_col='plant', split_col='split'),'--split-col .* --group-col .*leave one of them out'),
     (dict(size=8),'--size 8'), (dict(seed=-1),'--seed -1'), (dict(folds=1),'--folds 1')])
 def test_options_that_make_no_sense(given, message):
     if message is None: return check_options(options(**given))
@@ -69,3 +77,25 @@ def test_a_rate_is_a_number_or_found():
         opts = options(lr=lr)
         check_options(opts)
         assert opts.lr==read
+
+def test_a_balanced_loss_counts_the_rows_that_are_trained_on(df, leaves):
+    df = df.assign(label=df.label.replace('multiple_diseases', 'rust'))
+    for oversample in (None, {'rust':3}, 'balance'):
+        splitter = FoldSplitter(0, oversample=oversample, label_col='label', check=False)
+        dls = block(leaves, splitter).dataloaders(df, bs=8, num_workers=0, device='cpu')
+        want = torch.tensor([(df.label[df.fold!=0]==c).sum()*(3 if oversample=={'rust':3} and c=='rust' else 1)
+            for c in dls.vocab]).float()
+        loss = make_loss('balanced', dls)
+        share = loss.func.log_share.exp()
+        if oversample=='balance': torch.testing.assert_close(share, torch.full((3,), 1/3))
+        else: torch.testing.assert_close(share, want/want.sum())
+    assert type(loss) is BalancedSoftmaxLossFlat and make_loss('ce', dls) is None
+    assert make_loss('smooth', dls).func.eps==.1
+    with pytest.raises(ValueError, match='--loss focal'): make_loss('focal', dls)
+
+def test_mixes_by_name():
+    cb, = make_mixes('manifold', p=.5, echo=True)
+    assert type(cb) is ManifoldMixUp and (cb.alpha,cb.p,cb.echo)==(2.,.5,True)
+    choice, = make_mixes('manifold,cutmix')
+    assert [type(o).__name__ for o in choice.mixes]==['ManifoldMixUp','CutMix']
+    with pytest.raises(ValueError, match='--mix manifolds: expected .*manifold'): make_mixes('manifolds')

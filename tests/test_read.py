@@ -175,3 +175,47 @@ def test_rows_of_a_third_part_are_counted(capsys):
 def test_a_split_that_says_what_it_cannot_mean():
     with pytest.raises(ValueError, match="says 'tarin' in 2 of 10 rows: expected 'train' and 'test', or nothing"):
         fold_data(split_of(['train']*4+['tarin']*2+['test']*4))
+
+def grouped(groups, labels, copies=()):
+    "A table of as many pictures, of which pairs `copies` are equal, with groups"
+    def write(tmp_path):
+        for i in range(len(groups)): noise(i).save(tmp_path/f'{i}.png')
+        for i,j in copies: shutil.copy(tmp_path/f'{i}.png', tmp_path/f'{j}.png')
+        paths = [tmp_path/f'{i}.png' for i in range(len(groups))]
+        return pd.DataFrame(dict(id=[str(i) for i in range(len(groups))], path=paths, label=labels, group=groups))
+    return write
+
+def test_groups_stay_in_one_fold(tmp_path, capsys):
+    df = grouped([i//3 for i in range(36)], ['ab'[i//3%2] for i in range(36)], [(0,18),(18,30)])(tmp_path)
+    for seed in range(3):
+        fold = fold_data(df, 3, seed).fold
+        assert fold.groupby(df.group).nunique().max()==1 and set(fold)=={0,1,2}
+        assert fold[0]==fold[18]==fold[30], 'equal pictures join the groups they are in'
+    assert '2 groups have a picture of another group' in capsys.readouterr().out
+    assert fold_data(df.drop(columns='group'), 3).groupby(df.group).fold.nunique().max()>1
+
+def test_groups_that_cannot_be_folded(tmp_path):
+    write = grouped([0,0,1,1,2,2,3,3], list('aabbaabb'))
+    with pytest.raises(ValueError, match="'a' has 2 groups, too few for 3 folds: use --folds 2, .* leave out --group-col"):
+        fold_data(write(tmp_path), 3)
+    assert sorted(fold_data(write(tmp_path), 2).fold.value_counts())==[4,4]
+    one = grouped([0,0,0,0,1,1,1,2], list('aaaabbba'), [(3,4)])(tmp_path) # equal pictures make one of two groups
+    with pytest.raises(ValueError, match="has 1 groups, too few for 2 folds: merge or drop"): fold_data(one, 2)
+
+def test_a_class_that_one_fold_would_have_alone(tmp_path, monkeypatch):
+    import fastai_mix.data.read as read
+    df = grouped([0,1,2,3], list('abab'))(tmp_path)
+    monkeypatch.setattr(read, 'add_folds', lambda df, *_, **__: df.assign(fold=[0,1,0,1]))
+    with pytest.raises(ValueError, match="all groups with pictures of 'a' came into one fold"): fold_data(df, 2)
+
+def test_columns_of_groups(leaves, tmp_path):
+    df = pd.read_csv(leaves/'train.csv').assign(plant=[f'p{i//4}' for i in range(60)])
+    df.to_csv(tmp_path/'t.csv', index=False)
+    read = lambda **kwargs: read_data(tmp_path/'t.csv', leaves/'images', label_col='labels', **kwargs)
+    assert read(group_col='plant').group.tolist()==df.plant.tolist() and 'group' not in read()
+    df.assign(plant=df.plant.where(df.index>1)).to_csv(tmp_path/'t.csv', index=False)
+    with pytest.raises(ValueError, match="2 rows of .* have no group in 'plant', the first 'Train_0'"): read(group_col='plant')
+    with pytest.raises(ValueError, match='--group-col names a column of a CSV, but --data is a folder'):
+        read_data(leaves, group_col='plant')
+    with pytest.raises(ValueError, match='--group-col names a column of a CSV: give it with --data'):
+        read_data(group_col='plant')
