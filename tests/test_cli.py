@@ -278,8 +278,8 @@ wrong = {
     'one group':          (dict(group_col='plant', folds=3), lambda t: t.assign(plant='a'),
                            "have the group 'a' in 'plant'"),
     'few groups':         (dict(group_col='plant', folds=3), lambda t: t.assign(plant=t.index%2),
-                           'has 2 groups, too few for 3 folds: use --folds 2, or merge or drop that class, or leave out '
-                           '--group-col'),
+                           'has 2 groups, too few for 3 folds: use --folds 2, or merge or drop that class, or leave '
+                           'out --group-col'),
     'group is the class': (dict(group_col='label', folds=3), None, 'has 1 groups, too few for 3 folds: merge or drop'),
     'class only in test': (dict(split_col='split'), setting('label', 'new', slice(50,52)), 'never in train'),
 }

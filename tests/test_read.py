@@ -196,7 +196,7 @@ def test_groups_stay_in_one_fold(tmp_path, capsys):
 
 def test_groups_that_cannot_be_folded(tmp_path):
     write = grouped([0,0,1,1,2,2,3,3], list('aabbaabb'))
-    with pytest.raises(ValueError, match="'a' has 2 groups, too few for 3 folds: use --folds 2, .* leave out --group-col"):
+    with pytest.raises(ValueError, match="'a' has 2 groups, too few for 3 folds: use --folds 2, .* leave out --group"):
         fold_data(write(tmp_path), 3)
     assert sorted(fold_data(write(tmp_path), 2).fold.value_counts())==[4,4]
     one = grouped([0,0,0,0,1,1,1,2], list('aaaabbba'), [(3,4)])(tmp_path) # equal pictures make one of two groups
@@ -214,7 +214,8 @@ def test_columns_of_groups(leaves, tmp_path):
     read = lambda **kwargs: read_data(tmp_path/'t.csv', leaves/'images', label_col='labels', **kwargs)
     assert read(group_col='plant').group.tolist()==df.plant.tolist() and 'group' not in read()
     df.assign(plant=df.plant.where(df.index>1)).to_csv(tmp_path/'t.csv', index=False)
-    with pytest.raises(ValueError, match="2 rows of .* have no group in 'plant', the first 'Train_0'"): read(group_col='plant')
+    with pytest.raises(ValueError, match="2 rows of .* have no group in 'plant', the first 'Train_0'"):
+        read(group_col='plant')
     with pytest.raises(ValueError, match='--group-col names a column of a CSV, but --data is a folder'):
         read_data(leaves, group_col='plant')
     with pytest.raises(ValueError, match='--group-col names a column of a CSV: give it with --data'):
