@@ -134,7 +134,7 @@ class ManifoldMixUp(MixUp):
     "Blend pictures or hidden features with their partner's, at a layer drawn for each batch, arXiv 1806.05236"
     places = None # a Callback would look for it in the model
     def __init__(self,
-        alpha:float=2., # Parameter of Beta(α,α), above 0; 2 as in the paper (section 5.1)
+        alpha:float=2., # Parameter of Beta(α,α), above 0; 2 as in the command that the authors publish
         layers:list=None, # Modules whose input is blended, or names; 'input': the picture; None: see `find_entrances`
         **kwargs
     ):
