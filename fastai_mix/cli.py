@@ -42,14 +42,14 @@ _all_ = ['read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights
 
 # %% ../nbs/40_cli.ipynb #1d9cfb71
 _fixed = ('fold','mix','alpha','p','echo','arch','pretrained','weights','size','bs','epochs','folds','seed',
-    'oversample','plc')
+    'oversample','plc','loss','group_col')
 
 def _read_config(opts):
     "The config of the run in `out`, None if there is none; ValueError if it is broken or of another run"
     file = opts.out/'config.json'
     if not file.exists(): return
     strange = f"--out {opts.out} holds something that is not a run of fastai-mix, or not one that can go on"
-    older = dict(echo=False, fold=None, scaled=False, halved=False) # what earlier versions did not write
+    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None) # what earlier versions did not write
     try: config = older | read_dict(file, 'give another folder', versions=dict, lr=(int,float))
     except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if config['fold'] is None else ['pictures'])) if k not in config]
@@ -70,7 +70,7 @@ def _check_same_run(opts, config):
             'all folds','one fold')
         raise ValueError(f"--out {opts.out} holds a run of {there}, and this is one of {here}: give another folder")
     fixed = [k for k in _fixed if k not in _of_mix or not _default_mix(opts, config)]
-    differ = [f'--{k} {config[k]} there, {opts[k]} here' for k in fixed if config[k]!=opts[k]]
+    differ = [f'--{k.replace("_", "-")} {config[k]} there, {opts[k]} here' for k in fixed if config[k]!=opts[k]]
     if opts.lr not in (None, 'find', config['lr']): differ.append(f"--lr {config['lr']} there, {opts.lr} here")
     if differ:
         raise ValueError(
@@ -119,7 +119,7 @@ def _check_rows(opts, df):
 
 def _read_train(opts):
     "The table of `--data` with its folds; ValueError if it cannot be trained on"
-    df = read_data(opts.data, opts.images, opts.image_col, opts.label_col, opts.split_col, opts.out)
+    df = read_data(opts.data, opts.images, opts.image_col, opts.label_col, opts.split_col, opts.out, opts.group_col)
     df = fold_data(df, opts.folds, opts.seed)
     if opts.images and not any(o and Path(o).is_file() for o in (opts.data, opts.test)):
         raise ValueError(
@@ -168,7 +168,7 @@ def _make_dls(opts, df, fold):
     return block.dataloaders(df, bs=_halved(opts, opts.bs), num_workers=0 if len(df)<1000 else min(4, defaults.cpus))
 
 def _make_learner(opts, dls):
-    names = 'arch','mix','pretrained','weights','alpha','p','plc','echo'
+    names = 'arch','mix','pretrained','weights','alpha','p','plc','echo','loss'
     return make_learner(dls, **{k: opts[k] for k in names})
 
 def _check_forward(opts, learn):
@@ -501,6 +501,7 @@ def main(
     image_col:str='image_id', # The CSV's column of pictures
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
+    group_col:str=None, # The CSV's column of groups (a plant, a person): the pictures of one stay in one fold
     mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, gridmask, with commas; none (default: the recipe)
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
     p:float=None, # Chance that a batch is mixed (default: 1)
@@ -517,6 +518,7 @@ def main(
     folds:int=None, # Number of stratified folds (default: 5); without `fold`, all are trained, one network each
     oversample:str=None, # Repeat rows to train on: class=3, several with commas; balance; sqrt; or rows per class
     plc:bool=False, # Correct labels while training (ProgressiveLabelCorrection)
+    loss:str='ce', # ce (cross entropy), smooth (with labels smoothed by .1) or balanced (softmax for rare classes)
     test:str=None, # Pictures to predict: a folder, or a CSV with `image_col`; none of those in `data`
     test_images:str=None, # Folder the pictures of the CSV of `test` are in (default: `images`)
     tta:str='none', # Views to average over, of test pictures and of those one fold validates on: none, flips or d4

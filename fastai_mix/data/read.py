@@ -217,7 +217,7 @@ def _check_cols(file, table, names, cols):
     "ValueError if `table` lacks one of `cols`, or has two of that name; with no `cols`, if any name is there twice"
     try: check_columns(table, *cols, table=str(file))
     except ValueError as e:
-        raise ValueError(f"{e}; --image-col, --label-col and --split-col say which are meant") from None
+        raise ValueError(f"{e}; --image-col, --label-col, --split-col and --group-col say which are meant") from None
     twice = [o for o in cols or table if names.count(o)>1]
     if twice: raise ValueError(f"{file} has {names.count(twice[0])} columns {twice[0]!r}: give them different names")
 
@@ -255,6 +255,27 @@ def _csv_table(file, images, image_col, **cols):
     _check_found(pictures, names, paths, file)
     return pd.DataFrame({'id': names, 'path': paths, **{name: table[col] for name,col in cols.items()}})
 
+def _check_data(data, cols):
+    "ValueError if there is no `data`, or if columns of it are named and it has none"
+    option = f'--{[*cols][0]}-col' if cols else ''
+    if data is None and cols: raise ValueError(f"{option} names a column of a CSV: give it with --data")
+    if data is None or Path(data).is_file(): return
+    if not Path(data).is_dir():
+        raise ValueError(f"no such file or folder: {data}; --data takes a folder of class folders or a CSV")
+    if cols: raise ValueError(f"{option} names a column of a CSV, but --data is a folder: give the CSV")
+
+def _check_groups(df, file, col):
+    "ValueError if rows have no group, or if there is one group only"
+    n_blank = df.group.isna().sum()
+    if n_blank:
+        raise ValueError(
+            f"{n_blank} rows of {file} have no group in {col!r}, the first {df.id[df.group.isna()].iloc[0]!r}: "
+            "fill them in, a group of its own for a picture that shares nothing with another")
+    if df.group.nunique()==1:
+        raise ValueError(
+            f"all rows of {file} have the group {df.group.iloc[0]!r} in {col!r}, and a group stays in one fold: "
+            "name a column of several groups, or leave out --group-col")
+
 def read_data(
     data:Path=None, # Folder of class folders, or a CSV; None: the embedded leaves
     images:Path=None, # Folder the CSV's pictures are in; None: the CSV's own, or `images` in it
@@ -262,18 +283,18 @@ def read_data(
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` for the rows to train on, and what else they are for
     out:Path=None, # Folder of the run, left out if it is below `data`; other runs are known by their `config.json`
-)->pd.DataFrame: # Columns id, path, label, and split if there is `split_col`
+    group_col:str=None, # The CSV's column of groups (a plant, a person) whose pictures must stay in one fold
+)->pd.DataFrame: # Columns id, path, label; split if there is `split_col`, group if there is `group_col`
     "One table for all pictures; ValueError for what is missing, or can be read in two ways"
+    cols = {name:col for name,col in dict(split=split_col, group=group_col).items() if col}
+    _check_data(data, cols)
     if data is None:
         if split_col: raise ValueError("--split-col names a column of a CSV: give it with --data")
         return read_data(leaf_data(n=1500, size=96)/'train.csv', label_col='labels')
     data = Path(data)
-    if data.is_dir():
-        if split_col: raise ValueError("--split-col names a column of a CSV, but --data is a folder: give the CSV")
-        df = _class_table(data, out)
-    elif data.is_file():
-        df = _csv_table(data, images, image_col, label=label_col, **(dict(split=split_col) if split_col else {}))
-    else: raise ValueError(f"no such file or folder: {data}; --data takes a folder of class folders or a CSV")
+    if data.is_dir(): df = _class_table(data, out)
+    else: df = _csv_table(data, images, image_col, label=label_col, **cols)
+    if group_col: _check_groups(df, data, group_col)
     check_labels(df, 'label')
     _check_looks(df.label)
     require_images(df.path)
@@ -361,6 +382,31 @@ def _split_fold(df):
             "a classifier cannot learn it")
     return df.assign(fold=np.where(train, -1, 0))
 
+def _joined(a, b):
+    "Groups `[n]` in which rows with one value of `a` or one value of `b` are together"
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+    i,j = pd.factorize(a)[0],pd.factorize(b)[0]
+    links = csr_array((np.ones(len(i)), (i, i.max()+1+j)), [i.max()+j.max()+2]*2)
+    return connected_components(links, directed=False)[1][i]
+
+def _pictures_together(df):
+    "Units of rows that must stay in one fold, and what they are called: equal pictures, and the rows of a group"
+    same = picture_groups(df, 'path', near=None)
+    if 'group' not in df: return same,'different pictures' if same.duplicated().any() else 'rows'
+    unit = pd.Series(_joined(same, df.group), df.index)
+    n_joined = (df.groupby(unit.to_numpy()).group.nunique()-1).sum()
+    if n_joined: print_escaped(f"{n_joined} groups have a picture of another group, and come into one fold with it")
+    return unit,'groups'
+
+def _check_trained(df):
+    "ValueError if a class is in one fold only: it could not be learned for it"
+    n_folds = df.groupby('label').fold.nunique()
+    if n_folds.min()<2:
+        raise ValueError(
+            f"all groups with pictures of {n_folds.idxmin()!r} came into one fold, for which nothing could learn it: "
+            "give another --seed, fewer --folds, or leave out --group-col")
+
 def fold_data(
     df:pd.DataFrame, # From `read_data`
     folds:int=5, # Number of folds
@@ -368,11 +414,15 @@ def fold_data(
 )->pd.DataFrame: # `df` with a column `fold`; rows to neither train nor validate on are gone
     "Stratified folds, or one: `test` in the column `split`, else `holdout`, `valid`, `eval` or `dev`, in any spelling"
     if 'split' in df: return _split_fold(df)
-    same = picture_groups(df, 'path', near=None)
-    n_different,has_copies = same.groupby(df.label).nunique(),same.duplicated().any()
-    least = n_different.min()
+    unit,kind = _pictures_together(df)
+    n_units = unit.groupby(df.label).nunique()
+    least = n_units.min()
     if least<folds:
+        fix = 'merge or drop that class' + (', or leave out --group-col' if 'group' in df else '')
         raise ValueError(
-            f"{n_different.idxmin()!r} has {least} {'different pictures' if has_copies else 'rows'}, "
-            f"too few for {folds} folds: {f'use --folds {least}, or ' if least>1 else ''}merge or drop that class")
-    return add_folds(df.assign(same=same), 'label', folds, 'same' if has_copies else None, seed=seed)
+            f"{n_units.idxmin()!r} has {least} {kind}, too few for {folds} folds: "
+            f"{f'use --folds {least}, or ' if least>1 else ''}{fix}")
+    try: df = add_folds(df.assign(same=unit), 'label', folds, None if kind=='rows' else 'same', seed=seed)
+    except ValueError as e: raise ValueError(str(e).replace('n_splits=', '--folds ')) from None
+    if kind=='groups': _check_trained(df)
+    return df
