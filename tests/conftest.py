@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -129,3 +130,21 @@ def csv(tmp_path):
             noise(i).save(tmp_path/n)
         return tmp_path/file
     return make
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    "Chromium; the test is skipped where there is none"
+    webdriver = pytest.importorskip('selenium.webdriver')
+    chrome,driver = (next(filter(None, map(shutil.which, o)), None)
+        for o in (('chromium','google-chrome','chrome'), ('chromedriver',)))
+    if not (chrome and driver):
+        pytest.skip('no Chromium and ChromeDriver: Debian has both, as chromium and chromium-driver')
+    opts = webdriver.ChromeOptions()
+    opts.binary_location = chrome
+    for o in ('headless=new','no-sandbox','disable-gpu','disable-quic','no-first-run','disable-background-networking',
+        'disable-component-update','disable-sync','disable-dev-shm-usage','blink-settings=lazyLoadEnabled=false',
+        f"user-data-dir={tmp_path_factory.mktemp('profile')}"): opts.add_argument(f'--{o}')
+    opts.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+    b = webdriver.Chrome(options=opts, service=webdriver.ChromeService(driver))
+    yield b
+    b.quit()

@@ -1,6 +1,9 @@
 "Networks, data and callbacks that several tests share."
+import json
 import tracemalloc
 from collections import Counter
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,3 +173,23 @@ def noise(seed=0, size=(48,40)):
     "A picture with structure of its own"
     pixels = np.random.default_rng(seed).integers(0, 255, (6,6,3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.BICUBIC)
+
+def media(browser, theme, width):
+    "Have the browser show pages in a theme, `width` pixels wide"
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia',
+        {'features': [{'name': 'prefers-color-scheme', 'value': theme},
+        {'name': 'prefers-reduced-motion', 'value': 'reduce'}]})
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride',
+        dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
+
+def axe_source():
+    "The script of axe, which checks whether a page is accessible"
+    folder = Path(import_module('selenium_axe_python').__file__).parent
+    return (folder/'axe-core'/'axe.min.js').read_text(encoding='utf-8')
+
+def violations(browser, run):
+    "What axe, run in the browser already, finds serious"
+    found = browser.execute_async_script(
+        f"axe.run({json.dumps({**run, 'resultTypes': ['violations']})}).then(arguments[0])")['violations']
+    return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found
+        if v['impact'] in ('serious','critical')]

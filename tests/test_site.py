@@ -1,5 +1,5 @@
 "The documentation site: built once, its files checked, then opened in a browser where there is one."
-import json,re,shutil,subprocess,sys,threading
+import json,re,subprocess,sys,threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
@@ -9,6 +9,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import fastai.learner
 import pytest
+from helpers import axe_source, media, violations
 
 bs4 = pytest.importorskip('bs4')
 pytest.importorskip('smalldocs')
@@ -121,32 +122,6 @@ def url(site):
     yield f'http://127.0.0.1:{server.server_port}{base}'
     server.shutdown()
 
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip('selenium.webdriver')
-    chrome,driver = (next(filter(None, map(shutil.which, o)), None)
-        for o in (('chromium','google-chrome','chrome'), ('chromedriver',)))
-    if not (chrome and driver):
-        pytest.skip('no Chromium and ChromeDriver: Debian has both, as chromium and chromium-driver')
-    opts = webdriver.ChromeOptions()
-    opts.binary_location = chrome
-    for o in ('headless=new','no-sandbox','disable-gpu','disable-quic','no-first-run','disable-background-networking',
-        'disable-component-update','disable-sync',
-              'disable-dev-shm-usage', 'blink-settings=lazyLoadEnabled=false',
-              f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-              opts.add_argument(f'--{o}')
-    opts.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    b = webdriver.Chrome(options=opts, service=webdriver.ChromeService(driver))
-    yield b
-    b.quit()
-
-def media(browser, theme, width):
-    browser.execute_cdp_cmd('Emulation.setEmulatedMedia',
-        {'features': [{'name': 'prefers-color-scheme', 'value': theme},
-        {'name': 'prefers-reduced-motion', 'value': 'reduce'}]})
-    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride',
-        dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
-
 def settle(browser):
     "Wait for fonts and pictures"
     browser.execute_async_script("""const done = arguments[0], ims = [...document.images], end = Date.now()+9000;
@@ -154,17 +129,10 @@ def settle(browser):
             : requestAnimationFrame(() => setTimeout(done, 30));
         document.fonts.ready.then(wait)""")
 
-def violations(browser, run):
-    found = browser.execute_async_script(
-        f"axe.run({json.dumps({**run, 'resultTypes': ['violations']})}).then(arguments[0])")['violations']
-    return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found
-        if v['impact'] in ('serious','critical')]
-
 @pytest.fixture(scope='module')
 def looks(browser, url, pages):
     "What is seen on every page, in both themes and two widths"
-    axe = (Path(import_module('selenium_axe_python').__file__).parent/'axe-core'/'axe.min.js').read_text(
-        encoding='utf-8')
+    axe = axe_source()
     browser.execute_cdp_cmd('Network.enable', {})
     browser.execute_cdp_cmd('Network.setCacheDisabled', {'cacheDisabled': True})
     res = {}
