@@ -1,6 +1,7 @@
 "A folder or a CSV as one table, and what could be read in two ways."
 import json
 import os
+import re
 import shutil
 import unicodedata
 
@@ -220,3 +221,14 @@ def test_columns_of_groups(leaves, tmp_path):
         read_data(leaves, group_col='plant')
     with pytest.raises(ValueError, match='--group-col names a column of a CSV: give it with --data'):
         read_data(group_col='plant')
+
+def test_pictures_in_a_folder_beside_the_csv(csv, tmp_path):
+    file = csv('image_id,label\na,x\nb,y\n', 'train images/a.png', 'train images/b.png', 'other/a.png')
+    hint = f"'a', is in train images: give --images '{tmp_path/'train images'}'"
+    with pytest.raises(ValueError, match=re.escape(hint)): read_data(file)
+    with pytest.raises(ValueError, match='give --test-images'): read_test(file)
+    assert len(read_data(file, tmp_path/'train images'))==2
+    with pytest.raises(ValueError, match='2 of 2 pictures cannot be used'): read_data(file, tmp_path/'other'/'..')
+    (tmp_path/'train images').rename(tmp_path/'.hidden')
+    (tmp_path/'other'/'a.png').unlink()
+    with pytest.raises(ValueError, match='2 of 2 pictures cannot be used'): read_data(file)
