@@ -45,10 +45,11 @@ def picture(src, name, side):
     if src is None: return ft('div', 'cannot be shown', cls='lost', role='img', aria_label=f'{name}: cannot be shown')
     return ft('img', void_=True, src=src, alt=name, width=side, height=side)
 
-# %% ../nbs/33b_figures.ipynb #21a48d39
+# %% ../nbs/33b_figures.ipynb #4eebc19c
 def with_map(picture, semantic):
     "`picture` `[3,h,w]`, 0 to 1, with the map `[h,w]` over it, as an array `[h,w,3]`"
     from matplotlib import colormaps
+    semantic = np.asarray(semantic)
     heat = colormaps['magma'](semantic/max(float(semantic.max()), 1e-12))[...,:3]
     return np.asarray(picture).transpose(1,2,0)*.5 + heat*.5
 

@@ -47,12 +47,12 @@ def item_source(ds, i):
         if isinstance(found, (str,Path)): return found
     return ds[i][0]
 
-# %% ../nbs/33_report.ipynb #65c4194b
+# %% ../nbs/33_report.ipynb #91a17320
 def _learner_history(learn):
     "The table of `History`, or of the last fit"
     if hasattr(learn, 'history') and hasattr(learn.history, 'df'): return learn.history.df
     rec = getattr(learn, 'recorder', None)
-    if rec is None or not rec.values: return
+    if rec is None or not getattr(rec, 'values', None): return # before the first fit
     names = [o for o in rec.metric_names if o not in ('epoch','time')]
     return pd.DataFrame([dict(epoch=i, **dict(zip(names, o))) for i,o in enumerate(rec.values)])
 
@@ -65,7 +65,7 @@ def _learner_labels(learn):
 def _maps(learn, dl, items, preds, rows):
     "The picture and the semantic map of each of `rows`, whose places in `dl` are `items`"
     ims,maps = class_maps(learn, dl, items, preds)
-    return {i: (ims[k].numpy(), None if maps is None else maps[k].numpy()) for k,i in enumerate(rows)}
+    return {i: (ims[k], None if maps is None else maps[k]) for k,i in enumerate(rows)}
 
 def _ran_with(**more):
     import fastai_mix

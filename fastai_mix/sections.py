@@ -17,7 +17,7 @@ from .files import printable
 from .page import command, facts, html_page, number, section, table
 from .scores import *
 
-# %% ../nbs/33c_sections.ipynb #8894ea12
+# %% ../nbs/33c_sections.ipynb #b6fbcb15
 class Results:
     "Predictions of rows that the networks were not trained on, and what a report says beside them"
     def __init__(self,
@@ -30,7 +30,7 @@ class Results:
         history:pd.DataFrame=None, # Losses and metrics, a row per epoch
         labels:pd.DataFrame=None, # Given and current labels of a callback that corrects them
         faults:pd.DataFrame=None, # Of `check_images`
-        maps:Callable=None, # `maps(rows)`: a dictionary of the picture and semantic map of each of `rows`, as arrays
+        maps:Callable=None, # `maps(rows)`: a dictionary of the picture and semantic map of each of `rows`
         comparison:pd.DataFrame=None, # Scores of other trainings to compare with
         repeat:dict=None, # Texts of commands, by what they do, and `versions`, a dictionary
     ):
