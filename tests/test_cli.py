@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from fastai_mix import cli
 from fastai_mix.cli import main, read_data, read_oversample
+from fastai_mix.command import end_command
 from fastai_mix.crossval import CrossVal, load_ensemble
 from fastai_mix.data import pictures
 from fastai_mix.data.leaves import draw_leaf
@@ -605,7 +606,7 @@ def test_names_that_a_terminal_would_obey(tmp_path, capsys):
     df = pd.DataFrame({'id': ['a','b'], 'path': [tmp_path/'a.png']*2,
         'label': ['red\x1b[31m','green\x1b]0;title\x07'], 'fold': [0,1]})
     cli._show_data(df, 0)
-    with pytest.raises(SystemExit): cli._end('no such file: x\x1b[2J', 2)
+    with pytest.raises(SystemExit): end_command('no such file: x\x1b[2J', 2)
     shown = ''.join(capsys.readouterr())
     assert '\x1b' not in shown and '\x07' not in shown and 'red\\x1b[31m' in shown and 'x\\x1b[2J' in shown
 

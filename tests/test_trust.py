@@ -17,6 +17,7 @@ import timm
 import torch
 from fastai_mix import cli, files
 from fastai_mix.cli import main
+from fastai_mix.command import in_a_line
 from fastai_mix.crossval import CrossVal
 from fastai_mix.data.leaves import leaf_data
 from filelock import FileLock
@@ -432,4 +433,4 @@ def test_what_a_process_of_a_loader_says_is_one_line():
     try: raise ValueError('/a: b.png cannot be read (truncated)')
     except ValueError: wrapped = ExceptionWrapper(where='in DataLoader worker process 0')
     with pytest.raises(ValueError) as e: wrapped.reraise()
-    assert cli._in_a_line(e.value)=='/a: b.png cannot be read (truncated)'
+    assert in_a_line(e.value)=='/a: b.png cannot be read (truncated)'
