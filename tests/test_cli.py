@@ -3,6 +3,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 
@@ -43,7 +44,7 @@ def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'), mix='snapmix')
     run = tmp_path/'run'
     assert shown(run)==['config.json','confusion.png','ensemble','folds','history.csv','mix.png','model.safetensors',
-        'predictions.csv']
+        'predictions.csv','report.html']
     preds,history = pd.read_csv(run/'predictions.csv'),pd.read_csv(run/'history.csv')
     config = json.loads((run/'config.json').read_text())
     df = pd.read_csv(tmp_path/'t.csv')
@@ -367,7 +368,7 @@ def test_all_folds_to_a_submission(leaves, table, test_folder, tmp_path, capsys)
     main(**args)
     assert sorted(o.name for o in run.iterdir() if o.name[0]!='.') == ['config.json','confusion.png','ensemble',
         'folds','history.csv','labels.csv','mix.png','oof.csv',
-        'report.txt','submission.csv','test_predictions.csv']
+        'report.html','report.txt','submission.csv','test_predictions.csv']
     df,oof,preds,sub,labels = (pd.read_csv(o) for o in (tmp_path/'t.csv', run/'oof.csv', run/'test_predictions.csv',
         run/'submission.csv', run/'labels.csv'))
     assert oof.id.tolist()==df.image_id.tolist() and oof.label.tolist()==df.label.tolist()
@@ -760,3 +761,10 @@ def test_a_run_of_an_earlier_version_goes_on_with_whole_pictures(photos, tmp_pat
         main(**photos)
         assert not reading(capsys) and len(set(opened))==10 and json.loads(config.read_text())['scaled'] is False
     assert not (tmp_path/'run'/'pictures').exists()
+
+def test_a_log_has_a_line_for_each_epoch_and_no_bars(table, tmp_path, capsys):
+    main(**{**table(), 'epochs':6}, split_col='split', arch='test_resnet', mix='none')
+    out = capsys.readouterr().out
+    assert '█' not in out and '%' not in out and '\r' not in out and len(out)<4096
+    assert len([o for o in out.splitlines() if re.match(r'\d+ +\d+\.\d+ +\d+\.\d+ ', o)])==6
+    assert out.count('train_loss')==1

@@ -114,3 +114,22 @@ def test_pictures_in_inference_mode(mix, toy):
     with torch.inference_mode(): assert len(learn.show_mix(2, maps=True))==2
     learn.fit(1)
     plt.close('all')
+
+def test_top_losses(toy):
+    learn = toy()
+    axs = learn.plot_top_losses(3)
+    titles = [o.get_title() for o in axs]
+    losses = [float(o.split()[-1]) for o in titles[:3]]
+    preds,y,each = learn.get_preds(with_loss=True)
+    assert losses==sorted(losses, reverse=True) and abs(losses[0]-each.max().item())<.006 and titles[3:]==['']*3
+    given,_,predicted,*_ = titles[0].split()
+    i = int(each.argmax())
+    assert (given,predicted)==(f'class{int(y[i])}',f'class{int(preds[i].argmax())}')
+    assert [len(o.images) for o in axs]==[1]*3+[2]*3 and len(learn.plot_top_losses(2, maps=False))==2
+    plt.close('all')
+
+def test_top_losses_of_a_network_without_maps(toy):
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3*16*16, 3))
+    axs = toy(model=flat).plot_top_losses(4)
+    assert len(axs)==4 and all(len(o.images)==1 for o in axs)
+    plt.close('all')
