@@ -25,7 +25,7 @@ def _variables(colours): return ';'.join(f'--{k}:{v}' for k,v in colours.items()
 _colours = (f':root{{color-scheme:light dark;{_variables(_light)}}}'
     f'@media screen and (prefers-color-scheme:dark){{:root{{{_variables(_dark)}}}}}')
 
-# %% ../nbs/33a_page.ipynb #77528c40
+# %% ../nbs/33a_page.ipynb #403dd6cd
 _text_style = '''
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,"Segoe UI",Roboto,sans-serif;
@@ -34,7 +34,7 @@ main,header,footer{max-width:60rem;margin:0 auto;padding:0 1rem}
 header{padding-top:2.2rem} footer{padding-bottom:3rem;color:var(--soft);font-size:.85rem}
 h1{font-size:1.7rem;line-height:1.25;margin:0 0 .3rem;font-weight:650;letter-spacing:-.01em}
 h2{font-size:1.2rem;margin:0 0 .4rem;font-weight:650} h3{font-size:1rem;margin:1.2rem 0 .3rem}
-p{margin:.4rem 0 .8rem;max-width:44rem} .soft{color:var(--soft)} small{font-size:.85rem}
+p{margin:.4rem 0 .8rem;max-width:44rem} .soft{color:var(--soft)} td small{display:block;font-size:.8rem}
 a{color:var(--accent)} a:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 nav{margin:1rem 0 1.4rem;font-size:.9rem;line-height:1.9} nav a{margin-right:1rem;white-space:nowrap}
 main>section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1.2rem 1.3rem;

@@ -56,15 +56,24 @@ def share_interval(k, n, z=1.96):
     half = z*math.sqrt(p*(1-p)/n + zn/(4*n))
     return (p+zn/2-half)/(1+zn),(p+zn/2+half)/(1+zn)
 
-# %% ../nbs/33c_sections.ipynb #cf79db6e
+# %% ../nbs/33c_sections.ipynb #c137b2c1
 def _percent(x): return f'{100*x:.1f}%'
 
+def _compared(row, measure):
+    "A score, and how far it is from that of the reference, with an interval of 95%"
+    diff,low,high = (float(row.get(f'{measure}_{o}', 0)) for o in ('diff','low','high'))
+    if not (diff or low or high): return number(float(row[measure]), 4)
+    text = f'{diff:+.4f} [{low:+.4f}, {high:+.4f}]'
+    return number(float(row[measure]), 4),ft('small', ft('b', text) if low>0 or high<0 else text)
+
 def _comparison(r):
-    "A table of other trainings, as it is"
+    "Scores of other trainings, with their differences to a reference"
     if r.comparison is None: return []
-    def cell(o): return number(float(o), 4) if isinstance(o, (float,np.floating)) else printable(o)
-    rows = [[cell(o) for o in row] for row in r.comparison.itertuples(index=False)]
-    return [ft('h3', 'Against other trainings'), table([printable(o) for o in r.comparison], rows)]
+    measures = [o for o in ('accuracy','macro_f1','log_loss') if o in r.comparison]
+    name = r.comparison.columns[0]
+    rows = [[printable(row[name]), *(_compared(row, o) for o in measures)] for _,row in r.comparison.iterrows()]
+    words = 'Below a score its difference to the reference, with an interval of 95%. Bold: beyond noise.'
+    return [ft('h3', 'Against other trainings'), ft('p', words, cls='soft'), table([name, *measures], rows, 9)]
 
 def _scores(r):
     scores,counts = score_probs(r.probs, r.y),np.bincount(r.y, minlength=len(r.vocab))

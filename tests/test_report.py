@@ -137,9 +137,13 @@ def test_scores_are_set_against_the_commonest_class():
     assert '3 of 4 predictions are right. Always naming the commonest class, rust, would be right for 75.0%' in text
 
 def test_comparison_table():
-    r = results(comparison=pd.DataFrame({'training': ['plain','<b>'], 'accuracy': ['0.5','0.6']}))
-    cells = bs4.BeautifulSoup(results_html(r), 'html.parser').select('#scores td')
-    assert [o.get_text() for o in cells]==['plain','0.5','<b>','0.6']
+    table = pd.DataFrame({'setting': ['plain','<b>'],
+        'accuracy': [.5,.6], 'accuracy_diff': [0,.1], 'accuracy_low': [0,.02], 'accuracy_high': [0,.18],
+        'log_loss': [1.,.9], 'log_loss_diff': [0,-.1], 'log_loss_low': [0,-.3], 'log_loss_high': [0,.1], 'n': 60})
+    page = bs4.BeautifulSoup(results_html(results(comparison=table)), 'html.parser')
+    assert [o.get_text() for o in page.select('#scores td')]==['plain','0.5000','1.0000',
+        '<b>','0.6000+0.1000 [+0.0200, +0.1800]','0.9000-0.1000 [-0.3000, +0.1000]']
+    assert [o.get_text() for o in page.select('#scores td b')]==['+0.1000 [+0.0200, +0.1800]'] # beyond noise
 
 def test_thumbnails_of_what_can_be_read(tmp_path):
     noise(0, (300,200)).save(tmp_path/'a.jpg')
