@@ -34,14 +34,19 @@ def ended_by_signals():
     finally:
         for name,handler in previous.items(): signal.signal(getattr(signal, name), handler)
 
-# %% ../nbs/38_command.ipynb #d41eef7f
+# %% ../nbs/38_command.ipynb #44f018ea
 @contextmanager
 def bars_on_terminals():
     "In this block progress bars are not drawn where the output is no terminal"
     import fastprogress.fastprogress as bars
-    previous,bars.NO_BAR = bars.NO_BAR,bars.NO_BAR or not sys.stdout.isatty()
+    if bars.NO_BAR or sys.stdout.isatty():
+        yield
+        return
+    bars.NO_BAR,bars.print = True,lambda *args, **kwargs: None # a bar tries its character out by `print`
     try: yield
-    finally: bars.NO_BAR = previous
+    finally:
+        bars.NO_BAR = False
+        del bars.print
 
 # %% ../nbs/38_command.ipynb #e3e0218f
 def in_a_line(e):
