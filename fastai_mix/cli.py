@@ -8,18 +8,20 @@ Docs: https://fastai-mix.github.io/fastai_mix/cli.html.md"""
 __all__ = ['main', 'read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner']
 
 # %% ../nbs/40_cli.ipynb #f0c84bc8
-if __name__=='__main__': import fastai_mix.launch
+if __name__=='__main__':
+    import sys,fastai_mix.launch
+    sys.exit(fastai_mix.launch.main())
 
 # %% ../nbs/40_cli.ipynb #cf0bad6a
-import hashlib,json,os,platform,signal,sys,threading
+import hashlib,inspect,json,os,platform,shlex
 
 from fastai.vision.all import *
 from fastcore.script import call_parse
-from safetensors import SafetensorError
 
 import fastai_mix
 from .callback.base import *
 from .checkpoint import write_atomic
+from .command import ended_in_a_line, own_path
 from .compare import compare_runs
 from .crossval import *
 from .data.check import *
@@ -34,7 +36,9 @@ from .fold_checks import check_class_names
 from .interpret import *
 from .options import *
 from .options import check_options, has_weights, views_by_name
+from .predict import write_trained_on
 from .recipe import *
+from .report import write_run_report
 from .run_folder import FoldFolder
 from .vision.cam import clean_logits, find_layer
 
@@ -77,7 +81,7 @@ def _check_same_run(opts, config):
             f"--out {opts.out} is another run: {'; '.join(differ)}. Give another folder, or what it was begun with")
 
 _output_files = ('model.safetensors','predictions.csv','history.csv','labels.csv','mix.png','confusion.png',
-    'config.json','oof.csv','report.txt','test_predictions.csv','submission.csv','comparison.csv','comparison.png')
+    'config.json','oof.csv','report.txt','report.html','test_predictions.csv','submission.csv','comparison.csv','comparison.png')
 _output_folders = 'folds','ensemble','compare'
 
 def _may_be_cache(f): return is_cache(f) or f.is_dir() and not visible_names(f)
@@ -410,6 +414,12 @@ def _predict_test(opts, ensemble, test):
     if opts.sample:
         write_csv(opts.out/'submission.csv', fill_sample(read_table(opts.sample), probs.set_axis(test.id)))
 
+def _command_line(opts):
+    "The command with all options, those that were found or set by default as well"
+    given = {k: opts[k] for k in inspect.signature(main).parameters if opts[k] is not None and opts[k] is not False}
+    words = [f"--{k.replace('_', '-')}{'' if v is True else f' {shlex.quote(str(v))}'}" for k,v in given.items()]
+    return ' '.join(['fastai-mix', *words])
+
 def _report(opts, df, cv, test):
     "Report on the networks that are trained"
     out = opts.out
@@ -421,7 +431,9 @@ def _report(opts, df, cv, test):
     _write_config(opts, **inputs) # without scores: this is not finished
     scores,ensemble = (_report_all if opts.fold is None else _report_one)(opts, df, cv)
     ensemble.export(out/'ensemble')
+    write_trained_on(out/'ensemble', df if opts.fold is None else df[df.fold!=opts.fold])
     if test is not None: _predict_test(opts, ensemble, test)
+    write_run_report(out, df, cv, _cache_reader(opts) or ColReader('path'), _command_line(opts))
     _write_config(opts, **inputs, **scores)
     written = sorted(o.name for o in out.iterdir() if not o.name.startswith('.'))
     print_escaped(f"written to {out}: {', '.join(written)}")
@@ -439,59 +451,9 @@ def _run(opts):
     if opts.compare: _compare(opts, df, cv)
 
 # %% ../nbs/40_cli.ipynb #99fdf2a8
-class _Stopped(BaseException):
-    "A signal to end"
-
-@contextmanager
-def _ended_by_signals():
-    "SIGTERM and SIGHUP end this block with an exception, as Ctrl-C does, so that it cleans up"
-    pid,in_main = os.getpid(),threading.current_thread() is threading.main_thread() # no other may handle signals
-    def stop(number, frame):
-        if os.getpid()!=pid: os._exit(128+number) # a process that loads pictures
-        raise _Stopped(number)
-    def is_default(name): return hasattr(signal, name) and signal.getsignal(getattr(signal, name))==signal.SIG_DFL
-    names = [o for o in ('SIGTERM','SIGHUP') if in_main and is_default(o)] # nohup has SIGHUP ignored
-    previous = {o: signal.signal(getattr(signal, o), stop) for o in names}
-    try: yield
-    finally:
-        for name,handler in previous.items(): signal.signal(getattr(signal, name), handler)
-
-_reported = ValueError,OSError,RuntimeError,MemoryError,OverflowError,SafetensorError
-
-def _in_a_line(e):
-    "The message of an error in one line"
-    lines = [o.strip() for o in str(e).splitlines() if o.strip()]
-    if any('Original Traceback' in o for o in lines): lines = [lines[-1].split(': ', 1)[-1]] # of a DataLoader's process
-    text = ' '.join(lines) or type(e).__name__
-    if isinstance(e, OSError) and e.strerror:
-        return ': '.join(str(o) for o in (e.filename, e.strerror) if o is not None)
-    return text if isinstance(e, (ValueError,OSError)) else f'{type(e).__name__}: {text}'
-
-def _end(text, code):
-    "Say why the command ends, and end it"
-    print_escaped(f'fastai-mix: {text}', sys.stderr)
-    try: sys.stdout.flush()
-    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or Python complains at exit
-    sys.exit(code)
-
-@contextmanager
-def _end_in_a_line(out):
-    "What ends this block early is one line on standard error, and an exit status"
-    def go_on():
-        begun = os.path.isfile(out/'config.json')
-        return f'the same command goes on with {out}' if begun else 'nothing has been trained'
-    try:
-        with _ended_by_signals(): yield
-        sys.stdout.flush()
-    except KeyboardInterrupt: _end(f'stopped; {go_on()}', 130)
-    except _Stopped as e: _end(f'stopped by {signal.Signals(e.args[0]).name}; {go_on()}', 128+e.args[0])
-    except BrokenPipeError: _end(f'nobody reads the output any more; {go_on()}', 2)
-    except _reported as e: _end(_in_a_line(e) + ('' if isinstance(e, ValueError) else f'; {go_on()}'), 2)
-
-def _own_path(path):
-    "`path`, with `~` as the home folder; a path that still begins with `~` names a file, and is made absolute"
-    path = os.path.expanduser(path)
-    return os.path.abspath(path) if str(Path(path)).startswith('~') else path
+def _how_to_go_on(out):
+    begun = os.path.isfile(out/'config.json')
+    return f'the same command goes on with {out}' if begun else 'nothing has been trained'
 
 # %% ../nbs/40_cli.ipynb #6fdc23b9
 @call_parse
@@ -531,7 +493,6 @@ def main(
     "Train a classifier, and report on it"
     opts = AttrDict(locals())
     paths = 'data','images','weights','test','test_images','sample','out','cache'
-    opts.update({k: _own_path(opts[k]) for k in paths if opts[k]})
+    opts.update({k: own_path(opts[k]) for k in paths if opts[k]})
     opts.out = Path(opts.out)
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace') # a pipe may take fewer characters
-    with _end_in_a_line(opts.out): _run(opts)
+    with ended_in_a_line(partial(_how_to_go_on, opts.out)): _run(opts)

@@ -10,9 +10,10 @@ __all__ = ['TensorBoardMix', 'History', 'Scores']
 # %% ../nbs/32_interpret.ipynb #348f64b7
 from fastai.vision.all import *
 
-from .callback.base import FitCallback, in_lr_find
+from .callback.base import FitCallback, class_count, in_lr_find
 from .callback.mix import *
 from .checkpoint import epoch_row
+from .data.rows import in_order, items_dl
 from .scores import Scores, target_vocabs
 from .vision.cam import *
 
@@ -165,3 +166,43 @@ class History(Callback):
         ax.set(xlabel='epoch', ylabel='loss')
         ax.xaxis.get_major_locator().set_params(integer=True)
         return ax
+
+# %% ../nbs/32_interpret.ipynb #b96332fc
+def class_maps(learn, dl, items, classes, bs=16):
+    """`items` of `dl` as the network gets them `[n,3,H,W]`, 0 to 1, and the semantic map of a class for each `[n,H,W]`;
+    None in place of the maps if the network has no spatial features"""
+    activation = ClassActivation(learn.model, n_classes=class_count(learn.dls))
+    device = next(learn.model.parameters()).device
+    loader,n_inp,ims,maps = items_dl(dl, items, bs=bs, num_workers=0),getattr(learn.dls, 'n_inp', 1),[],[]
+    for batch,y in zip(loader, torch.as_tensor(classes).split(bs)):
+        x,*more = to_device(batch, device)[:n_inp]
+        ims.append(_pictures(loader, x))
+        try: cam,_ = activation(x, y.to(device), *more)
+        except ValueError: continue # no spatial features
+        maps.append(semantic_map(cam, x.shape[-2:]).cpu())
+    return torch.cat(ims),torch.cat(maps) if len(maps)==len(ims) else None
+
+def draw_top_losses(ims, maps, titles):
+    "A column for each picture: its title, the picture, and the picture under its map"
+    nrows = 2 if any(o is not None for o in maps) else 1
+    axs = plt.subplots(nrows, len(ims), figsize=(1.7*len(ims), .6+1.7*nrows), squeeze=False)[1]
+    for col,im,semantic,title in zip(axs.T, ims, maps, titles):
+        for ax,o in zip(col, (None,semantic)): _draw(im, '', ax, o)
+        col[0].set_title(title, fontsize=8, parse_math=False)
+    return axs.ravel().tolist()
+
+@patch
+def plot_top_losses(self:Learner,
+    n:int=6, # Number of pictures
+    maps:bool=True, # Draw the semantic map of the predicted class below each
+    dl=None, # `DataLoader` with labels; None: the validation set
+)->list: # The axes
+    "The pictures with the largest loss: given class, predicted class, and where the network saw it"
+    dl,items = in_order(dl or self.dls.valid)
+    scores = self.scores(dl=dl)
+    losses = -np.log(scores.probs[np.arange(len(items)),scores.targs].clip(1e-7))
+    top = np.argsort(-losses, kind='stable')[:n]
+    ims,found = class_maps(self, dl, [items[i] for i in top], scores.preds[top])
+    def name(classes, i): return scores.vocab[classes[i]]
+    titles = [f'{name(scores.targs, i)}\n→ {name(scores.preds, i)}\nloss {losses[i]:.2f}' for i in top]
+    return draw_top_losses(ims, [None]*len(top) if found is None or not maps else found, titles)

@@ -8,7 +8,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/data.read.html.md"""
 __all__ = ['read_data', 'read_test', 'fold_data']
 
 # %% ../../nbs/03a_data.read.ipynb #6eb35c2e
-import csv,json,os,re,unicodedata
+import csv,json,os,re,shlex,unicodedata
 from functools import cache
 
 from fastai.vision.all import *
@@ -241,7 +241,25 @@ def read_table(
     return table
 
 # %% ../../nbs/03a_data.read.ipynb #378ef872
-def _csv_table(file, images, image_col, **cols):
+def _folder_beside(root, names):
+    "The folder in `root` that has most of the pictures `names`; None if none has any"
+    def has(pictures, name):
+        try: return os.path.isfile(pictures.find(name))
+        except ValueError: return True # several of them
+    folders = [_Pictures(o) for o in sorted(root.iterdir()) if o.is_dir() and not o.name.startswith('.')]
+    counts = [sum(has(o, name) for name in names[:20]) for o in folders]
+    return folders[np.argmax(counts)].root if any(counts) else None
+
+def _check_in_folder(names, paths, file, option):
+    "ValueError if pictures are not there, but in a folder beside the CSV"
+    missing = [name for name,path in zip(names, paths) if not os.path.isfile(path)]
+    folder = _folder_beside(file.parent, missing) if missing else None
+    if folder:
+        raise ValueError(
+            f"{len(missing)} of {len(names)} pictures in {file} are not beside it, "
+            f"but the first, {missing[0]!r}, is in {folder.name}: give {option} {shlex.quote(str(folder))}")
+
+def _csv_table(file, images, image_col, option='--images', **cols):
     "Columns id and path of the pictures a CSV names; for each `name=col` its column `col` as `name`"
     table = read_table(file, image_col, *cols.values())
     n_nameless = table[image_col].isna().sum()
@@ -253,6 +271,7 @@ def _csv_table(file, images, image_col, **cols):
     pictures,names = _Pictures(root),table[image_col]
     paths = [pictures.find(o) for o in names]
     _check_found(pictures, names, paths, file)
+    if not images: _check_in_folder(list(names), paths, file, option)
     return pd.DataFrame({'id': names, 'path': paths, **{name: table[col] for name,col in cols.items()}})
 
 def _check_data(data, cols):
@@ -301,6 +320,24 @@ def read_data(
     return df
 
 # %% ../../nbs/03a_data.read.ipynb #9f3809ea
+def picture_table(
+    pictures:Path, # Folder of pictures, or a CSV
+    images:Path=None, # Folder the CSV's pictures are in; None: the CSV's own, or `images` in it
+    image_col:str='image_id', # The CSV's column of pictures, with or without an ending
+    out:Path=None, # Folder of the run, left out if it is below `pictures`
+    option:str='--test', # What names `pictures`, for errors
+    images_option:str='--test-images', # What names `images`, for errors
+)->pd.DataFrame: # Columns id, path
+    "One table for all pictures of a folder or a CSV, readable or not; ValueError if there are none"
+    pictures = Path(pictures)
+    fix = f'{option} takes a folder of pictures or a CSV'
+    if pictures.is_dir(): df = _folder_table(pictures, out)
+    elif pictures.is_file(): df = _csv_table(pictures, images, image_col, images_option)
+    else: raise ValueError(f"no such file or folder: {pictures}; {fix}")
+    if not len(df): raise ValueError(f"no pictures in {pictures}: {fix}")
+    return df
+
+# %% ../../nbs/03a_data.read.ipynb #84e7d94f
 def _named_as(ids, names):
     "`ids` as `names` writes them: with their endings or without, in either normal form of Unicode"
     composed = partial(unicodedata.normalize, 'NFC')
@@ -318,12 +355,8 @@ def read_test(
     "One table for all pictures to predict; ValueError for what is missing"
     test = Path(test)
     if sample and not Path(sample).is_file(): raise ValueError(f"no such file: --sample {sample}")
-    if test.is_dir():
-        df = _folder_table(test, out)
-        if sample: df['id'] = _named_as(df.id, read_table(sample).iloc[:,0])
-    elif test.is_file(): df = _csv_table(test, images, image_col)
-    else: raise ValueError(f"no such file or folder: {test}; --test takes a folder of pictures or a CSV")
-    if not len(df): raise ValueError(f"no pictures in {test}: --test takes a folder of pictures or a CSV")
+    df = picture_table(test, images, image_col, out)
+    if sample and test.is_dir(): df['id'] = _named_as(df.id, read_table(sample).iloc[:,0])
     require_images(df.path)
     return df
 
