@@ -35,3 +35,4 @@ from .ensemble import *
 from .interpret import *
 from .recipe import *
 from .compare import *
+from .report import *
