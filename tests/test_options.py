@@ -42,8 +42,8 @@ def test_oversample(text, value): assert read_oversample(text)==value
     ('c=2,a,b=3',{'a,b':3.,'c':2.}), ('x=1=1.5,c=2',{'x=1':1.5,'c':2.}), ('c=2',{'c':2.}), ('7',7)])
 def test_oversample_of_classes_with_commas(text, value): assert read_oversample(text, ['a,b','c','x=1'])==value
 
-@pytest.mark.parametrize('given,mix,echo,p', [(dict(mix='mixup'),'mixup',False,1.), (dict(mix='snapmix', p=.5),'snapmix',False,.5),
-    (dict(mix='snapmix', echo=True),'snapmix',True,1.), (dict(mix='none'),'none',False,1.)])
+@pytest.mark.parametrize('given,mix,echo,p', [(dict(mix='mixup'),'mixup',False,1.),
+    (dict(mix='snapmix', p=.5),'snapmix',False,.5), (dict(mix='snapmix', echo=True),'snapmix',True,1.), (dict(mix='none'),'none',False,1.)])
 def test_a_mix_is_as_it_is_named(given, mix, echo, p):
     opts = options(**given)
     check_options(opts)
