@@ -43,10 +43,10 @@ examples = {
   fastai-mix-predict fastai-mix-run a.jpg b.jpg --tta flips --out two.csv
   fastai-mix-predict fastai-mix-run test.csv --images test_images --image-col name"""}
 
-# %% ../nbs/41_launch.ipynb #cc546790
+# %% ../nbs/41_launch.ipynb #5c5c6e0c
 def command_function(module):
     "The function `main` of a module of this package, with its signature and no body, read from the source"
-    file = Path(__file__).with_name(f'{module}.py')
+    file = Path(fastai_mix.__file__).with_name(f'{module}.py')
     tree = ast.parse(file.read_text(encoding='utf-8'))
     f = next(o for o in tree.body if isinstance(o, ast.FunctionDef) and o.name=='main')
     f.decorator_list,f.body = [],f.body[:1] # the docstring
