@@ -1,15 +1,19 @@
 "The report: what it shows, that it asks for nothing, and that names do no harm."
 import json
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from fastai.vision.all import nn
-from fastai_mix import report
+from fastai.vision.all import AttrDict, nn
+from fastai_mix import cli, report
 from fastai_mix.cli import main
 from fastai_mix.crossval import CrossVal
 from fastai_mix.figures import reliability, thumbnail
+from fastai_mix.launch import command_parser
+from fastai_mix.options import check_options
 from fastai_mix.sections import Results, cells_of, results_html, rows_to_show, share_interval
 from helpers import axe_source, media, noise, tiny, violations
 
@@ -225,3 +229,16 @@ def test_cross_validation(df, get_dls, tmp_path):
     y = cv.oof.columns.get_indexer(df.label)
     all_losses = -np.log(cv.oof.to_numpy()[np.arange(60),y])
     assert losses[0]==pytest.approx(all_losses.max(), abs=.006)
+
+@pytest.mark.parametrize('given', [dict(split_col='a split', lr=.01), dict(folds=3, plc=True, no_cache=True),
+    dict(fold=1, folds=3, mix='none', echo=False, data="it's here"), {}])
+def test_the_command_that_repeats_a_run_has_its_options(given):
+    parser = command_parser('cli', 'fastai-mix')
+    words = [o for k,v in given.items() if v is not False for o in (f"--{k.replace('_', '-')}", v) if v is not True or o!=v]
+    opts = AttrDict(vars(parser.parse_args(list(map(str, words)))))
+    opts.update(p=.5, out=Path(opts.out))
+    check_options(opts)
+    again = AttrDict(vars(parser.parse_args(shlex.split(cli._command_line(opts))[1:])))
+    again.out = Path(again.out)
+    check_options(again)
+    assert again==opts
