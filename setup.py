@@ -17,6 +17,6 @@ setup(
                  'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     install_requires=lines('requirements'),
     extras_require={'dev': lines('dev_requirements')},
-    entry_points={'console_scripts': ['fastai-mix=fastai_mix.launch:main','fastai-mix-predict=fastai_mix.launch:predict'],
-        'nbdev': ['fastai_mix=fastai_mix._modidx:d']},
+    entry_points={'console_scripts': ['fastai-mix=fastai_mix.launch:main','fastai-mix-predict=fastai_mix.launch:predict',
+        'fastai-mix-review=fastai_mix.review:main'], 'nbdev': ['fastai_mix=fastai_mix._modidx:d']},
 )

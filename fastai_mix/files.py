@@ -373,11 +373,12 @@ def read_holder(file):
     except OSError: return 'another process'
 
 @contextmanager
-def folder_lock(folder):
-    "Keep other processes out of `folder`; while another one has it, say which, and wait"
+def folder_lock(folder, wait=True):
+    "Keep other processes out of `folder`; while another one has it, say which, and wait, or without `wait` ValueError"
     lock,holder = FileLock(folder/'.lock'),folder/'.holder'
     try: take_lock(lock, 1)
     except Timeout:
+        if not wait: raise ValueError(f"{read_holder(holder)} has {folder}: end it, or give another folder") from None
         waiting = f'{read_holder(holder)} has {folder}: waiting for it (if it was stopped, continue it or end it)'
         print(waiting, flush=True)
         take_lock(lock)
