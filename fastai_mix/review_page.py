@@ -108,17 +108,18 @@ def _select(label, name, options, chosen):
 def filters(
     choices:dict, # Options of each filter: pairs of value and text
     chosen:dict, # Value of each filter
-    is_checked:bool, # Have the pictures been checked?
-    checking:bool, # Is that going on?
 ): # FT
-    "The form of filters, and the buttons beside it"
+    "The form of filters"
     labels = dict(show='Show', given='Given', predicted='Predicted', pair='Given → predicted', fold='Fold', faults='Pictures')
     selects = [_select(labels[k], k, o, chosen.get(k, '')) for k,o in choices.items() if len(o)>1]
-    check = Button('Check again' if is_checked else 'Check the pictures', type='button', id='check',
+    return Form(*selects, cls='filters', method='get', action='')
+
+def _tools(is_checked, checking):
+    "Buttons for the whole table"
+    check = Button('Check pictures again' if is_checked else 'Check pictures', type='button', id='check',
         data_checking='true' if checking else '', title='Find duplicates, conflicting labels and files that cannot be read')
-    rest = Div(check, Button('Write corrected.csv', type='button', id='write'), Button('Keys', type='button', id='show_keys'.replace('_', '-'),
-        aria_keyshortcuts='?'), cls='rest')
-    return Form(*selects, rest, cls='filters', method='get', action='')
+    return Div(check, Button('Write corrected.csv', type='button', id='write'),
+        Button('Keys', type='button', id='show-keys', aria_keyshortcuts='?'), cls='tools')
 
 # %% ../nbs/34b_review_page.ipynb #5f406134
 _keys = [('P','take the predicted class'), ('K','keep the given class'), ('O','another class: type to search'), ('D','drop the picture'),
@@ -146,10 +147,10 @@ def _head(title):
         Link(rel='icon', href='static/icon.svg'), Link(rel='stylesheet', href='static/review.css'),
         Script(src='static/review.js', defer=True))
 
-def _header(name, looked, total, form):
+def _header(name, looked, total, tools, form):
     counts = P(Span(f'{looked:,}', id='looked'), ' of ', Span(f'{total:,}', id='total'), ' looked at')
     bar = ft('progress', value=str(looked), max=str(total), aria_label='Labels looked at')
-    return Header(Div(H1('Suspect labels'), P(name, cls='source'), cls='title'), Div(counts, bar, cls='looked'), form)
+    return Header(Div(H1('Suspect labels'), P(name, cls='source'), cls='title'), Div(counts, bar, tools, cls='looked'), form)
 
 def _pager(previous, next):
     links = [A(text, href=href, id=id, cls='button', rel=rel) for text,href,id,rel in
@@ -161,6 +162,8 @@ def page(
     rows:list, # `ReviewRow` of each card
     counts:tuple, # Labels looked at, all labels, labels that the filters leave, how many of those come before this page
     form, # Of `filters`
+    is_checked:bool=False, # Have the pictures been checked?
+    checking:bool=False, # Is that going on?
     previous:str='', # Address of the page before; empty: none
     next:str='', # Address of the next page; empty: none
 )->str: # HTML
@@ -169,7 +172,7 @@ def page(
     range_ = f'{before+1:,} to {before+len(rows):,} of {found:,}, the most suspect first' if rows else ''
     grid = Ol(*map(card, rows), cls='grid') if rows else P('No label is left with these filters.', cls='empty')
     main = Main(Div(P(range_, cls='soft'), cls='bar-line'), grid, _pager(previous, next))
-    body = Body(Div(id='alert', cls='alert', role='alert'), _header(name, looked, total, form), main,
+    body = Body(Div(id='alert', cls='alert', role='alert'), _header(name, looked, total, _tools(is_checked, checking), form), main,
         Div(id='said', cls='said', role='status'), *_dialogs())
     return '<!doctype html>\n'+to_xml(Html(_head(f'Suspect labels, {name}'), body, lang='en'))
 

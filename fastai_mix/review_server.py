@@ -169,17 +169,18 @@ def page(self:ReviewState,
     "The page of suspect labels"
     found = self.select(query)
     begin = int(np.searchsorted(found, _to_number(query.get('from', ''))))
-    rows = found[begin:begin+page_size]
     chosen = {k: v for k,v in query.items() if v and k!='from'}
     def address(i): return '?'+urlencode({**chosen, 'from':int(found[i])})
     choices = dict(self.filter_choices())
     if self.faults is not None:
         counts = self.faults.groupby('kind').row.nunique()
         choices['faults'] = [('','all'), *((k,f'{k} ({counts.get(k, 0):,})') for k in fault_kinds)]
-    form = filters(choices, chosen, self.faults is not None, self.checking)
+    form = filters(choices, chosen)
     previous = address(max(0, begin-page_size)) if begin and len(found) else ''
     next_ = address(begin+page_size) if begin+page_size<len(found) else ''
-    return page(self.review.name, [self.row(i) for i in rows], (self.n_looked,len(self),len(found),begin), form, previous, next_)
+    counts = self.n_looked,len(self),len(found),begin
+    rows = [self.row(i) for i in found[begin:begin+page_size]]
+    return page(self.review.name, rows, counts, form, self.faults is not None, self.checking, previous, next_)
 
 # %% ../nbs/34d_review_server.ipynb #19f7db27
 static_types = {'review.css':'text/css', 'review.js':'text/javascript', 'icon.svg':'image/svg+xml'}
