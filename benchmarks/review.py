@@ -1,6 +1,7 @@
 """Does the page of suspect labels lose a decision when its server is killed? And how long does a page of 100,000 rows
 take, and a decision?"""
 import argparse,http.client,json,multiprocessing,os,random,shutil,sys,tempfile,threading,time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def start(file, images, out, slow=0.):
     "A process that serves, and what it said"
     said = Path(out)/'said.json'
     said.unlink(missing_ok=True)
-    p = processes.Process(target=serve, args=(file, images, out, slow))
+    p = processes.Process(target=serve, args=(file, images, out, slow), daemon=True)
     p.start()
     while not said.exists():
         assert p.is_alive(), 'the server ended'
@@ -75,7 +76,7 @@ def start(file, images, out, slow=0.):
 
 def stream(url, rows, seed, confirmed):
     "Decide until the server is gone; `confirmed` gets the row and the decision of each answer"
-    rng,client = random.Random(seed),Client(url)
+    rng,client = random.Random(seed),Client(url) # a connection per window
     while True:
         row,decision = rng.choice(rows),rng.choice(decision_kinds)
         data = dict(row=row, decision=decision, label='class0' if decision=='other' else '')
@@ -89,35 +90,31 @@ def kills(n=50, windows=2, seed=0, longest=.5, n_rows=500):
     try:
         file,out = make_table(tmp, n_rows),tmp/'out'
         from fastai_mix.review_table import read_review
-        keys,latest = read_review(file, images=tmp/'images').keys,{}
+        keys,confirmed = read_review(file, images=tmp/'images').keys,Counter()
         res = dict(kills=0, windows=windows, confirmed=0, lost=0, unreadable=0, unfinished_lines=0)
         while res['kills']<n:
             p,said = start(file, tmp/'images', out, .02)
-            confirmed = [[] for _ in range(windows)]
+            answers = [[] for _ in range(windows)]
             threads = [threading.Thread(target=stream, args=(said['url'], range(i, n_rows, windows), rng.random(), o))
-                for i,o in enumerate(confirmed)]
+                for i,o in enumerate(answers)]
             for t in threads: t.start()
             time.sleep(rng.uniform(.05, longest))
             p.kill()
             p.join()
             for t in threads: t.join()
-            res['kills'] += 1
-            res['confirmed'] += sum(map(len, confirmed))
-            for row,decision,label in (o for window in confirmed for o in window): latest[keys[row]] = decision,label
+            confirmed.update((*keys[row],decision,label) for window in answers for row,decision,label in window)
+            res['kills'],res['confirmed'] = res['kills']+1,confirmed.total()
+            if not (out/'decisions.csv').exists(): continue
             # a disk that lost its power may keep a part of a line
             with open(out/'decisions.csv', 'ab') as f: f.write(b'"half of a line\n,'[:rng.randrange(17)])
             try:
-                there = read_decisions(out/'decisions.csv') if latest else None
+                read_decisions(out/'decisions.csv')
                 res['unfinished_lines'] += DecisionFile(out/'decisions.csv').n_removed>0
             except ValueError:
                 res['unreadable'] += 1
                 continue
-            if there is None: continue
-            found = {(o.id,o.given): (o.decision,o.label) for o in there.itertuples()}
-            # the last request of a window may be in the file without an answer
-            wrong = [k for k,v in latest.items() if found.get(k)!=v]
-            res['lost'] += max(0, len(wrong)-windows)+sum(k not in found for k in wrong)
-            latest = {k: found[k] for k in found} # what is there now is what the next one must keep
+            lines = pd.read_csv(out/'decisions.csv', dtype=str, keep_default_na=False)
+            res['lost'] = (confirmed-Counter(lines[['id','given','decision','label']].itertuples(index=False, name=None))).total()
         return res
     finally: shutil.rmtree(tmp)
 

@@ -28,7 +28,9 @@ def _bind(port):
     "A socket on this computer alone; ValueError if the port is taken"
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: sock.bind(('127.0.0.1', port))
+    try:
+        sock.bind(('127.0.0.1', port))
+        sock.listen(128) # from now on the browser waits for the server
     except (OSError,OverflowError) as e:
         sock.close()
         raise ValueError(f"--port {port} cannot be used ({getattr(e, 'strerror', None) or e}): give another one") from None
