@@ -98,7 +98,8 @@ def kills(n=50, windows=2, seed=0, longest=.5, n_rows=500):
             threads = [threading.Thread(target=stream, args=(said['url'], range(i, n_rows, windows), rng.random(), o))
                 for i,o in enumerate(answers)]
             for t in threads: t.start()
-            time.sleep(rng.uniform(.05, longest))
+            while not any(answers): time.sleep(.005)
+            time.sleep(rng.uniform(0, longest))
             p.kill()
             p.join()
             for t in threads: t.join()

@@ -29,11 +29,12 @@ def _check_decision(decision, given, label):
     if decision=='keep' and label!=given: raise bad_arg('label', label, f"the given one with 'keep', {given!r}")
     if decision in ('drop','unsure','undo') and label: raise bad_arg('label', label, f'none with {decision!r}')
 
-# %% ../nbs/33_decisions.ipynb #c5595b78
+# %% ../nbs/33_decisions.ipynb #47293263
 def _to_line(cells):
     "Bytes of a line of a CSV file"
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerow(cells)
+    text,cells = io.StringIO(),list(cells)
+    quoting = csv.QUOTE_ALL if any('\r' in o for o in cells) else csv.QUOTE_MINIMAL # csv does not see it as the end of a line
+    csv.writer(text, lineterminator='\n', quoting=quoting).writerow(cells)
     return text.getvalue().encode('utf-8', 'surrogateescape')
 
 def _whole_length(data):

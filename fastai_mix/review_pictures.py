@@ -45,9 +45,9 @@ def small_jpeg(
     with _open_regular(path) as im:
         scale = max(1, max(im.size)/side)
         _,turn = scaled_decode(im, tuple(int(o/scale) for o in im.size[::-1]))
-        im.thumbnail((side,side), Image.Resampling.BILINEAR if im.mode!='P' else Image.Resampling.NEAREST)
-        data = BytesIO()
-        upright(_on_grey(im), turn).save(data, 'JPEG', quality=quality)
+        small,data = _on_grey(im),BytesIO()
+        small.thumbnail((side,side), Image.Resampling.BILINEAR)
+        upright(small, turn).save(data, 'JPEG', quality=quality)
     return data.getvalue()
 
 # %% ../nbs/34c_review_pictures.ipynb #bbed3273
