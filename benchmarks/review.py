@@ -15,20 +15,19 @@ processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['fastai_mix.review'])
 
 def make_table(folder, n_rows, n_pictures=50, side=256, seed=0):
-    "A CSV of `n_rows` scored labels, which share `n_pictures` JPEGs"
-    rng,folder = np.random.default_rng(seed),Path(folder)
-    (folder/'images').mkdir(parents=True)
-    names = [f'{i}.jpg' for i in range(n_pictures)]
-    for name in names:
-        pixels = rng.integers(0, 255, (8,8,3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((side,side), Image.Resampling.BICUBIC).save(folder/'images'/name)
+    "A CSV of `n_rows` scored labels, and a JPEG for each, of `n_pictures` different ones"
+    rng,images = np.random.default_rng(seed),Path(folder)/'images'
+    images.mkdir(parents=True)
+    for i in range(n_rows):
+        if i>=n_pictures: os.link(images/f'{i%n_pictures}.jpg', images/f'{i}.jpg')
+        else:
+            pixels = rng.integers(0, 255, (8,8,3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((side,side), Image.Resampling.BICUBIC).save(images/f'{i}.jpg')
     classes = np.array([f'class{i}' for i in range(10)])
-    given = [classes[(i//n_pictures)%10] for i in range(n_rows)] # a name and a given label are one decision
-    suffix = [f'{i//(n_pictures*10)}' for i in range(n_rows)]
-    table = pd.DataFrame(dict(image_id=[names[i%n_pictures] for i in range(n_rows)], label=given, batch=suffix,
+    table = pd.DataFrame(dict(image_id=[f'{i}.jpg' for i in range(n_rows)], label=classes[np.arange(n_rows)%10],
         predicted=classes[rng.integers(0, 10, n_rows)], score=rng.random(n_rows)))
-    table.to_csv(folder/'table.csv', index=False)
-    return folder/'table.csv'
+    table.to_csv(Path(folder)/'table.csv', index=False)
+    return Path(folder)/'table.csv'
 
 def serve(file, images, out, slow=0.):
     "Serve the page, and write its address into `out`; each sync to the disk takes up to `slow` seconds more"

@@ -33,6 +33,8 @@ from .scores import *
 from .crossval import *
 from .ensemble import *
 from .interpret import *
+from .decisions import *
+from .review import Review, review
 from .recipe import *
 from .compare import *
 from .report import *

@@ -274,7 +274,8 @@ def _frame_rows(found, df, get_x, id_col):
     at = df.index.get_indexer(found.index)
     if (at<0).any(): raise ValueError(f"row {found.index[(at<0).argmax()]!r} of the suspects is not in df: give its table")
     ids = df[id_col] if id_col else df.index
-    return found.assign(id=np.asarray(ids)[at], path=_paths_by_row(df.iloc[at], get_x))
+    in_found = isinstance(get_x, str) and get_x in found
+    return found.assign(id=np.asarray(ids)[at], path=_paths_by_row(found if in_found else df.iloc[at], get_x))
 
 def frame_review(
     found:pd.DataFrame|CrossVal, # Of `suspects`, or a `CrossVal`

@@ -4,7 +4,7 @@ const $ = (selector, root = document) => root.querySelector(selector)
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)]
 const view = $('#view'), picker = $('#picker'), keys = $('#keys'), written = $('#written'), search = $('#search'), options = $('#options')
 const words = {predicted: '', keep: '', other: '', drop: 'dropped', unsure: 'unsure', undo: 'undone'}
-let current = null, classes = null, shown = [], active = 0, opener = null
+let current = null, classes = null, shown = [], active = 0, picked = null
 
 const cards = () => $$('.card')
 const card = row => $(`.card[data-row="${Number(row)}"]`)
@@ -33,7 +33,7 @@ function progress(o) {
 }
 
 function show(row, decision, label) {
-  for (const o of $$(`[data-row="${Number(row)}"]`)) {
+  for (const o of $$(`:is(.card, .detail)[data-row="${Number(row)}"]`)) {
     o.classList.toggle('decided', Boolean(decision))
     o.dataset.decided = decision || ''
     for (const b of $$('.choice', o)) {
@@ -88,8 +88,9 @@ function select(o, focus = true) {
   for (const k of cards()) k.tabIndex = k === o ? 0 : -1
   if (!o) return
   o.classList.add('current')
-  if (focus) o.focus({preventScroll: true})
-  o.scrollIntoView({block: 'nearest'})
+  if (!focus) return
+  o.focus({preventScroll: true})
+  o.scrollIntoView({block: 'nearest'}) // not while a mouse button is down: it would be released elsewhere
 }
 
 const columns = () => { const all = cards(); return Math.max(1, all.filter(o => o.offsetTop === all[0]?.offsetTop).length) }
@@ -120,10 +121,16 @@ async function act(decision, row = Number(current?.dataset.row), label = '') {
   if (await decide(row, decision, label) && decision !== 'undo') advance()
 }
 
-async function undo() {
+async function takeBack(row) {
+  if (!await decide(row, 'undo') || !card(row)) return
+  select(card(row), !view.open)
+  if (view.open) enlarge(card(row))
+}
+
+function undo() {
   const row = history.read().at(-1)
-  if (row === undefined) return say('Nothing was decided in this window')
-  if (await decide(row, 'undo') && card(row)) { select(card(row), !view.open); if (view.open) enlarge(card(row)) }
+  if (row === undefined) say('Nothing was decided in this window')
+  else takeBack(row)
 }
 
 // ---- the large view
@@ -133,7 +140,8 @@ async function enlarge(o) {
     const html = await (await ask('row/' + o.dataset.row)).text()
     if (o !== current) return
     $('#detail').innerHTML = html
-    if (!view.open) { view.showModal(); $('.choice', view).focus() }
+    if (!view.open) view.showModal()
+    $('.choice', view).focus()
   } catch (e) { complain(e.message) }
 }
 
@@ -151,7 +159,7 @@ function map() {
 
 async function pick(row) {
   try { classes ||= await (await ask('classes')).json() } catch (e) { return complain(e.message) }
-  picker.dataset.row = row
+  picked = row
   search.value = ''
   list()
   picker.showModal()
@@ -182,7 +190,7 @@ function activate(i) {
 
 function take(i) {
   if (shown[i] === undefined) return
-  const row = Number(picker.dataset.row), o = card(row), label = shown[i]
+  const row = picked, o = card(row), label = shown[i]
   picker.close()
   const decision = label === o.dataset.given ? 'keep' : label === o.dataset.predicted ? 'predicted' : 'other'
   act(decision, row, decision === 'other' ? label : '')
@@ -223,7 +231,7 @@ document.addEventListener('click', e => {
   if (e.target.closest('#options li')) return take($$('li', options).indexOf(e.target.closest('li')))
   if (!button) { if (o?.classList.contains('card')) select(o); return }
   if (button.dataset.decision) return act(button.dataset.decision, Number(o.dataset.row))
-  if (button.classList.contains('undo')) return decide(Number(o.dataset.row), 'undo')
+  if (button.classList.contains('undo')) return takeBack(Number(o.dataset.row))
   if (button.classList.contains('picture')) { select(o, false); return enlarge(o) }
   if (button.classList.contains('close')) return button.closest('dialog').close()
   if (button.classList.contains('map')) return map()
