@@ -20,6 +20,7 @@ from fastai_mix.command import end_command
 from fastai_mix.crossval import CrossVal, load_ensemble
 from fastai_mix.data import pictures
 from fastai_mix.data.leaves import draw_leaf
+from fastai_mix.decisions import DecisionFile
 from helpers import noise
 
 @pytest.fixture
@@ -768,3 +769,21 @@ def test_a_log_has_a_line_for_each_epoch_and_no_bars(table, tmp_path, capsys):
     assert '█' not in out and '%' not in out and '\r' not in out and len(out)<4096
     assert len([o for o in out.splitlines() if re.match(r'\d+ +\d+\.\d+ +\d+\.\d+ ', o)])==6
     assert out.count('train_loss')==1
+
+def test_decisions_are_trained_on_and_trusted(table, tmp_path, capsys, monkeypatch):
+    args,made,make = dict(table(), folds=2, arch='test_resnet', mix='none', plc=True),[],cli.make_learner
+    df,decisions = pd.read_csv(tmp_path/'t.csv', dtype=str),DecisionFile(tmp_path/'decisions.csv')
+    (changed,given),(dropped,_),(kept,label) = df[['image_id','label']].iloc[:3].itertuples(index=False)
+    other = next(o for o in df.label if o!=given)
+    decisions.add(changed, given, 'other', other)
+    decisions.add(dropped, df.label[1], 'drop')
+    decisions.add(kept, label, 'keep', label)
+    monkeypatch.setattr(cli, 'make_learner', lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+    main(**args, decisions=str(tmp_path/'decisions.csv'))
+    assert '1 labels changed, 1 rows dropped' in capsys.readouterr().out
+    oof = pd.read_csv(tmp_path/'run'/'oof.csv', dtype={'id':str}).set_index('id')
+    assert len(oof)==59 and dropped not in oof.index and oof.label[changed]==other and oof.label[kept]==label
+    assert made and all(o.progressive_label_correction.protect==[changed,kept] for o in made)
+    for wrong in ('none.csv','t.csv'):
+        with pytest.raises(SystemExit): main(**args, decisions=str(tmp_path/wrong))
+        assert f'{wrong}' in capsys.readouterr().err.splitlines()[-1]
