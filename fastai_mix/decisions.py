@@ -33,7 +33,8 @@ def _check_decision(decision, given, label):
 def _to_line(cells):
     "Bytes of a line of a CSV file"
     text,cells = io.StringIO(),list(cells)
-    quoting = csv.QUOTE_ALL if any('\r' in o for o in cells) else csv.QUOTE_MINIMAL # csv does not see it as the end of a line
+    has_return = any('\r' in o for o in cells) # which csv does not quote
+    quoting = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
     csv.writer(text, lineterminator='\n', quoting=quoting).writerow(cells)
     return text.getvalue().encode('utf-8', 'surrogateescape')
 
@@ -47,7 +48,8 @@ def _parse_lines(path, data):
     "The decisions in the whole lines of a file; ValueError if it is none of decisions"
     rows = list(csv.reader(io.StringIO(data.decode('utf-8', 'surrogateescape'), newline='')))
     if rows and rows[0]!=decision_columns:
-        raise ValueError(f"{printable(path)} is no file of decisions: expected the columns {','.join(decision_columns)}")
+        raise ValueError(
+            f"{printable(path)} is no file of decisions: expected the columns {','.join(decision_columns)}")
     for number,row in enumerate(rows[1:], 2):
         if len(row)==5 and row[2] in (*decision_kinds,'undo'): continue
         raise ValueError(

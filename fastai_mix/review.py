@@ -33,7 +33,8 @@ def _bind(port):
         sock.listen(128) # from now on the browser waits for the server
     except (OSError,OverflowError) as e:
         sock.close()
-        raise ValueError(f"--port {port} cannot be used ({getattr(e, 'strerror', None) or e}): give another one") from None
+        raise ValueError(
+            f"--port {port} cannot be used ({getattr(e, 'strerror', None) or e}): give another one") from None
     return sock
 
 class Review:
@@ -56,8 +57,8 @@ class Review:
         except BaseException:
             self.opened.close()
             raise
-        config = uvicorn.Config(app, log_level='error', access_log=False, lifespan='off', ws='none', server_header=False,
-            timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, log_level='error', access_log=False, lifespan='off', ws='none',
+            server_header=False, timeout_graceful_shutdown=1)
         self.server,self.thread = uvicorn.Server(config),None
 
     @property
@@ -113,7 +114,7 @@ def _maps_of(source, review):
 def _folder_of(source):
     "Where decisions about a source are written, if nothing is said"
     source = Path(source)
-    if source.is_file() and (source.parent/'config.json').is_file() and source.name=='labels.csv': return source.parent/'review'
+    if source.name=='labels.csv' and (source.parent/'config.json').is_file(): return source.parent/'review'
     if (source/'config.json').is_file(): return source/'review'
     return source.with_name(f'{source.stem if source.is_file() else source.name}-review')
 

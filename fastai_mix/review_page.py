@@ -9,8 +9,9 @@ __all__ = ['show_kinds', 'ReviewRow', 'in_percent', 'card', 'detail', 'filters',
 
 # %% ../nbs/34b_review_page.ipynb #4e8814a5
 from fastai.basics import *
-from fastcore.xml import (A, Article, Body, Button, Dd, Div, Dl, Dt, Form, H1, H2, Head, Header, Html, Img, Input, Label, Li, Link,
-    Main, Meta, Nav, Ol, Option, P, Pre, Script, Select, Span, Table, Td, Th, Title, Tr, Ul, ft, to_xml)
+from fastcore.xml import (A, Article, Body, Button, Dd, Div, Dl, Dt, Form, H1, H2, Head, Header, Html, Img, Input,
+    Label, Li, Link, Main, Meta, Nav, Ol, Option, P, Pre, Script, Select, Span, Table, Td, Th, Title, Tr, Ul, ft,
+    to_xml)
 
 # %% ../nbs/34b_review_page.ipynb #9906ae8f
 class ReviewRow:
@@ -43,8 +44,8 @@ def _bar(p):
 def _choice(decision, kind, name, p, key, row):
     "The button that takes a class"
     chosen = row.decision==decision
-    return Button(_bar(p), Span(name, cls='class', title=name), Span(kind, cls='kind'), Span(in_percent(p), cls='percent'),
-        type='button', cls='choice chosen' if chosen else 'choice', data_decision=decision,
+    texts = Span(name, cls='class', title=name),Span(kind, cls='kind'),Span(in_percent(p), cls='percent')
+    return Button(_bar(p), *texts, type='button', cls='choice chosen' if chosen else 'choice', data_decision=decision,
         aria_pressed='true' if chosen else 'false', aria_keyshortcuts=key)
 
 def _choices(row):
@@ -58,9 +59,10 @@ _words = dict(drop='dropped', unsure='unsure')
 
 def _others(row):
     "Buttons of the other decisions, and what is shown in their place once there is one"
-    buttons = [Button(text, type='button', data_decision=k, aria_keyshortcuts=key) for k,(text,key) in _other_decisions.items()]
-    return (Div(*buttons, cls='others'),
-        Div(Span(_words.get(row.decision, row.label), cls='what'), Button('Undo', type='button', cls='undo'), cls='made'))
+    buttons = [Button(text, type='button', data_decision=k, aria_keyshortcuts=key)
+        for k,(text,key) in _other_decisions.items()]
+    what,undo = Span(_words.get(row.decision, row.label), cls='what'),Button('Undo', type='button', cls='undo')
+    return Div(*buttons, cls='others'),Div(what, undo, cls='made')
 
 def _tags(row): return Ul(*map(Li, row.faults), cls='tags') if row.faults else ''
 
@@ -93,8 +95,9 @@ def detail(
     shown = Div(Img(src=f'picture/{row.number}', alt='The picture'), cls='shown')
     fold = P(f'Fold {row.fold}', cls='soft') if row.fold else ''
     text = Div(_tags(row), *_choices(row), *_others(row), button, _probability_table(probs), fold, cls='text')
-    return Div(H2(row.id, id='view-title'), Div(shown, text, cls='parts'), cls='detail decided' if row.decision else 'detail',
-        data_maps=maps if row.maps else '', **_attrs(row))
+    cls = 'detail decided' if row.decision else 'detail'
+    return Div(H2(row.id, id='view-title'), Div(shown, text, cls='parts'), cls=cls, data_maps=maps if row.maps else '',
+        **_attrs(row))
 
 # %% ../nbs/34b_review_page.ipynb #917e1474
 show_kinds = dict(all='all', undecided='not looked at', decided='looked at', unsure='unsure', changed='label changed',
@@ -110,47 +113,55 @@ def filters(
     chosen:dict, # Value of each filter
 ): # FT
     "The form of filters"
-    labels = dict(show='Show', given='Given', predicted='Predicted', pair='Given → predicted', fold='Fold', faults='Pictures')
+    labels = dict(show='Show', given='Given', predicted='Predicted', pair='Given → predicted', fold='Fold',
+        faults='Pictures')
     selects = [_select(labels[k], k, o, chosen.get(k, '')) for k,o in choices.items() if len(o)>1]
     return Form(*selects, cls='filters', method='get', action='')
 
 def _tools(is_checked, checking):
     "Buttons for the whole table"
     check = Button('Check pictures again' if is_checked else 'Check pictures', type='button', id='check',
-        data_checking='true' if checking else '', title='Find duplicates, conflicting labels and files that cannot be read')
+        data_checking='true' if checking else '',
+        title='Find duplicates, conflicting labels and files that cannot be read')
     return Div(check, Button('Write corrected.csv', type='button', id='write'),
         Button('Keys', type='button', id='show-keys', aria_keyshortcuts='?'), cls='tools')
 
 # %% ../nbs/34b_review_page.ipynb #5f406134
-_keys = [('P','take the predicted class'), ('K','keep the given class'), ('O','another class: type to search'), ('D','drop the picture'),
-    ('U','unsure'), ('Z','undo the last decision'), ('N','next page'), ('B','page before'), ('← → ↑ ↓','move'),
-    ('Enter','large view'), ('M','semantic map, in the large view'), ('Esc','close'), ('?','these keys')]
+_keys = [('P','take the predicted class'), ('K','keep the given class'), ('O','another class: type to search'),
+    ('D','drop the picture'), ('U','unsure'), ('Z','undo the last decision'), ('N','next page'), ('B','page before'),
+    ('← → ↑ ↓','move'), ('Enter','large view'),
+    ('M','semantic map, in the large view'), ('Esc','close'), ('?','these keys')]
 
 def _dialog(*content, id, labelledby, cls=''):
     close = Button('Close', type='button', cls='close')
     return ft('dialog', close, *content, id=id, aria_labelledby=labelledby, cls=cls)
 
 def _dialogs():
-    search = Input(type='text', id='search', cls='search', role='combobox', aria_expanded='true', aria_controls='options',
-        aria_autocomplete='list', aria_labelledby='picker-title', autocomplete='off', spellcheck='false')
+    search = Input(type='text', id='search', cls='search', role='combobox', aria_expanded='true',
+        aria_controls='options', aria_autocomplete='list', aria_labelledby='picker-title', autocomplete='off',
+        spellcheck='false')
     keys = [o for key,text in _keys for o in (Dt(ft('kbd', key)), Dd(text))]
+    options = Ul(id='options', role='listbox', cls='options', aria_label='Classes')
+    none = P('No class has this name', id='none', cls='empty', hidden=True)
+    written = H2('The corrected table is written', id='written-title'),P(id='written-text')
     return (_dialog(Div(id='detail'), id='view', labelledby='view-title', cls='large'),
-        _dialog(H2('Which class is it?', id='picker-title'), search, Ul(id='options', role='listbox', cls='options',
-            aria_label='Classes'), P('No class has this name', id='none', cls='empty', hidden=True), id='picker', labelledby='picker-title'),
+        _dialog(H2('Which class is it?', id='picker-title'), search, options, none, id='picker',
+            labelledby='picker-title'),
         _dialog(H2('Keys', id='keys-title'), Dl(*keys, cls='keys'), id='keys', labelledby='keys-title'),
-        _dialog(H2('The corrected table is written', id='written-title'), P(id='written-text'), Pre(id='written-command', tabindex='0'),
-            id='written', labelledby='written-title'))
+        _dialog(*written, Pre(id='written-command', tabindex='0'), id='written', labelledby='written-title'))
 
-# %% ../nbs/34b_review_page.ipynb #bf525b7e
+# %% ../nbs/34b_review_page.ipynb #226f0eac
 def _head(title):
-    return Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Title(title),
-        Link(rel='icon', href='static/icon.svg'), Link(rel='stylesheet', href='static/review.css'),
+    viewport = Meta(name='viewport', content='width=device-width, initial-scale=1')
+    return Head(Meta(charset='utf-8'), viewport, Title(title), Link(rel='icon', href='static/icon.svg'),
+        Link(rel='stylesheet', href='static/review.css'),
         Script(src='static/review.js', defer=True))
 
 def _header(name, looked, total, tools, form):
     counts = P(Span(f'{looked:,}', id='looked'), ' of ', Span(f'{total:,}', id='total'), ' looked at')
     bar = ft('progress', value=str(looked), max=str(total), aria_label='Labels looked at')
-    return Header(Div(H1('Suspect labels'), P(name, cls='source'), cls='title'), Div(counts, bar, tools, cls='looked'), form)
+    title = Div(H1('Suspect labels'), P(name, cls='source'), cls='title')
+    return Header(title, Div(counts, bar, tools, cls='looked'), form)
 
 def _pager(previous, next):
     links = [A(text, href=href, id=id, cls='button', rel=rel) for text,href,id,rel in
@@ -172,7 +183,8 @@ def page(
     range_ = f'{before+1:,} to {before+len(rows):,} of {found:,}, the most suspect first' if rows else ''
     grid = Ol(*map(card, rows), cls='grid') if rows else P('No label is left with these filters.', cls='empty')
     main = Main(Div(P(range_, cls='soft'), cls='bar-line'), grid, _pager(previous, next))
-    body = Body(Div(id='alert', cls='alert', role='alert'), _header(name, looked, total, _tools(is_checked, checking), form), main,
+    header = _header(name, looked, total, _tools(is_checked, checking), form)
+    body = Body(Div(id='alert', cls='alert', role='alert'), header, main,
         Div(id='said', cls='said', role='status'), *_dialogs())
     return '<!doctype html>\n'+to_xml(Html(_head(f'Suspect labels, {name}'), body, lang='en'))
 

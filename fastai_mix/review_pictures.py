@@ -83,8 +83,9 @@ def _heat(x, cam):
     colour = plt.get_cmap('inferno')(heat[...,0])[...,:3]
     out = (1-.65*heat)*grey*.8+.65*heat*colour+.15*colour
     im,data = Image.fromarray((255*out.clip(0, 1)).astype(np.uint8)),BytesIO()
-    side = max(512, *im.size)
-    im.resize((side*im.width//max(im.size), side*im.height//max(im.size)), Image.Resampling.BICUBIC).save(data, 'JPEG', quality=90)
+    scale = max(1, 512/max(im.size))
+    im = im.resize(tuple(round(scale*o) for o in im.size), Image.Resampling.BICUBIC)
+    im.save(data, 'JPEG', quality=90)
     return data.getvalue()
 
 def _map_of(model, dl, y):

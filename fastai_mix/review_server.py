@@ -43,12 +43,15 @@ class ReviewState:
 
     def _update(self, key):
         decision = self.decisions.get(*key)
-        for i in self.rows_of.get(key, ()): self.codes[i] = decision_kinds.index(decision['decision']) if decision else -1
+        code = decision_kinds.index(decision['decision']) if decision else -1
+        for i in self.rows_of.get(key, ()): self.codes[i] = code
 
     def __len__(self): return len(self.keys)
 
     @property
-    def n_looked(self): return int((self.codes>=0).sum())
+    def n_looked(self)->int:
+        "Number of rows that are decided"
+        return int((self.codes>=0).sum())
 
     def decide(self,
         row:int, # Number of the row
@@ -102,10 +105,8 @@ def faults_of(self:ReviewState,
     own = self.faults[self.faults.row==row]
     return [f'{kind}: {detail}' if detail else kind for kind,detail in zip(own.kind, own.detail)]
 
-# %% ../nbs/34d_review_server.ipynb #45221fb9
+# %% ../nbs/34d_review_server.ipynb #ce753c32
 page_size = 24
-
-def _most_frequent(pairs, n=60): return pairs.value_counts().index[:n].tolist()
 
 @patch
 def filter_choices(self:ReviewState)->dict: # Pairs of value and text
@@ -117,8 +118,8 @@ def filter_choices(self:ReviewState)->dict: # Pairs of value and text
     counts = differ.groupby(['given','predicted']).size().sort_values(ascending=False, kind='stable')[:60]
     self.pairs = list(counts.index)
     pairs = all_+[(str(i),f'{a} → {b} ({n:,})') for i,((a,b),n) in enumerate(zip(counts.index, counts))]
-    self._choices = dict(show=list(show_kinds.items()), given=counted('given'), predicted=counted('predicted'), pair=pairs,
-        fold=counted('fold'))
+    self._choices = dict(show=list(show_kinds.items()), given=counted('given'), predicted=counted('predicted'),
+        pair=pairs, fold=counted('fold'))
     return self._choices
 
 @patch
@@ -159,8 +160,8 @@ def row(self:ReviewState,
 )->ReviewRow:
     "What the page shows of a row"
     o = self.rows.iloc[i]
-    return ReviewRow(int(i), o.id, o.given, o.predicted, o.p_given, o.p_predicted, o.fold, faults=self.faults_of(i), maps=maps,
-        **self.decision(i))
+    return ReviewRow(int(i), o.id, o.given, o.predicted, o.p_given, o.p_predicted, o.fold, **self.decision(i),
+        faults=self.faults_of(i), maps=maps)
 
 @patch
 def page(self:ReviewState,
@@ -202,7 +203,8 @@ def _picture(make, request, n):
 
 async def _json(request):
     "The body of a request, a dictionary"
-    if request.headers.get('content-type', '').split(';')[0]!='application/json': raise HTTPException(415, 'expected JSON')
+    kind = request.headers.get('content-type', '').split(';')[0]
+    if kind!='application/json': raise HTTPException(415, 'expected JSON')
     if int(request.headers.get('content-length') or 10**9)>2**16: raise HTTPException(413, 'this is too long')
     try: data = await request.json()
     except (ValueError,RecursionError): raise HTTPException(400, 'this is no JSON') from None
@@ -221,35 +223,38 @@ class ReviewAnswers:
 
     def routes(self):
         "The addresses"
-        get = {'/':self.home, '/row/{row:int}':self.detail, '/thumb/{row:int}':self.thumb, '/picture/{row:int}':self.picture,
-            '/map/{row:int}/{which}':self.map, '/classes':self.classes, '/state':self.progress, '/static/{name}':_static}
-        post = {'/decide':self.decide, '/corrected':self.corrected, '/check':self.check}
+        get = {'/':self._home, '/row/{row:int}':self._detail, '/thumb/{row:int}':self._thumb,
+            '/picture/{row:int}':self._picture, '/map/{row:int}/{which}':self._map, '/classes':self._classes,
+            '/state':self._progress, '/static/{name}':_static}
+        post = {'/decide':self._decide, '/corrected':self._corrected, '/check':self._check}
         return [Route(k, f, methods=[method]) for method,o in (('GET',get), ('POST',post)) for k,f in o.items()]
 
-    def home(self, request): return HTMLResponse(self.state.page(dict(request.query_params)))
-    def classes(self, request): return JSONResponse(self.state.review.classes)
-    def thumb(self, request): return _picture(lambda i: self.thumbnails(self.paths[i]), request, len(self.paths))
-    def picture(self, request): return _picture(lambda i: small_jpeg(self.paths[i], 1600, 90), request, len(self.paths))
+    def _home(self, request): return HTMLResponse(self.state.page(dict(request.query_params)))
+    def _classes(self, request): return JSONResponse(self.state.review.classes)
+    def _answer(self, make, request): return _picture(make, request, len(self.paths))
+    def _thumb(self, request): return self._answer(lambda i: self.thumbnails(self.paths[i]), request)
+    def _picture(self, request): return self._answer(lambda i: small_jpeg(self.paths[i], 1600, 90), request)
 
-    def detail(self, request):
+    def _detail(self, request):
         i = request.path_params['row']
         if i>=len(self.state): raise HTTPException(404)
         return HTMLResponse(to_xml(detail(self.state.row(i, self.maps is not None), self.state.review.likeliest(i))))
 
-    def map(self, request):
-        i,which = request.path_params['row'],request.path_params['which']
+    def _map(self, request):
+        which = request.path_params['which']
         if self.maps is None or which not in ('given','predicted'): raise HTTPException(404)
-        return _picture(lambda i: self.maps(i, self.state.rows[which].iat[i]), request, len(self.paths))
+        return self._answer(lambda i: self.maps(i, self.state.rows[which].iat[i]), request)
 
     def _counts(self): return dict(looked=self.state.n_looked, total=len(self.state), checking=self.state.checking)
 
-    def progress(self, request):
+    def _progress(self, request):
         "What is decided about the rows that another window may have changed"
-        numbers = [int(o) for o in request.query_params.get('rows', '').split(',')[:1000] if o.isascii() and o.isdigit()]
+        asked = request.query_params.get('rows', '').split(',')[:1000]
+        numbers = [int(o) for o in asked if o.isascii() and o.isdigit() and len(o)<12]
         rows = [(i,*self.state.decision(i).values()) for i in numbers if i<len(self.state)]
         return JSONResponse(dict(rows=rows, **self._counts()))
 
-    async def decide(self, request):
+    async def _decide(self, request):
         data = await _json(request)
         label,decision = data.get('label') or '',data.get('decision')
         if not isinstance(label, str) or not isinstance(decision, str): raise HTTPException(400, 'expected text')
@@ -266,23 +271,24 @@ class ReviewAnswers:
             write_csv(file, table)
         changed = (table[review.label_col].astype(str)!=table[review.given_col].astype(str)).sum()
         note = review.note.replace('CORRECTED', str(file))
-        return dict(path=str(file), rows=len(table), changed=int(changed), dropped=len(review.table)-len(table), note=note)
+        dropped = len(review.table)-len(table)
+        return dict(path=str(file), rows=len(table), changed=int(changed), dropped=dropped, note=note)
 
-    async def corrected(self, request):
+    async def _corrected(self, request):
         await _json(request)
         try: return JSONResponse(await run_in_threadpool(self._write_corrected))
         except (ValueError,OSError) as e: raise HTTPException(500, f'Not written: {printable(e)}') from None
 
-    async def check(self, request):
+    async def _check(self, request):
         await _json(request)
         self.state.check_pictures()
         return JSONResponse(self._counts())
 
 # %% ../nbs/34d_review_server.ipynb #5903ccb2
-_policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'")
-_headers = {'X-Content-Type-Options':'nosniff', 'Referrer-Policy':'same-origin', 'Cross-Origin-Resource-Policy':'same-origin',
-    'Cross-Origin-Opener-Policy':'same-origin'}
+_policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'")
+_headers = {'X-Content-Type-Options':'nosniff', 'Referrer-Policy':'same-origin',
+    'Cross-Origin-Resource-Policy':'same-origin', 'Cross-Origin-Opener-Policy':'same-origin'}
 
 def _is_here(host):
     "Is a `Host` one of this computer, with any port?"

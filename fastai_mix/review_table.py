@@ -22,8 +22,8 @@ from .decisions import apply_decisions
 from .files import printable, read_dict
 
 # %% ../nbs/34a_review_table.ipynb #c2134bf2
-row_columns = dict(id='', path='', given='', predicted='', p_given=np.nan, p_predicted=np.nan, score=np.nan, wrong=False,
-    fold='')
+row_columns = dict(id='', path='', given='', predicted='', p_given=np.nan, p_predicted=np.nan, score=np.nan,
+    wrong=False, fold='')
 
 def _text(col): return col.astype(object).where(col.notna(), '').astype(str)
 
@@ -272,7 +272,8 @@ def _frame_rows(found, df, get_x, id_col):
     check_columns(found, 'given', table='the table of suspects')
     if df is None: return found.assign(id=found[id_col] if id_col else found.index, path=_paths_by_row(found, get_x))
     at = df.index.get_indexer(found.index)
-    if (at<0).any(): raise ValueError(f"row {found.index[(at<0).argmax()]!r} of the suspects is not in df: give its table")
+    if (at<0).any():
+        raise ValueError(f"row {found.index[(at<0).argmax()]!r} of the suspects is not in df: give its table")
     ids = df[id_col] if id_col else df.index
     in_found = isinstance(get_x, str) and get_x in found
     return found.assign(id=np.asarray(ids)[at], path=_paths_by_row(found if in_found else df.iloc[at], get_x))
@@ -298,8 +299,8 @@ def frame_review(
     return ReviewTable(rows, table, id_col, label_col, 'suspects', probs=probs)
 
 # %% ../nbs/34a_review_table.ipynb #932dd36f
-fault_kinds = {'duplicate': ['duplicate'], 'near duplicate': ['near duplicate'], 'conflicting labels': ['conflicting labels'],
-    'unreadable': unusable_faults}
+fault_kinds = {'duplicate': ['duplicate'], 'near duplicate': ['near duplicate'],
+    'conflicting labels': ['conflicting labels'], 'unreadable': unusable_faults}
 
 def find_faults(
     review:ReviewTable, # The labels
