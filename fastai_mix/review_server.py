@@ -7,8 +7,8 @@ Docs: https://fastai-mix.github.io/fastai_mix/review_server.html.md"""
 # %% auto #0
 __all__ = ['page_size', 'static_types', 'ReviewState', 'ReviewAnswers', 'Guard', 'review_app']
 
-# %% ../nbs/34d_review_server.ipynb #ffb1aeba
-import secrets,threading
+# %% ../nbs/34d_review_server.ipynb #da2cbb3a
+import secrets,shlex,threading
 from urllib.parse import urlencode
 
 from fastai.basics import *
@@ -270,7 +270,7 @@ class ReviewAnswers:
             table = review.corrected(decisions)
             write_csv(file, table)
         changed = (table[review.label_col].astype(str)!=table[review.given_col].astype(str)).sum()
-        note = review.note.replace('CORRECTED', str(file))
+        note = review.note.replace('CORRECTED', shlex.quote(str(file)))
         dropped = len(review.table)-len(table)
         return dict(path=str(file), rows=len(table), changed=int(changed), dropped=dropped, note=note)
 

@@ -7,8 +7,8 @@ Docs: https://fastai-mix.github.io/fastai_mix/review_table.html.md"""
 # %% auto #0
 __all__ = ['row_columns', 'known_columns', 'fault_kinds', 'ReviewTable', 'read_review', 'frame_review', 'find_faults']
 
-# %% ../nbs/34a_review_table.ipynb #26803170
-import json
+# %% ../nbs/34a_review_table.ipynb #8092d7b6
+import shlex
 
 from fastai.basics import *
 
@@ -127,7 +127,12 @@ def _label_rows(table, found):
     if classes and not found['score_col']: return _probability_rows(table, found, classes),classes
     return _score_rows(table, found),[]
 
-# %% ../nbs/34a_review_table.ipynb #b643954f
+# %% ../nbs/34a_review_table.ipynb #f4987ecf
+def _train_command(images, image_col, label_col):
+    "The command that trains on the corrected table"
+    return shlex.join(['fastai-mix', '--data', 'CORRECTED', '--images', str(images), '--image-col', image_col,
+        '--label-col', label_col])
+
 def _read_csv(file, images, **cols):
     "A `ReviewTable` of a CSV file"
     table = read_table(file)
@@ -138,7 +143,7 @@ def _read_csv(file, images, **cols):
     rows,classes = _label_rows(table, found)
     rows = rows.assign(id=table[image_col], path=list(df.path))
     return ReviewTable(rows, table, image_col, label_col, file.name, classes,
-        f"fastai-mix --data CORRECTED --images {images or file.parent} --image-col {image_col} --label-col {label_col}",
+        _train_command(images or file.parent, image_col, label_col),
         table[classes] if classes else None)
 
 # %% ../nbs/34a_review_table.ipynb #a0a0f265
@@ -181,7 +186,7 @@ def _read_run(run, images, data, rows=None, what=None):
     file,classes = what or _predictions(run),sorted(set(df.label))
     probs = None
     if rows is None: rows,classes,probs = _oof_rows(file)
-    note = f"fastai-mix --data CORRECTED --images {root} --image-col {image_col} --label-col {label_col}"
+    note = _train_command(root, image_col, label_col)
     return ReviewTable(_with_paths(rows, df, file), table, image_col, label_col, str(run), classes, note, probs)
 
 # %% ../nbs/34a_review_table.ipynb #95d42ead
@@ -218,8 +223,7 @@ def _read_crossval(folder, images, data, image_col=None, label_col=None, **_):
     classes = [c for c in oof if c not in ('id','label','fold')]
     rows = _with_paths(oof[['id']], df, folder)
     scored = _probability_rows(oof, dict(found, label_col='label'), classes)
-    note = (f"fastai-mix --data CORRECTED --images {images or data.parent} "
-            f"--image-col {found['image_col']} --label-col {found['label_col']}")
+    note = _train_command(images or data.parent, found['image_col'], found['label_col'])
     return ReviewTable(scored.assign(id=rows.id, path=rows.path), read_table(data), found['image_col'],
         found['label_col'], str(folder), classes, note, oof[classes])
 
@@ -229,7 +233,7 @@ def _read_folder(folder):
     df = read_data(folder, open_all=False)
     table = df[['id','label']].rename(columns={'id':'image_id'})
     return ReviewTable(df.rename(columns={'label':'given'}), table, 'image_id', 'label', str(folder), (),
-        f"fastai-mix --data CORRECTED --images {folder}")
+        _train_command(folder, 'image_id', 'label'))
 
 def _kind_of_folder(folder):
     "Which of a run, a cross-validation and class folders a folder is"

@@ -1,5 +1,5 @@
 "Runs, tables and folders are read as what they are, and decisions go back into the user's own table."
-import json
+import json,shlex
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +39,11 @@ def test_run(run, tmp_path):
     table = review.corrected(decisions.table)
     assert [*table]==['tree','pic','kind','given_label'] and ''.join(table.tree)=='uvxyz' and ''.join(table.kind)=='abbab'
     assert f"--images {tmp_path/'p'} --image-col pic --label-col kind" in review.note
+
+def test_command_of_folders_with_blanks(folders):
+    folder = folders('rust','scab', root='my leaves')
+    assert shlex.split(read_review(folder).note)==['fastai-mix','--data','CORRECTED','--images',str(folder),
+        '--image-col','image_id','--label-col','label']
 
 def test_run_of_one_fold(run):
     oof = pd.read_csv(run/'oof.csv')
