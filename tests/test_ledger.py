@@ -1,4 +1,4 @@
-"The rule of a correction, and the ledger of labels, without a Learner."
+"The ledger of labels, without a Learner."
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -7,56 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import Path, tensor
-from hypothesis import given, settings, strategies as st
+from fastai.vision.all import tensor
 from safetensors import safe_open
 
 import fastai_mix.data.ledger as ledger_module
 from fastai_mix.checkpoint import load_state, save_state
-from fastai_mix.data.ledger import LabelLedger, correct_labels, label_gap, mean_of_copies
+from fastai_mix.data.ledger import LabelLedger, mean_of_copies
 from helpers import Syncs
-
-golden = Path(__file__).parent/'golden'/'plc.npz'
-
-# the rule
-
-@pytest.mark.parametrize('i', range(3))
-def test_reference_vectors(i):
-    d = np.load(golden)
-    got = correct_labels(tensor(d[f'{i}/probs']), tensor(d[f'{i}/y']), float(d[f'{i}/delta']), rule='ratio')
-    assert np.array_equal(got.numpy(), d[f'{i}/corrected'])
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 9999), st.integers(1, 40), st.integers(2, 6), st.floats(.05, 1), st.sampled_from(['gap','ratio']))
-def test_rule(seed, n, c, theta, rule):
-    g = torch.Generator().manual_seed(seed)
-    p,y = torch.randn(n, c, generator=g).mul(3).softmax(1),torch.randint(c, (n,), generator=g)
-    new = correct_labels(p, y, theta, rule)
-    for i in range(n):
-        best,own = p[i].max(),p[i,y[i]]
-        far = best-own>theta if rule=='gap' else own/best<theta
-        assert new[i]==(p[i].argmax() if far else y[i])
-
-def test_several_labels_follow_the_rule_of_two_classes():
-    p,y = torch.rand(50, 4),torch.randint(2, (50,4)).float()
-    for rule,theta in (('gap',.4), ('ratio',.4)):
-        two = correct_labels(torch.stack([1-p, p], -1).view(-1, 2), y.long().view(-1), theta, rule).view(50, 4)
-        assert torch.equal(correct_labels(p, y, theta, rule), two.float())
-    assert torch.equal(correct_labels(p, y, .4), torch.where(((p-.5).abs()*2>.4) & ((p>.5)!=(y>.5)), 1-y, y))
-
-@pytest.mark.parametrize('y,message', [([-1,0], 'a label is -1: expected classes from 0 to 2'),
-    ([0,-100], 'a label is -100'), ([3,0], 'a label is 3'), ([.5,0], 'a label is 0.5'),
-    ([float('nan'),0], 'a label is nan'), ([[0,1,2],[0,0,0]], 'a label is 2: expected 0 or 1 for each'),
-    ([[-1.,0,0]]*2, 'a label is -1: expected 0 or 1'), ([0], r'shape \[2, 3\] and labels of shape \[1\]'),
-    ([[0,1]]*2, r'labels of shape \[2, 2\]: expected'), (0, r'labels of shape \[\]')])
-def test_labels_that_cannot_be_corrected(y, message):
-    p = torch.tensor([[.2,.3,.5],[.6,.3,.1]])
-    for f in (label_gap, partial(correct_labels, theta=.4)):
-        with pytest.raises(ValueError, match=message): f(p, torch.tensor(y))
-    assert correct_labels(p[:0], torch.zeros(0, dtype=torch.long), .4).shape==(0,)
-    for theta in (0, 1.1, float('nan'), '.4'):
-        with pytest.raises(ValueError, match='theta=.*: expected a number above 0'):
-            correct_labels(p, torch.tensor([0,1]), theta)
 
 # changes
 
@@ -267,7 +224,7 @@ def test_each_process_has_a_part_of_what_is_left(monkeypatch):
 def full():
     o = make()
     o.change(all_rows(o), sure_of(tensor([1,1,2,0,1,2])), .5, when=1.)
-    o.predictions,o.n_epochs,o.n_theta_steps = [torch.rand(6, 3) for _ in range(2)],2,1
+    o.predictions,o.n_epochs,o.n_theta_steps,o.agreement = [torch.rand(6, 3) for _ in range(2)],2,1,[.5, 6]
     o.log = [dict(epoch=1., theta=float('nan'), candidates=1, corrected=1, share=1/6)]
     return o
 
@@ -275,6 +232,7 @@ def same(a, b):
     pd.testing.assert_frame_equal(a.table, b.table)
     assert a.keys==b.keys and a.vocab==b.vocab and torch.equal(a.correctable, b.correctable)
     assert (a.n_epochs,a.n_theta_steps,repr(a.log))==(b.n_epochs,b.n_theta_steps,repr(b.log))
+    assert a.agreement==b.agreement
     assert all(torch.equal(*o) for o in zip(a.predictions, b.predictions)) and len(a.predictions)==len(b.predictions)
 
 def test_files(tmp_path):
@@ -290,6 +248,9 @@ def test_files(tmp_path):
     same(LabelLedger.load(tmp_path/'l.safetensors'), o)
     o.predictions = []
     assert 'past' not in o.state_dict() and not LabelLedger.from_state(o.state_dict()).predictions
+    older = o.state_dict()
+    del older['meta']['agreement'] # older versions wrote none
+    assert LabelLedger.from_state(older).agreement is None
 
 wrong = {
     'keys': lambda s: s['meta']['keys'].__setitem__(0, 'p1'),
@@ -298,6 +259,9 @@ wrong = {
     'vocab twice': lambda s: s['meta'].update(vocab=['a','a','b']),
     'epochs': lambda s: s['meta'].update(epochs=-1),
     'log': lambda s: s['meta'].update(log=[{}]),
+    'agreement': lambda s: s['meta'].update(agreement=[1.5, 3]),
+    'agreement of nothing': lambda s: s['meta'].update(agreement=[.5, 0]),
+    'agreement of text': lambda s: s['meta'].update(agreement='half'),
     'more': lambda s: s['meta'].update(x=1),
     'given': lambda s: s['given'].fill_(3),
     'times': lambda s: s['times'].fill_(-1),

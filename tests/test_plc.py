@@ -24,7 +24,9 @@ import fastai_mix.callback.plc as plc_module
 from fastai_mix.data.ledger import correct_labels, label_gap
 from helpers import Oracle, Rows, state, Syncs
 
-Batchwise = partial(ProgressiveLabelCorrection, when='batch')
+# what a model must know to be asked is tested below, all else with models of any kind
+Unchecked = partial(ProgressiveLabelCorrection, check_model=False)
+Batchwise = partial(Unchecked, when='batch')
 
 def test_the_rule_is_where_it_was():
     assert plc_module.correct_labels is correct_labels and plc_module.label_gap is label_gap
@@ -56,7 +58,7 @@ def rows_learner(plc, ds=None, dl=None, cbs=(), bs=8, **kwargs):
     dict(num_workers=4, bs=6, drop_last=True), dict(shuffle=False)], ids=str)
 def test_corrects_the_right_rows(when, kwargs):
     ds = Rows(wrong=(3,10,11,30))
-    learn = rows_learner(ProgressiveLabelCorrection(.5, warmup=1, when=when), ds, cbs=[Watch()], **kwargs)
+    learn = rows_learner(Unchecked(.5, warmup=1, when=when), ds, cbs=[Watch()], **kwargs)
     learn.fit(4 if when=='batch' else 2)
     df = learn.progressive_label_correction.labels
     assert (df.given==ds.y.numpy()).all() and torch.equal(ds.y, Rows(wrong=(3,10,11,30)).y)
@@ -148,7 +150,7 @@ def test_same_logits_with_and_without_a_mix(toy, when):
         choice=[MixChoice([SnapMix(), GridMask(p=1.), None])], small=[SnapMix(map_scale=.5)],
         grown=[CutMix(), ProgressiveResize(sizes=[16])])
     for name,cbs in ways.items():
-        plc = ProgressiveLabelCorrection(.99, warmup=0, when=when)
+        plc = Unchecked(.99, warmup=0, when=when)
         set_seed(1)
         learn = toy(model=plain_net(), cbs=[plc,*cbs], lr=0., seed=1)
         set_seed(2)
@@ -235,7 +237,7 @@ class Early(Callback):
 
 @pytest.mark.parametrize('inner', [True,False])
 def test_a_short_last_batch_and_another_loader_in_between(inner, toy):
-    learns = [toy(cbs=[*cbs, ProgressiveLabelCorrection(warmup=0.)], n=30) for cbs in ([], [Early(inner)])]
+    learns = [toy(cbs=[*cbs, Unchecked(warmup=0.)], n=30) for cbs in ([], [Early(inner)])]
     for learn in learns: learn.fit(3, 1e-2)
     thetas = [o.progressive_label_correction.history.theta.tolist() for o in learns]
     assert np.allclose(*thetas, equal_nan=True)
@@ -243,7 +245,7 @@ def test_a_short_last_batch_and_another_loader_in_between(inner, toy):
 @pytest.mark.parametrize('cbs', [FetchPredsCallback, Between])
 def test_a_validation_in_between(cbs, toy):
     lines = []
-    learn = toy(cbs=[cbs(), ProgressiveLabelCorrection(.05, warmup=0)], metrics=accuracy)
+    learn = toy(cbs=[cbs(), Unchecked(.05, warmup=0)], metrics=accuracy)
     learn.logger = lines.append
     learn.fit(3, 1e-2)
     plc = learn.progressive_label_correction
@@ -257,7 +259,7 @@ def test_batches_that_others_leave_out(when, k, toy):
         order,run_valid = 0,False
         def before_batch(self):
             if self.learn.iter==k: raise CancelBatchException
-    plc = ProgressiveLabelCorrection(.05, warmup=0, when=when)
+    plc = Unchecked(.05, warmup=0, when=when)
     toy(cbs=[Skip(), plc], metrics=accuracy).fit(3, 1e-2)
     assert len(plc.history)==3
 
@@ -275,7 +277,7 @@ def test_skipped_items(kwargs):
     plc.theta = lambda t: 1. if t<.5 else .5
     with pytest.raises(ValueError, match='left out of a batch'): learn.fit(2)
     assert not len(plc.changed)
-    learn = rows_learner(ProgressiveLabelCorrection(.5), ds, **kwargs)
+    learn = rows_learner(Unchecked(.5), ds, **kwargs)
     with pytest.raises(ValueError, match='left out of a batch'): learn.fit(1)
 
 def test_short_epochs_are_no_skipped_items(toy):
@@ -285,7 +287,7 @@ def test_short_epochs_are_no_skipped_items(toy):
 
 def test_rows_that_were_not_drawn_are_told_nothing_of():
     df = table()
-    plc = ProgressiveLabelCorrection(.5, warmup=0, window=1)
+    plc = Unchecked(.5, warmup=0, window=1)
     learn = table_learner(df, plc, bs=16) # 40 rows to train on
     learn.fit(1)
     unseen = plc.labels.p_given.isna()
@@ -296,15 +298,15 @@ def test_rows_that_were_not_drawn_are_told_nothing_of():
 
 def test_a_trusted_set_may_have_rows_to_validate_on():
     df = table()
-    plc = ProgressiveLabelCorrection(.1, warmup=0, protect=['p5','p47']) # p40 on are validated
+    plc = Unchecked(.1, warmup=0, protect=['p5','p47']) # p40 on are validated
     table_learner(df, plc).fit(1)
     assert sorted(plc.changed.index)==['p17','p18']
-    learn = table_learner(df, ProgressiveLabelCorrection(.1, protect=['p47','p99']))
+    learn = table_learner(df, Unchecked(.1, protect=['p47','p99']))
     with pytest.raises(ValueError, match="no training row 'p99'"): learn.fit(1)
 
 def test_protection_and_limits(toy):
     def run(**kwargs):
-        plc = ProgressiveLabelCorrection(.5, warmup=0, **kwargs)
+        plc = Unchecked(.5, warmup=0, **kwargs)
         learn = toy(cbs=plc, lr=0.)
         learn.model[-1].weight.data.zero_()
         learn.model[-1].bias.data = tensor([9.,0,0])
@@ -333,7 +335,7 @@ def test_largest_gaps_go_first():
 def test_goes_on_after_a_kill(toy, tmp_path, when):
     "Two epochs, a file, a new process's Learner: the same labels as without the break"
     def make():
-        plc = ProgressiveLabelCorrection((.05,.01), warmup=0., when=when, most=2)
+        plc = Unchecked((.05,.01), warmup=0., when=when, most=2)
         learn = toy(cbs=[plc, SaveModelCallback(every_epoch=True, with_opt=True)], path=tmp_path)
         learn.dls.train.shuffle = False
         learn.dls.train.dataset.t[::3] = (learn.dls.train.dataset.y[::3]+1)%3
@@ -360,7 +362,7 @@ def test_resumable_trainings_keep_corrections(toy, tmp_path, when):
             if self.training and self.learn.epoch in self.epochs and self.learn.iter==2: raise KeyboardInterrupt
     def make(*stop):
         Stop.epochs = stop
-        learn = toy(cbs=[ProgressiveLabelCorrection((.05,.01), warmup=0., when=when, most=2), SnapMix(p=.5), Stop()])
+        learn = toy(cbs=[Unchecked((.05,.01), warmup=0., when=when, most=2), SnapMix(p=.5), Stop()])
         learn.dls.train.dataset.t[::3] = (learn.dls.train.dataset.y[::3]+1)%3
         return learn
     whole = make()
@@ -376,7 +378,7 @@ def test_resumable_trainings_keep_corrections(toy, tmp_path, when):
 @pytest.mark.parametrize('kwargs,names', [(dict(), {'model'}), (dict(at_end=True), {'model'}),
     (dict(every_epoch=2), {'model_0','model_2'})], ids=['best','end','every'])
 def test_saved_beside_checkpoints(toy, tmp_path, kwargs, names):
-    learn = toy(cbs=[ProgressiveLabelCorrection(.3), SaveModelCallback(**kwargs)], path=tmp_path)
+    learn = toy(cbs=[Unchecked(.3), SaveModelCallback(**kwargs)], path=tmp_path)
     learn.fit(3)
     files = {o.name for o in (tmp_path/'models').iterdir()}
     assert files=={f'{n}.pth' for n in names}|{f'{n}.labels.safetensors' for n in names}
@@ -436,7 +438,7 @@ def test_theta_over_time(theta_rule):
     assert np.isnan(theta[:2]).all()
     if theta_rule=='line': assert np.allclose(theta[2:], want)
     else: assert np.allclose(theta[2:], [.9,.6,.5,.5])
-    up = ProgressiveLabelCorrection((.3,.9), rule='ratio', theta_rule='paper', warmup=0, when='epoch')
+    up = Unchecked((.3,.9), rule='ratio', theta_rule='paper', warmup=0, when='epoch')
     rows_learner(up, Rows()).fit(9)
     assert np.allclose(up.history.theta, [.3,.4,.5,.6,.7,.8,.9,.9,.9])
 
@@ -455,7 +457,7 @@ def test_history_by_iterations(toy):
 @pytest.mark.parametrize('when', ['epoch','pass'])
 def test_a_first_epoch_alone_corrects_nothing(when, toy):
     for warmup,first in ((.5,False), (0.,True), (0,True)):
-        learn = toy(cbs=ProgressiveLabelCorrection(.01, warmup=warmup, when=when))
+        learn = toy(cbs=Unchecked(.01, warmup=warmup, when=when))
         learn.fit(1)
         plc = learn.progressive_label_correction
         assert bool(len(plc.changed))==first and np.isnan(plc.history.theta[0])!=first
@@ -463,7 +465,7 @@ def test_a_first_epoch_alone_corrects_nothing(when, toy):
         assert len(plc.changed) and plc.history.theta[1]==.01
 
 def test_window_averages_epochs(toy):
-    plc = ProgressiveLabelCorrection(.99, warmup=0, when='epoch', window=2)
+    plc = Unchecked(.99, warmup=0, when='epoch', window=2)
     learn,ps = toy(cbs=plc),[]
     use = plc._use_predictions
     got = torch.zeros(3, 32, 3)
@@ -478,7 +480,7 @@ def test_window_averages_epochs(toy):
 def test_a_clean_pass_is_without_augmentation():
     class Shift(RandTransform):
         def encodes(self, x:TensorImage): return x+5
-    df,plc = table(),ProgressiveLabelCorrection(.5, warmup=0, when='pass')
+    df,plc = table(),Unchecked(.5, warmup=0, when='pass')
     learn = table_learner(df, plc, batch_tfms=None)
     learn.dls.train.after_batch.add(Shift(p=1.))
     xs = []
@@ -488,7 +490,7 @@ def test_a_clean_pass_is_without_augmentation():
     assert min(o for t,o in xs if t)>5>max(o for t,o in xs if not t)
 
 def test_passes_are_averaged(toy):
-    plc = ProgressiveLabelCorrection(.99, warmup=0, when='pass', window=2)
+    plc = Unchecked(.99, warmup=0, when='pass', window=2)
     learn,passes = toy(cbs=plc),[]
     one = plc._clean_pass
     plc._clean_pass = lambda: passes.append(one()) or passes[-1]
@@ -502,7 +504,7 @@ def test_passes_are_averaged(toy):
 def test_host_waits_once_an_epoch_not_a_step(toy, when, mix):
     def count(n, plc):
         cbs = [mix()] if mix else []
-        if plc: cbs.insert(0, ProgressiveLabelCorrection(.5, when=when, warmup=0, max_change=.5))
+        if plc: cbs.insert(0, Unchecked(.5, when=when, warmup=0, max_change=.5))
         learn = toy(cbs=cbs, n=n)
         with Syncs() as s: learn.fit(1)
         return sum(s.n.values())
@@ -555,14 +557,14 @@ def test_pictures_export_and_state(tmp_path):
 
 @pytest.mark.parametrize('when', ['epoch','batch','pass'])
 def test_epochs_without_a_batch(toy, when):
-    plc = ProgressiveLabelCorrection(.3, warmup=0, when=when)
+    plc = Unchecked(.3, warmup=0, when=when)
     learn = toy(cbs=plc, n=16, bs=32) # the only batch is a short one, and left out
     learn.fit(2)
     assert learn.recorder.metric_names[-2]=='corrected' and learn.recorder.values and len(plc.labels)==16
     class Stop(Callback):
         order,run_valid = 70,False
         def before_batch(self): raise CancelTrainException()
-    learn = toy(cbs=[ProgressiveLabelCorrection(.3, warmup=0, when=when), Stop()])
+    learn = toy(cbs=[Unchecked(.3, warmup=0, when=when), Stop()])
     learn.fit(2)
     assert not len(learn.progressive_label_correction.changed)
 
@@ -575,7 +577,7 @@ wrong_arguments = [(dict(theta=0.), 'theta=0.0'), (dict(theta=1.5), 'theta=1.5')
 
 @pytest.mark.parametrize('kwargs,says', wrong_arguments, ids=str)
 def test_wrong_arguments(kwargs, says):
-    with pytest.raises(ValueError, match=says) as e: ProgressiveLabelCorrection(**kwargs)
+    with pytest.raises(ValueError, match=says) as e: Unchecked(**kwargs)
     assert '\n' not in str(e.value)
 
 def test_a_model_of_half_precision(toy):
@@ -583,8 +585,8 @@ def test_a_model_of_half_precision(toy):
         order = 10
         def before_batch(self): self.learn.xb = tuple(o.bfloat16() for o in self.xb)
         def after_pred(self): self.learn.pred = self.pred.float()
-    by_pass = ProgressiveLabelCorrection(warmup=0., when='pass')
-    for cbs in ([ProgressiveLabelCorrection(warmup=0.), CutMix()], [by_pass]):
+    by_pass = Unchecked(warmup=0., when='pass')
+    for cbs in ([Unchecked(warmup=0.), CutMix()], [by_pass]):
         learn = toy(cbs=[Late(), *cbs])
         learn.model.bfloat16()
         learn.fit(1, 1e-3)
@@ -593,34 +595,34 @@ def test_a_model_of_half_precision(toy):
 def test_wrong_use(toy):
     def says(text, learn, n=1):
         with pytest.raises(ValueError, match=text): learn.fit(n)
-    says('warmup=3 epochs, but training ends after 2', toy(cbs=ProgressiveLabelCorrection(.5, warmup=3)), 2)
-    says('above 0 and up to 1', toy(cbs=ProgressiveLabelCorrection(lambda t: 2., warmup=0)))
-    says("no training row 99", toy(cbs=ProgressiveLabelCorrection(.5, protect=[99])))
-    learn = toy(cbs=ProgressiveLabelCorrection(.5, protect_classes=[20]))
+    says('warmup=3 epochs, but training ends after 2', toy(cbs=Unchecked(.5, warmup=3)), 2)
+    says('above 0 and up to 1', toy(cbs=Unchecked(lambda t: 2., warmup=0)))
+    says("no training row 99", toy(cbs=Unchecked(.5, protect=[99])))
+    learn = toy(cbs=Unchecked(.5, protect_classes=[20]))
     learn.dls.vocab = [10,20,30]
     learn.fit(1)
-    says("no class 'cat'", toy(cbs=ProgressiveLabelCorrection(.5, protect_classes=['cat'])))
-    says('use the one of fastai_mix', toy(cbs=[ProgressiveLabelCorrection(.5), FastaiMixUp()]))
-    learn = toy(cbs=ProgressiveLabelCorrection(.5))
+    says("no class 'cat'", toy(cbs=Unchecked(.5, protect_classes=['cat'])))
+    says('use the one of fastai_mix', toy(cbs=[Unchecked(.5), FastaiMixUp()]))
+    learn = toy(cbs=Unchecked(.5))
     learn.dls.train.dataset.t = learn.dls.train.dataset.t.clone()
     learn.dls.train.dataset.t[5] = -100
     says('row 5 has the label -100', learn)
-    says('soft', toy(cbs=ProgressiveLabelCorrection(.5), target='onehot', loss_func=nn.CrossEntropyLoss()))
-    learn = toy(cbs=ProgressiveLabelCorrection(.5), loss_func=MSELossFlat())
+    says('soft', toy(cbs=Unchecked(.5), target='onehot', loss_func=nn.CrossEntropyLoss()))
+    learn = toy(cbs=Unchecked(.5), loss_func=MSELossFlat())
     learn.dls.train.dataset.t = torch.rand(32)
     says('regress', learn)
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self): yield from ((torch.rand(3,16,16), tensor(0)) for _ in range(16))
-    learn = toy(cbs=ProgressiveLabelCorrection(.5))
+    learn = toy(cbs=Unchecked(.5))
     learn.dls.loaders[0] = DataLoader(Stream(), bs=8, num_workers=0, n=16)
     says('iterable', learn)
-    learn = toy(cbs=ProgressiveLabelCorrection(.5))
+    learn = toy(cbs=Unchecked(.5))
     learn.dls.loaders[0] = torch.utils.data.DataLoader(learn.dls.train.dataset, batch_size=8)
     says("torch's own loader", learn)
-    plc = ProgressiveLabelCorrection(.001, warmup=0)
+    plc = Unchecked(.001, warmup=0)
     toy().fit(2, cbs=plc)
     with pytest.raises(ValueError, match=r'learn.add_cb\(plc\)'): plc.show()
-    plc = ProgressiveLabelCorrection(.5)
+    plc = Unchecked(.5)
     for f in (lambda: plc.labels, lambda: plc.plot(), lambda: plc.undo(1), plc.state_dict):
         with pytest.raises(ValueError, match='no labels yet'): f()
 
@@ -630,28 +632,32 @@ def test_one_and_two_processes(in_processes):
 import fastai_mix.callback.plc as plc_module
 from fastai_mix.data.ledger import correct_labels, label_gap
 from helpers import Oracle, Rows
-def correct(ds, n, **kwargs):
+def correct(ds, n, model=None, **kwargs):
+    model = model or Oracle()
     train = DataLoader(ds, bs=8//world, shuffle=True, num_workers=0)
     dls = DataLoaders(train, DataLoader(Rows(), bs=8, num_workers=0), device='cpu')
     plc = ProgressiveLabelCorrection(.5, warmup=0, **kwargs)
-    fit(Learner(dls, Oracle(), loss_func=CrossEntropyLossFlat(), cbs=plc, lr=0.), n)
+    fit(Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=plc, lr=0.), n)
     now = ''.join(map(str, plc.labels.current))
     right,n_corrected = now==''.join(map(str, ds.true.tolist())),plc.history.corrected.astype(int).tolist()
     out = 'OUT', rank_distrib(), now, right, n_corrected, list(plc.changed.index)
     os.write(1, (' '.join(str(o).replace(' ', '') for o in out)+chr(10)).encode()) # at once, since two processes write
 for when,most in (('batch',1.), ('epoch',1.), ('pass',1.), ('batch',.05)):
-    correct(Rows(n=41, wrong=(3,10,11,30,40)), 2, when=when, max_change=most)
+    correct(Rows(n=41, wrong=(3,10,11,30,40)), 2, when=when, max_change=most, check_model=when!='batch')
 for when,most in (('epoch',.3), ('pass',.3), ('epoch',.05)):
     correct(Rows(n=41, wrong=range(0,40,2)), 4, when=when, max_change=most)
+for model in (Oracle(), Oracle(scale=0.)): # the second knows nothing
+    for when in ('batch','epoch'): correct(Rows(n=41, wrong=(3,10,11,30,40)), 2, model=model, when=when)
 '''
     one,two = in_processes(code, 1, 2)
-    assert len(one)==7 and len(two)==14
+    assert len(one)==11 and len(two)==22
     first,second = ([o[1:] for o in two if o[0]==r] for r in '01')
     assert first==second
     one = [o[1:] for o in one]
     for o in one[:3]+first[:3]: assert o[1:]==['True','[5,0]','[3,10,11,30,40]']
     assert one[3][2]=='[2,0]' and first[3][2] in ('[1,0]','[1,1]','[2,0]')
-    assert first[4:]==one[4:] and [o[2] for o in one[4:]]==['[12,0,0,0]','[12,0,0,0]','[2,0,0,0]']
+    assert first[4:]==one[4:] and [o[2] for o in one[4:7]]==['[12,0,0,0]','[12,0,0,0]','[2,0,0,0]']
+    assert [o[2] for o in one[7:]]==['[0,5]','[5,0]','[0,0]','[0,0]']
 
 class Told(nn.Module):
     "Predicts what `learn.tells` says of each row"
@@ -666,7 +672,7 @@ def test_the_cap_counts_rows_that_differ(when):
     "Four of ten rows may differ: a change back makes room, one from a wrong label to another takes none"
     ds = Rows(n=10)
     given,tells = ds.y.tolist(),{}
-    plc = ProgressiveLabelCorrection(.05, warmup=0, when=when, max_change=.4, most=9, window=1)
+    plc = Unchecked(.05, warmup=0, when=when, max_change=.4, most=9, window=1)
     learn = rows_learner(plc, ds, bs=10, shuffle=False)
     learn.model = Told(tells)
     def epoch(**now):
@@ -690,18 +696,18 @@ def test_the_cap_counts_rows_that_differ(when):
 
 def test_the_cap_with_copies_and_several_labels():
     df = table(wrong=range(0,40,2))
-    plc = ProgressiveLabelCorrection(.5, warmup=0, max_change=.29) # 11.6 of 40 rows
+    plc = Unchecked(.5, warmup=0, max_change=.29) # 11.6 of 40 rows
     table_learner(df, plc, [i for i in range(40) for _ in range(2)]).fit(2)
     assert len(plc.changed)==11
     labels = df.assign(label=lambda d: [' '.join(sorted({o,'c'})) for o in d.label])
     class Multi(nn.Module):
         def __init__(self): super().__init__(); self.b = nn.Parameter(torch.zeros(3))
         def forward(self, x): return (F.one_hot(x[:,1].mean((1,2)).round().long(), 3).float()*2-1)*9+self.b
-    plc = ProgressiveLabelCorrection(.5, warmup=0, max_change=.1)
+    plc = Unchecked(.5, warmup=0, max_change=.1)
     table_learner(labels, plc, multi=True, model=Multi()).fit(2)
     assert len(plc.changed)==4
     for n,share,most in ((100,.29,29), (10,.7,7), (10,.1,1)): # products that come out below a whole number
-        plc = ProgressiveLabelCorrection(.5, warmup=0, max_change=share)
+        plc = Unchecked(.5, warmup=0, max_change=share)
         rows_learner(plc, Rows(n=n, wrong=range(n))).fit(1)
         assert len(plc.changed)==most
 
@@ -722,7 +728,7 @@ def loss_m1(p, y, ignore_index=-1): return F.cross_entropy(p, y, ignore_index=ig
 @pytest.mark.parametrize('k', [255,3,2,-1])
 @pytest.mark.parametrize('loss', ignoring)
 def test_labels_that_the_loss_ignores_are_refused(loss, k, toy):
-    learn = toy(cbs=ProgressiveLabelCorrection(.5), loss_func=ignoring[loss](k))
+    learn = toy(cbs=Unchecked(.5), loss_func=ignoring[loss](k))
     learn.dls.train.dataset.t = learn.dls.train.dataset.t.clamp(max=1)
     learn.dls.train.dataset.t[5] = k
     seen = []
@@ -733,7 +739,7 @@ def test_labels_that_the_loss_ignores_are_refused(loss, k, toy):
 
 @pytest.mark.parametrize('known', [True,False])
 def test_labels_that_are_no_class_are_refused(known, toy):
-    learn = toy(cbs=ProgressiveLabelCorrection(.5))
+    learn = toy(cbs=Unchecked(.5))
     learn.dls.train.dataset.t = learn.dls.train.dataset.t.clone()
     learn.dls.train.dataset.t[7] = 3
     if not known: del learn.dls.vocab
@@ -745,7 +751,7 @@ def test_labels_that_are_no_class_are_refused(known, toy):
     assert all(torch.equal(before[k], after[k]) for k in before if 'running' not in k and 'num' not in k)
 
 def test_what_the_loss_ignores_may_be_missing(toy):
-    learn = toy(cbs=ProgressiveLabelCorrection(.05, warmup=0), loss_func=CrossEntropyLossFlat(ignore_index=255))
+    learn = toy(cbs=Unchecked(.05, warmup=0), loss_func=CrossEntropyLossFlat(ignore_index=255))
     learn.fit(1)
     assert len(learn.progressive_label_correction.labels)==32
 
@@ -779,12 +785,12 @@ def test_rows_of_any_name_come_back(kind, way, tmp_path):
         column = names.tolist() if kind in ('levels','levels of dates') else names
         df,id_col = df.assign(name=column).reset_index(drop=True),'name'
     if kind=='None and numbers' and way=='column': df['name'] = df.name.astype(object).where(np.arange(48)>0, None)
-    plc = ProgressiveLabelCorrection(.5, warmup=0, id_col=id_col)
+    plc = Unchecked(.5, warmup=0, id_col=id_col)
     table_learner(df, plc).fit(1)
     plc.save(tmp_path/'l')
     save_state(tmp_path/'c', plc.state_dict())
     for load in (lambda o: o.load(tmp_path/'l'), lambda o: o.load_state_dict(load_state(tmp_path/'c'))):
-        back = ProgressiveLabelCorrection(.5, warmup=0, id_col=id_col)
+        back = Unchecked(.5, warmup=0, id_col=id_col)
         load(back)
         pd.testing.assert_frame_equal(back.labels, plc.labels)
         assert [type(o) for o in back.keys]==[type(o) for o in plc.keys] and len(back.changed)==3
@@ -799,7 +805,7 @@ def test_rows_of_any_name_come_back(kind, way, tmp_path):
     trusted = [own[i] for i in (5,17)]
     of_numpy = [] if kind=='zone' else [back.labels.index[[5,17]].values] # NumPy has no time zones
     for rows in (trusted, back.labels.index[[5,17]], *of_numpy):
-        guarded = ProgressiveLabelCorrection(.5, warmup=0, id_col=id_col, protect=rows)
+        guarded = Unchecked(.5, warmup=0, id_col=id_col, protect=rows)
         table_learner(df, guarded).fit(1)
         assert len(guarded.changed)==1
     plc.to_csv(tmp_path/'labels.csv')
@@ -811,7 +817,7 @@ def test_rows_of_any_name_come_back(kind, way, tmp_path):
 def test_labels_with_a_carriage_return(tmp_path):
     vocab = ['a\r','b','c']
     df = table().assign(label=lambda d: d.label.replace('a', 'a\r'))
-    plc = ProgressiveLabelCorrection(.5, warmup=0)
+    plc = Unchecked(.5, warmup=0)
     table_learner(df, plc, vocab=vocab).fit(1)
     plc.to_csv(tmp_path/'labels.csv')
     read = pd.read_csv(tmp_path/'labels.csv', index_col=0)
@@ -824,21 +830,21 @@ def test_names_that_cannot_be_saved_are_refused_at_the_start():
         ([frozenset([i]) for i in range(48)], 'frozenset'), ([pd.NA, *range(47)], 'NAType')):
         df.index = pd.Index(names, dtype=object)
         with pytest.raises(ValueError, match=f'{expected} {what}') as e:
-            table_learner(df, ProgressiveLabelCorrection(.5, warmup=0)).fit(1)
+            table_learner(df, Unchecked(.5, warmup=0)).fit(1)
         assert len(str(e.value).strip().splitlines())<4
 
 def test_repeated_rows_of_several_levels():
     df = table()
     df.index = pd.MultiIndex.from_product([['a','b'], range(24)])
-    plc = ProgressiveLabelCorrection(.5, warmup=0)
+    plc = Unchecked(.5, warmup=0)
     table_learner(df, plc, [*range(40),5,5,17]).fit(1)
     assert len(plc.labels)==40 and set(plc.changed.index)=={('a',5),('a',17),('a',18)}
     df.index = pd.MultiIndex.from_arrays([[0]*48, [i//2 for i in range(48)]])
-    learn = table_learner(df, ProgressiveLabelCorrection(.5))
+    learn = table_learner(df, Unchecked(.5))
     with pytest.raises(ValueError, match='names different rows alike'): learn.fit(1)
 
 def test_thetas_of_numpy_can_be_saved(tmp_path):
-    plc = ProgressiveLabelCorrection(lambda t: np.float32(.5), warmup=0)
+    plc = Unchecked(lambda t: np.float32(.5), warmup=0)
     rows_learner(plc).fit(1)
     plc.save(tmp_path/'l')
     assert plc.history.theta.tolist()==[.5]
@@ -872,7 +878,7 @@ def test_outputs_of_many_forms(when, form, mix, c, one):
     train = DataLoader(ds, bs=8, shuffle=True, num_workers=0)
     dls = DataLoaders(train, DataLoader(Rows(c=c), bs=8, num_workers=0), device='cpu')
     dls.vocab = [f'class{i}' for i in range(c)]
-    plc = ProgressiveLabelCorrection(.5, warmup=0, when=when)
+    plc = Unchecked(.5, warmup=0, when=when)
     learn = Learner(dls, Answers(form, c, one), loss_func=loss_of(c, one), cbs=[plc, *([mix()] if mix else [])], lr=0.)
     with learn.no_bar(), learn.no_logging(), suppress(CancelFitException): learn.fit(1, cbs=NoValidation())
     assert set(plc.changed.index)=={3,10,11,30} and [int(o[-1]) for o in plc.labels.current]==ds.true.tolist()
@@ -885,7 +891,7 @@ class NoValidation(Callback):
 def test_numbers_of_classes_of_any_kind(c, mix):
     "One that is not known, or of several targets, leaves it to the name of the output"
     for when in ('epoch','batch','pass'):
-        plc = ProgressiveLabelCorrection(.5, warmup=0, when=when)
+        plc = Unchecked(.5, warmup=0, when=when)
         learn = rows_learner(plc, cbs=[mix()] if mix else [])
         learn.model,learn.loss_func = Answers('object'),loss_of(3, False)
         if c is not None: learn.dls.c = c
@@ -904,7 +910,7 @@ def test_snapmix_of_a_model_with_several_outputs(when, kwargs, toy):
     "The model finds the labels as likely as it does when it returns its logits alone"
     seen = []
     for wrap in (nn.Identity(), Both):
-        plc = ProgressiveLabelCorrection(.05, warmup=0, when=when)
+        plc = Unchecked(.05, warmup=0, when=when)
         loss = loss_of(3, False)
         learn = toy(cbs=[plc, SnapMix(layer='6' if not seen else 'net.6', **kwargs)], loss_func=loss, lr=0.)
         learn.model = wrap(learn.model)
@@ -914,3 +920,121 @@ def test_snapmix_of_a_model_with_several_outputs(when, kwargs, toy):
         seen.append(plc.labels)
     assert seen[0].p_given.notna().all()
     pd.testing.assert_frame_equal(*seen)
+
+class OneClass(nn.Module):
+    "Is sure of class 0 whatever it sees"
+    def __init__(self): super().__init__(); self.bias = nn.Parameter(tensor([9.,0,0]))
+    def forward(self, x): return torch.zeros(len(x), 3)+self.bias
+
+@pytest.mark.parametrize('when', ['epoch','batch','pass'])
+@pytest.mark.parametrize('mix', [None,CutMix], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(drop_last=True, bs=7)], ids=str)
+def test_a_model_that_names_one_class_corrects_nothing(when, mix, kwargs):
+    plc = ProgressiveLabelCorrection(.5, warmup=0, when=when)
+    learn = rows_learner(plc, Rows(n=42), cbs=[mix()] if mix else [], **kwargs)
+    learn.model = OneClass()
+    said = r'no label was corrected in epoch \d: the model predicts \d\d% of the given labels, always naming .* 33%'
+    with pytest.warns(UserWarning, match=said) as w: learn.fit(4)
+    assert len([o for o in w if 'no label was corrected' in str(o.message)])==1 and '\n' not in str(w[0].message)
+    assert not len(plc.changed) and plc.history.theta.isna().all() and plc.labels.p_given.notna().any()
+    unchecked = Unchecked(.5, warmup=0, when=when)
+    learn = rows_learner(unchecked, Rows(n=42), cbs=[mix()] if mix else [], **kwargs)
+    learn.model = OneClass()
+    with pytest.warns(UserWarning, match='21 of 42 labels differ .* max_change=0.5') as w: learn.fit(4)
+    assert len(unchecked.changed)==21 and len([o for o in w if 'max_change' in str(o.message)])==1
+
+def test_several_labels_of_a_model_that_always_says_no():
+    df = table().assign(label=lambda d: np.where(d.true==0, 'a', ''))
+    class No(nn.Module):
+        def __init__(self): super().__init__(); self.b = nn.Parameter(torch.zeros(3))
+        def forward(self, x): return torch.full((len(x),3), -9.)+self.b
+    plc = ProgressiveLabelCorrection(.5, warmup=0)
+    learn = table_learner(df, plc, multi=True, model=No())
+    with pytest.warns(UserWarning, match='predicts 88% of the given labels, always naming the commonest class 88%'):
+        learn.fit(2)
+    assert not len(plc.changed)
+
+@pytest.mark.parametrize('when', ['epoch','batch','pass'])
+@pytest.mark.parametrize('mix', [None,SnapMix], ids=str)
+@pytest.mark.parametrize('copies', [1,2])
+def test_a_good_model_corrects_as_without_a_check(when, mix, copies, recwarn):
+    learns = []
+    for check in (True,False):
+        plc = ProgressiveLabelCorrection((.7,.3), warmup=1, when=when, check_model=check)
+        learn = table_learner(table(wrong=range(0,48,5)), plc, [*range(40)]+[5,17]*(copies-1),
+            cbs=[mix()] if mix else [], model=PixelModel())
+        set_seed(0)
+        learn.fit(3)
+        learns.append(plc)
+    a,b = learns
+    assert len(a.changed)==8 and not [o for o in recwarn if 'correct' in str(o.message)]
+    pd.testing.assert_frame_equal(a.labels, b.labels)
+    pd.testing.assert_frame_equal(a.history, b.history)
+
+class PixelModel(nn.Module):
+    "Predicts the true class that pictures hold; with spatial features"
+    def __init__(self):
+        super().__init__()
+        self.conv,self.pool,self.head = nn.Conv2d(3, 3, 1),nn.AdaptiveAvgPool2d(1),nn.Linear(3, 3)
+        with torch.no_grad():
+            # a peak for each class at its own value
+            self.conv.weight.zero_(), self.conv.bias.zero_()
+            for k in range(3): self.conv.weight[k,1],self.conv.bias[k] = 2.*k,-1.*k*k
+            self.head.weight.copy_(torch.eye(3)*9), self.head.bias.zero_()
+    def forward(self, x): return self.head(self.pool(self.conv(x)).flatten(1))
+
+def test_a_batchwise_correction_waits_for_an_epoch_that_shows_what_the_model_knows():
+    plc = ProgressiveLabelCorrection(.5, warmup=0, when='batch')
+    learn = rows_learner(plc)
+    learn.fit(2)
+    assert plc.history.corrected.tolist()==[0,4] and plc.history.theta.isna().tolist()==[True,False]
+    learn.fit(1) # what is known stays from fit to fit
+    assert plc.history.theta.tolist()[2]==.5
+    learn.model = OneClass() # its last epoch was good
+    with pytest.warns(UserWarning, match='no label was corrected in epoch 5'): learn.fit(2)
+    assert plc.history.theta.isna().tolist()==[True,False,False,False,True]
+
+@pytest.mark.parametrize('when', ['epoch','batch'])
+def test_what_is_known_of_the_model_is_kept(when, tmp_path):
+    "Killed in the second epoch and run again: as without the break; and by a file"
+    class Stop(Callback):
+        order,on = 90,False
+        def after_loss(self):
+            if self.on and self.training and self.learn.epoch==1: raise KeyboardInterrupt
+    def make(on=False):
+        Stop.on = on
+        set_seed(0)
+        return rows_learner(ProgressiveLabelCorrection(.5, warmup=0, when=when), cbs=[Stop()])
+    whole = make()
+    with resumable(whole, tmp_path/'whole'): whole.fit(3)
+    with pytest.raises(KeyboardInterrupt), resumable(learn := make(True), tmp_path/'run'): learn.fit(3)
+    first = learn.progressive_label_correction
+    first.save(tmp_path/'labels')
+    with resumable(learn := make(), tmp_path/'run'): learn.fit(3)
+    want,got = whole.progressive_label_correction,learn.progressive_label_correction
+    pd.testing.assert_frame_equal(got.labels, want.labels)
+    pd.testing.assert_frame_equal(got.history, want.history)
+    assert got.ledger.agreement==want.ledger.agreement
+    again = ProgressiveLabelCorrection(.5, warmup=0, when=when)
+    again.load(tmp_path/'labels')
+    assert again.ledger.agreement==first.ledger.agreement and again.ledger.beats_commonest
+
+def test_predictions_that_are_no_numbers(recwarn):
+    "A network that has diverged says nothing of the labels"
+    plc = ProgressiveLabelCorrection(.5, warmup=0)
+    learn = rows_learner(plc)
+    learn.model = OneClass()
+    learn.model.bias.data.fill_(torch.nan)
+    learn.fit(2)
+    assert not len(plc.changed) and plc.ledger.agreement is None and plc.history.theta.isna().all()
+
+def test_the_cap_is_told_once_in_a_fit(recwarn):
+    def told(): return [str(o.message) for o in recwarn if 'max_change' in str(o.message)]
+    plc = ProgressiveLabelCorrection(.5, warmup=0, max_change=.1)
+    learn = rows_learner(plc, Rows(wrong=range(0,40,4)))
+    learn.fit(3)
+    assert len(plc.changed)==4 and len(told())==1 and told()[0].startswith('4 of 40 labels differ')
+    with pytest.warns(UserWarning, match='4 of 40 labels differ'): learn.fit(1)
+    rows_learner(ProgressiveLabelCorrection(.5, warmup=0, max_change=.3), Rows(wrong=range(0,40,4))).fit(3)
+    rows_learner(Unchecked(.5, warmup=0, max_change=1.), Rows(wrong=range(40))).fit(1)
+    assert len(told())==1

@@ -148,7 +148,8 @@ def test_pickled_scores():
 @pytest.mark.parametrize('name', pickled)
 def test_pickled_callback(name, leaves):
     cb,new = load(name),pickled[name]()
-    assert type(cb) is type(new) and list(cb.made_with)==list(new.made_with)
+    # later versions may have more arguments
+    assert type(cb) is type(new) and list(cb.made_with)==[k for k in new.made_with if k in cb.made_with]
     learn = seeded(partial(tiny, cbs=cb), leaves)
     learn.fit(1, 1e-2) # goes on
     assert len(learn.recorder.losses)==2

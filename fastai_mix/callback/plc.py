@@ -8,36 +8,26 @@ Docs: https://fastai-mix.github.io/fastai_mix/callback.plc.html.md"""
 __all__ = ['ProgressiveLabelCorrection', 'label_gap', 'correct_labels']
 
 # %% ../../nbs/24_callback.plc.ipynb #be8a76b0
-from contextlib import contextmanager, nullcontext
+import warnings
+from contextlib import contextmanager
 
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 
-from ..args import bad_arg, check_choice, check_count, check_share
-from .base import BatchCallback, FitCallback, autocast, in_lr_find
+from ..args import check_choice, check_count, check_share
+from .base import BatchCallback, FitCallback, autocast, in_lr_find, model_name
+from ..data.correction import check_theta, check_warmup, commonest_agreement, label_agreement
 from ..data.ledger import *
 from ..data.ledger import mean_of_copies, mean_over_processes
 from ..data.rows import *
-from fastai_mix.data.rows import (class_names, given_labels, inner_dl, item_names, items_dl, n_classes, name_to_json,
-    row_name)
+from ..data.rows import (class_names, given_labels, inner_dl, item_names, items_dl, n_classes, row_pictures,
+    without_augmentation)
 from ..losses import loss_function
 from ..vision.forward import *
 
 _all_ = ['label_gap', 'correct_labels']
 
 # %% ../../nbs/24_callback.plc.ipynb #1a1ea854
-def _check_theta(theta):
-    if isinstance(theta, (tuple,list)):
-        if len(theta)!=2: raise bad_arg('theta', theta, '(first, last), such as (.7,.3)')
-        for v in theta: check_share('theta', v, above_zero=True)
-    elif not callable(theta): check_share('theta', theta, above_zero=True)
-
-def _check_warmup(warmup):
-    is_share = isinstance(warmup, float) and 0<=warmup<1
-    is_epochs = isinstance(warmup, int) and not isinstance(warmup, bool) and warmup>=0
-    if not (is_share or is_epochs):
-        raise bad_arg('warmup', warmup, 'a fraction of training, 0. to below 1., or whole epochs, such as 2')
-
 def _of_ledger(name, doc): return property(lambda self: getattr(self._known_labels(), name), doc=doc)
 
 class ProgressiveLabelCorrection(FitCallback):
@@ -59,9 +49,10 @@ class ProgressiveLabelCorrection(FitCallback):
         protect_classes=None, # Classes whose given labels are never touched, by name
         id_col:str=None, # Column that tells rows apart; None: the index of the table
         every:int=None, # Iterations a row of `history` stands for; None: an epoch
+        check_model:bool=True, # Correct only while the model is better than always naming the commonest class
     ):
-        _check_theta(theta)
-        _check_warmup(warmup)
+        check_theta(theta)
+        check_warmup(warmup)
         check_choice('when', when, ('batch','epoch','pass'))
         check_choice('rule', rule, ('gap','ratio'))
         check_choice('theta_rule', theta_rule, ('line','paper'))
@@ -76,13 +67,13 @@ class ProgressiveLabelCorrection(FitCallback):
 
     def clear(self):
         "Forget the running fit"
-        self.this_epoch,self.changers = None,[]
+        self.this_epoch,self.changers,self.warned = None,[],set()
 
     def __setstate__(self, data):
         super().__setstate__(data)
-        if 'ledger' in data: return # else an earlier version pickled it
-        self.ledger = _old_ledger(data)
-        self.clear()
+        vars(self).setdefault('check_model', True) # what earlier versions did not have
+        if 'ledger' not in data: self.ledger = LabelLedger.from_attributes(data)
+        if 'ledger' not in data or 'warned' not in data: self.clear()
 
     def before_batch(self): self.relabel()
     def after_epoch(self): self._save_beside()
@@ -114,15 +105,6 @@ class ProgressiveLabelCorrection(FitCallback):
     changed = _of_ledger('changed', "The rows of `labels` whose label is not the given one, largest gap first")
     past = _of_ledger('predictions', "Probabilities `[rows,c]` of the last `window` epochs or passes")
 
-def _old_ledger(attrs):
-    "The ledger of a pickled callback that kept its entries in attributes, named as in files"
-    if attrs['keys'] is None: return
-    entries = {k: attrs[k] for k in LabelLedger.per_row}
-    past = {'past': torch.stack(attrs['past'])} if attrs['past'] else {}
-    meta = {k: attrs[k] for k in ('vocab','log','epochs','moved')}
-    meta['keys'] = [name_to_json(o) for o in attrs['keys']]
-    return LabelLedger.from_state({**entries, **past, 'meta': meta})
-
 # %% ../../nbs/24_callback.plc.ipynb #b5e8e77e
 @patch
 def _find_labels(self:ProgressiveLabelCorrection):
@@ -147,6 +129,9 @@ class _Epoch:
         self.batch_rows = None # an EpochRows, from the first batch on
         self.batch = None # epoch and number of the last batch that got its labels
         self.probs = None # predictions of rows `[rows,c]`
+        self.agreement = None # when='batch': in how far their given labels are predicted `[rows]`
+        self.may_correct = True # is the model good enough?
+        self.is_withheld = False # would labels have been corrected, had it been?
         self.counts = [] # θ, candidates, corrected and differing labels at each correction
         self.other_labels = torch.zeros((), dtype=torch.bool, device=ledger.given.device) # in a batch
         self.is_cancelled = False
@@ -165,6 +150,7 @@ def _add_column(self:ProgressiveLabelCorrection):
 def before_train(self:ProgressiveLabelCorrection):
     if self.this_epoch is None: self._begin_fit()
     self.this_epoch = _Epoch(self.ledger)
+    if self.when=='batch': self._judge()
 
 @patch
 def _begin_fit(self:ProgressiveLabelCorrection):
@@ -256,9 +242,12 @@ def _use_predictions(self:ProgressiveLabelCorrection, logits):
             f"there are labels up to {self.n_labels-1}, but the model tells {p.shape[1]} classes apart: "
             f"give it {self.n_labels} outputs or more")
     p,first_copy = mean_of_copies(self.rows, p)
-    if self.when=='batch': return self._correct(self.rows, p, self._fraction_done(self.pct_train), first_copy)
-    epoch = self.this_epoch
-    if epoch.probs is None: epoch.probs = p.new_full((len(self.ledger), p.shape[1]), torch.nan)
+    epoch,n = self.this_epoch,len(self.ledger)
+    if self.when=='batch':
+        if epoch.agreement is None: epoch.agreement = p.new_full((n,), torch.nan)
+        epoch.agreement[self.rows] = label_agreement(p, self.given[self.rows])
+        return self._correct(self.rows, p, self._fraction_done(self.pct_train), first_copy)
+    if epoch.probs is None: epoch.probs = p.new_full((n, p.shape[1]), torch.nan)
     epoch.probs[self.rows] = p
 
 # %% ../../nbs/24_callback.plc.ipynb #74a9d659
@@ -287,13 +276,39 @@ def theta_at(self:ProgressiveLabelCorrection,
 @patch
 def _correct(self:ProgressiveLabelCorrection, rows, p, done, first_copy=None):
     "Correct the labels of `rows` by probabilities `[rows,c]`, `done` of the training after the warm-up"
-    epoch,theta = self.this_epoch,None if done<0 else self.theta_at(done)
+    epoch = self.this_epoch
+    if not epoch.may_correct: epoch.is_withheld,done = epoch.is_withheld or done>=0,-1.
+    theta = None if done<0 else self.theta_at(done)
     n_candidates,n_changed = self.ledger.change(
         rows, p, theta, self.rule, self.most, self.max_change, first_copy=first_copy, allowed=~epoch.other_labels,
         when=self.n_previous_epochs+self.learn.pct_train*self.n_epoch,
         previous=epoch.previous if self.when=='batch' else None)
     n_differing = self.ledger.is_changed.sum() if self.every else n_candidates
     epoch.counts.append((torch.nan if theta is None else theta, n_candidates, n_changed, n_differing))
+
+# %% ../../nbs/24_callback.plc.ipynb #22435536
+@patch
+def _judge(self:ProgressiveLabelCorrection):
+    self.this_epoch.may_correct = not self.check_model or self.ledger.beats_commonest
+
+@patch
+def _warn(self:ProgressiveLabelCorrection):
+    "Say, once in a fit, that the model is too bad to correct labels, and that no more may be corrected"
+    ledger,texts = self.ledger,{}
+    if self.this_epoch.is_withheld and ledger.agreement and not ledger.beats_commonest:
+        texts['bad'] = (
+            f"no label was corrected in epoch {self.epochs}: the model predicts {ledger.agreement[0]:.0%} of the given "
+            f"labels, always naming the commonest class {commonest_agreement(ledger.given):.0%}, and it must do better "
+            "beyond chance: train longer before, or give check_model=False")
+    limit = ledger.max_changed(self.max_change)
+    # each of several processes has an equal part of the limit
+    if self.max_change<1 and limit-max(1, num_distrib())<self.n_corrected:
+        texts['limit'] = (
+            f"{self.n_corrected} of {len(ledger)} labels differ from the given ones, all that max_change="
+            f"{self.max_change} allows: look at `plc.changed`; a higher theta or a later warmup corrects fewer")
+    for kind,text in texts.items():
+        if kind not in self.warned and not rank_distrib(): warnings.warn(text)
+        self.warned.add(kind)
 
 # %% ../../nbs/24_callback.plc.ipynb #69527c1e
 @patch
@@ -309,10 +324,13 @@ def after_train(self:ProgressiveLabelCorrection):
         if not epoch.is_cancelled: epoch.batch_rows.check_complete()
         if epoch.other_labels: raise SkippedItem
     if self.when!='batch': self._correct_all()
-    elif num_distrib()>1: self.ledger.merge(epoch.previous)
+    else:
+        if num_distrib()>1: self.ledger.merge(epoch.previous)
+        if epoch.agreement is not None: self.ledger.note_agreement(mean_over_processes(epoch.agreement))
     self.ledger.n_epochs += 1
     few = self._write_log()<self.least*len(self.ledger)
     if few and not math.isnan(self.ledger.log[-1]['theta']): self.ledger.n_theta_steps += 1
+    self._warn()
 
 @patch
 def _correct_all(self:ProgressiveLabelCorrection):
@@ -321,20 +339,20 @@ def _correct_all(self:ProgressiveLabelCorrection):
     probs = self._clean_pass() if self.when=='pass' else mean_over_processes(epoch.probs)
     ledger.predictions = [*ledger.predictions, probs][-self.window:]
     p = torch.stack(ledger.predictions).nanmean(0)
+    ledger.note_agreement(label_agreement(p, ledger.given).where(~p.isnan().any(1), torch.nan))
+    self._judge()
     rows = (~p.isnan().any(1)).nonzero()[:,0] # some may not have been drawn
     # skip the first epoch: a new head's predictions are too noisy
     is_skipped = not self.epochs and self.warmup and isinstance(self.warmup, float)
     t = min(1., (epoch.batch[0]+1)/self.n_epoch) # `learn.epoch` may be that of a validation in between
     self._correct(rows, p[rows], -1. if is_skipped else self._fraction_done(t))
 
-def _without_augmentation(ds): return ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext()
-
 @patch
 def _clean_pass(self:ProgressiveLabelCorrection):
     "Probabilities of all rows `[rows,c]`, from a clean pass over the training set without augmentation"
     dl,parts = inner_dl(self.dls.train),[]
     items = self.item_rows.item_of_row[rank_distrib()::max(1, num_distrib())]
-    with _without_augmentation(dl.dataset), autocast(self.learn):
+    with without_augmentation(dl.dataset), autocast(self.learn):
         for b in map(self.learn._set_device, items_dl(dl, items.tolist())):
             xb = b[:getattr(self.dls, 'n_inp', len(b)-1)]
             parts.append(self._probs(clean_logits(self.learn.model, *xb, n_classes=n_classes(self.dls))))
@@ -363,14 +381,8 @@ def _write_log(self:ProgressiveLabelCorrection):
     "Write the epoch's counts into the log; returns the number of labels corrected in it"
     thetas,candidates,corrected,differing = self._epoch_counts()
     self.n_corrected = self.ledger.is_changed.sum().item()
-    n,size,log = len(thetas),self.every or len(thetas),[]
-    for start in range(0, n, size):
-        stop = min(start+size, n)
-        n_differing = differing[stop-1] if self.every else self.n_corrected
-        log.append(dict(epoch=self.epochs-1+stop/n, theta=float(thetas[stop-1]), candidates=sum(candidates[start:stop]),
-            corrected=sum(corrected[start:stop]), share=n_differing/len(self.ledger)))
-    self.ledger.log = [*self.ledger.log, *log]
-    return sum(corrected)
+    if not self.every: differing = [self.n_corrected]*len(thetas)
+    return self.ledger.write_log(thetas, candidates, corrected, differing, self.every)
 
 @patch
 def after_validate(self:ProgressiveLabelCorrection):
@@ -414,15 +426,8 @@ def show(self:ProgressiveLabelCorrection,
     df = self.changed.head(n)
     if not len(df): raise ValueError("nothing is corrected: there is nothing to show")
     if self.learn is None: raise ValueError("the pictures are those of a Learner: learn.add_cb(plc)")
-    dl = inner_dl(self.dls.train)
-    rows = ItemRows(dl.dataset, self.id_col)
-    items = dict(zip(rows.names, rows.item_of_row.tolist()))
-    dl = items_dl(dl, [items[row_name(o)] for o in df.index], bs=len(df), num_workers=0)
-    with _without_augmentation(dl.dataset): x = dl.one_batch()[0]
-    ims = dl.decode((x,))[0].cpu() if hasattr(dl, 'decode') else x.cpu()
-    if not ims.is_floating_point(): ims = ims/255
     axs = get_grid(len(df), ncols=ncols, figsize=figsize)
-    for im,row,ax in zip(ims, df.itertuples(), axs):
+    for im,row,ax in zip(row_pictures(self.dls.train, df.index, self.id_col), df.itertuples(), axs):
         show_image(im.clamp(0,1), ax=ax, title=f'{row.given} → {row.current}\n{row.gap:.2f}')
     return axs
 
@@ -480,19 +485,12 @@ def load(self:ProgressiveLabelCorrection,
     "Go on from a file; ValueError if it is none of `save`'s"
     self.ledger = LabelLedger.load(path, self._device())
 
-def _model_name(cb, at_end):
-    "The name under which a SaveModelCallback is about to write the model; None if it is not"
-    if not cb.run or cb.at_end!=at_end: return
-    if cb.every_epoch: return f'{cb.fname}_{cb.learn.epoch}' if cb.learn.epoch%cb.every_epoch==0 else None
-    is_better = at_end or cb.comp(cb.recorder.values[-1][cb.idx]-cb.min_delta, cb.best)
-    return cb.fname if is_better else None
-
 @patch
 def _save_beside(self:ProgressiveLabelCorrection, at_end=False):
     "Write labels where a SaveModelCallback is about to write the model"
     if not self.is_correcting or rank_distrib(): return
     for cb in self.learn.cbs.filter(lambda cb: isinstance(cb, SaveModelCallback)):
-        name,folder = _model_name(cb, at_end),self.learn.path/self.learn.model_dir
+        name,folder = model_name(cb, at_end),self.learn.path/self.learn.model_dir
         if name is None: continue
         folder.mkdir(parents=True, exist_ok=True)
         self.save(folder/f'{name}.labels.safetensors')

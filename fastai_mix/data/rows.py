@@ -9,6 +9,7 @@ __all__ = ['ItemRows', 'SkippedItem', 'EpochRows']
 
 # %% ../../nbs/08_data.rows.ipynb #be4a3342
 import inspect,math
+from contextlib import nullcontext
 from datetime import date, datetime
 from numbers import Integral
 
@@ -273,3 +274,22 @@ def in_order(dl):
     "A loader of all that `dl` holds, in a fixed order and for one process; and the item at each place"
     items = list(inner_dl(dl).new(shuffle=False, drop_last=False).get_idxs())
     return items_dl(dl, items),items
+
+def without_augmentation(
+    ds, # Data set
+): # A context manager
+    "In this block the items of `ds` are not augmented, if it can do without"
+    return ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext()
+
+def row_pictures(
+    dl:DataLoader, # Training loader
+    names:list, # Of rows in its data set
+    id_col:str=None, # Column that names rows, see `ItemRows`
+)->Tensor: # Decoded, not augmented, in the order of `names` `[n,...]`, 0 to 1 where they were bytes
+    "Pictures of rows, to be shown"
+    rows = ItemRows(inner_dl(dl).dataset, id_col)
+    items = dict(zip(rows.names, rows.item_of_row.tolist()))
+    dl = items_dl(dl, [items[row_name(o)] for o in names], bs=len(names), num_workers=0)
+    with without_augmentation(dl.dataset): x = dl.one_batch()[0]
+    x = dl.decode((x,))[0].cpu() if hasattr(dl, 'decode') else x.cpu()
+    return x if x.is_floating_point() else x/255
