@@ -135,3 +135,32 @@ def test_maps_that_point_at_the_object_cost_more():
     assert o['most'].mean()<.7<o['anywhere'].mean() # all blobs hidden, so what is left is class 0
     assert o['other'].mean()>.7 # blobs are anywhere, so the map of another picture finds no more than chance does
     assert abs(o['mass']-o['area']).mean()>.1
+
+def test_logistic_regression_is_that_of_scikit_learn():
+    import looks
+    from sklearn.linear_model import LogisticRegression
+    rng = np.random.default_rng(0)
+    y = np.arange(300)%3
+    x = rng.normal(size=(300,5))+np.eye(3,5)[y]
+    want = LogisticRegression(C=.1, tol=1e-8, max_iter=999).fit(x, y).predict_proba(x)
+    assert abs(looks.Logistic(x, np.eye(3)[y], .1).probs(x)-want).max()<.01
+    half = np.where(rng.random(300)<.5, y, (y+1)%3) # shares of classes: as rows of both classes
+    both = LogisticRegression(C=.05, tol=1e-8, max_iter=999).fit(np.r_[x,x], np.r_[y,half]).predict_proba(x)
+    assert abs(looks.Logistic(x, (np.eye(3)[y]+np.eye(3)[half])/2, .1).probs(x)-both).max()<.01
+
+def test_looks():
+    import looks
+    from fastai_mix.data.suspects import suspects
+    rng = np.random.default_rng(0)
+    true = np.arange(60)%3
+    given = np.where(np.arange(60)<9, (true+1)%3, true)
+    probs = rng.dirichlet(np.ones(3), 60)*.1+.9*np.eye(3)[true]
+    assert looks.look(given, true, np.array([3,1,2]), 2).tolist()==np.where(np.isin(np.arange(60), [3,1]), true,
+        given).tolist()
+    ways = {(m,n): (rows,targets) for m,n,rows,targets in looks.targets_of(probs, given, true, 0, [5,20])}
+    right = {k: (t.argmax(1)==true[rows]).sum() for k,(rows,t) in ways.items()}
+    assert right['given labels',0]==51 and right['true labels',60]==60 and right['flagged relabelled',0]==60
+    assert right['suspects looked at',5]==56 and right['suspects looked at',20]==60
+    assert 51<=right['random looked at',5]<=56 and len(ways['flagged left out',0][0])==60-suspects(probs, given).wrong.sum()
+    soft = ways['suspects looked at, others soft',20][1]
+    assert np.allclose(soft.sum(1), 1) and (soft.max(1)==1).sum()==20
