@@ -164,3 +164,23 @@ def test_looks():
     assert 51<=right['random looked at',5]<=56 and len(ways['flagged left out',0][0])==60-suspects(probs, given).wrong.sum()
     soft = ways['suspects looked at, others soft',20][1]
     assert np.allclose(soft.sum(1), 1) and (soft.max(1)==1).sum()==20
+
+def test_what_a_model_of_one_class_would_change():
+    import guard
+    given = torch.arange(40)%2
+    row = guard.figures_of(torch.tensor([[.9,.1]]).repeat(40, 1), given, given)
+    assert not row['by_agreement'] and not row['by_soft'] and row['agreement']==row['commonest']==.5==row['soft']
+    assert row['changed 0.7']==.5 and row['gain 0.7']==-.5
+    row = guard.figures_of(torch.eye(2)[given]*.8+.1, 1-given, given)
+    assert not row['by_agreement'] and row['gain 0.7']==1
+
+def test_trainings_with_a_regularisation_and_a_correction():
+    import regularise
+    rng = np.random.default_rng(0)
+    true = torch.arange(200)%2
+    x = rng.normal(size=(200,4))+4*np.eye(2,4)[true]
+    given = torch.where(torch.arange(200)<20, 1-true, true)
+    for settings in ({}, regularise.tuned['elr'], regularise.tuned['plc']):
+        t = regularise.Trainer(x, given, 2, 5, 0).fit(bs=20, **settings)
+        assert (t.predict(x)==true).float().mean()>.9 and bool(t.targets.any())==('beta' in settings)
+        assert ((t.ledger.current==true).sum()>180)==('first' in settings)
