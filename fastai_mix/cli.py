@@ -31,6 +31,7 @@ from fastai_mix.data.pictures import (CachedReader, height_width, is_cache, open
     worth_caching)
 from .data.read import *
 from .data.read import check_test, print_escaped, read_table
+from .decisions import apply_decisions, read_decisions, trusted_ids
 from .files import check_csv_text, folder_lock, package_versions, read_dict, remove_parts, write_csv
 from .fold_checks import check_class_names
 from .interpret import *
@@ -53,7 +54,8 @@ def _read_config(opts):
     file = opts.out/'config.json'
     if not file.exists(): return
     strange = f"--out {opts.out} holds something that is not a run of fastai-mix, or not one that can go on"
-    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None) # what earlier versions did not write
+    # what earlier versions did not write
+    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None)
     try: config = older | read_dict(file, 'give another folder', versions=dict, lr=(int,float))
     except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if config['fold'] is None else ['pictures'])) if k not in config]
@@ -121,9 +123,17 @@ def _check_rows(opts, df):
             f"--oversample {opts.oversample} makes {n_rows:.3g} rows to train on of {len(df)}: "
             "expected less than 100 million")
 
+def _apply_decisions(opts, df):
+    "`df` with the labels that a person decided, see `fastai-mix-review`"
+    n_rows,df = len(df),apply_decisions(df, opts.decisions, given_col='given_label')
+    n_changed = (df.label!=df.given_label).sum()
+    print_escaped(f"--decisions {opts.decisions}: {n_changed} labels changed, {n_rows-len(df)} rows dropped")
+    return df.drop(columns='given_label').reset_index(drop=True)
+
 def _read_train(opts):
     "The table of `--data` with its folds; ValueError if it cannot be trained on"
     df = read_data(opts.data, opts.images, opts.image_col, opts.label_col, opts.split_col, opts.out, opts.group_col)
+    if opts.decisions: df = _apply_decisions(opts, df)
     df = fold_data(df, opts.folds, opts.seed)
     if opts.images and not any(o and Path(o).is_file() for o in (opts.data, opts.test)):
         raise ValueError(
@@ -173,7 +183,10 @@ def _make_dls(opts, df, fold):
 
 def _make_learner(opts, dls):
     names = 'arch','mix','pretrained','weights','alpha','p','plc','echo','loss'
-    return make_learner(dls, **{k: opts[k] for k in names})
+    learn = make_learner(dls, **{k: opts[k] for k in names})
+    if opts.plc and opts.decisions: # what a person decided is not corrected
+        learn.progressive_label_correction.protect = trusted_ids(read_decisions(opts.decisions))
+    return learn
 
 def _check_forward(opts, learn):
     "ValueError if the network does not take pictures of this size, or has no features that the mix needs"
@@ -416,7 +429,8 @@ def _predict_test(opts, ensemble, test):
 
 def _command_line(opts):
     "The command with all options, those that were found or set by default as well"
-    given = {k: opts[k] for k in inspect.signature(main).parameters if opts[k] is not None and opts[k] is not False}
+    names = [k for k in inspect.signature(main).parameters if not (k=='fold' and opts.split_col)]
+    given = {k: opts[k] for k in names if opts[k] is not None and opts[k] is not False}
     words = [f"--{k.replace('_', '-')}{'' if v is True else f' {shlex.quote(str(v))}'}" for k,v in given.items()]
     return ' '.join(['fastai-mix', *words])
 
@@ -489,10 +503,11 @@ def main(
     out:str='fastai-mix-run', # Folder for weights, predictions and pictures; the same command goes on where it was
     cache:str=None, # Folder for small copies of large photographs (default: `pictures` in `out`); runs may share it
     no_cache:bool=False, # Make no small copies: read large photographs anew in each epoch
+    decisions:str=None, # decisions.csv of `fastai-mix-review`: labels to train on, rows to leave out, trusted by `plc`
 ):
     "Train a classifier, and report on it"
     opts = AttrDict(locals())
-    paths = 'data','images','weights','test','test_images','sample','out','cache'
+    paths = 'data','images','weights','test','test_images','sample','out','cache','decisions'
     opts.update({k: own_path(opts[k]) for k in paths if opts[k]})
     opts.out = Path(opts.out)
     with ended_in_a_line(partial(_how_to_go_on, opts.out)): _run(opts)

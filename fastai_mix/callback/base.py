@@ -74,6 +74,17 @@ def in_lr_find(
     "Is `lr_find` running? It trains to find a learning rate, then puts the model back"
     return hasattr(learn, 'lr_finder')
 
+# %% ../../nbs/20_callback.base.ipynb #c18d1e45
+def model_name(
+    cb, # A `SaveModelCallback`
+    at_end:bool=False, # After a fit? If not, after an epoch
+)->str: # None if it is not
+    "The name under which `cb` is about to write the model"
+    if not cb.run or cb.at_end!=at_end: return
+    if cb.every_epoch: return f'{cb.fname}_{cb.learn.epoch}' if cb.learn.epoch%cb.every_epoch==0 else None
+    is_better = at_end or cb.comp(cb.recorder.values[-1][cb.idx]-cb.min_delta, cb.best)
+    return cb.fname if is_better else None
+
 # %% ../../nbs/20_callback.base.ipynb #520f0eb1
 def class_count(
     dls, # `DataLoaders`

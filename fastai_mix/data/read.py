@@ -303,20 +303,21 @@ def read_data(
     split_col:str=None, # The CSV's column that says `train` for the rows to train on, and what else they are for
     out:Path=None, # Folder of the run, left out if it is below `data`; other runs are known by their `config.json`
     group_col:str=None, # The CSV's column of groups (a plant, a person) whose pictures must stay in one fold
+    open_all:bool=True, # Open every picture, and refuse those that cannot be used
 )->pd.DataFrame: # Columns id, path, label; split if there is `split_col`, group if there is `group_col`
     "One table for all pictures; ValueError for what is missing, or can be read in two ways"
     cols = {name:col for name,col in dict(split=split_col, group=group_col).items() if col}
     _check_data(data, cols)
     if data is None:
         if split_col: raise ValueError("--split-col names a column of a CSV: give it with --data")
-        return read_data(leaf_data(n=1500, size=96)/'train.csv', label_col='labels')
+        return read_data(leaf_data(n=1500, size=96)/'train.csv', label_col='labels', open_all=open_all)
     data = Path(data)
     if data.is_dir(): df = _class_table(data, out)
     else: df = _csv_table(data, images, image_col, label=label_col, **cols)
     if group_col: _check_groups(df, data, group_col)
     check_labels(df, 'label')
     _check_looks(df.label)
-    require_images(df.path)
+    if open_all: require_images(df.path)
     return df
 
 # %% ../../nbs/03a_data.read.ipynb #9f3809ea
