@@ -13,7 +13,7 @@ if __name__=='__main__':
     sys.exit(fastai_mix.launch.main())
 
 # %% ../nbs/40_cli.ipynb #cf0bad6a
-import hashlib,inspect,json,os,platform,shlex
+import inspect,json,os,platform,shlex
 
 from fastai.vision.all import *
 from fastcore.script import call_parse
@@ -40,7 +40,7 @@ from .options import check_options, has_weights, views_by_name
 from .predict import write_trained_on
 from .recipe import *
 from .report import write_run_report
-from .run_folder import FoldFolder
+from .run_folder import FoldFolder, digest_pictures, digest_weights
 from .vision.cam import clean_logits, find_layer
 
 _all_ = ['read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner']
@@ -307,24 +307,6 @@ def _write_config(opts, **kwargs):
 # %% ../nbs/40_cli.ipynb #00e6e9ca
 _input_keys = 'pictures','contents','weights_file'
 
-def _digest(lines): return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()
-
-def _file_digest(file): return hashlib.sha256(file.read_bytes()).hexdigest()
-
-def _digest_pictures(df):
-    "Digests of the sizes and the bytes of all pictures; not of paths and times, since the folder may be a copy"
-    digests = parallel(_file_digest, df.path.tolist(), threadpool=True, progress=False)
-    sizes = [p.stat().st_size for p in df.path]
-    return dict(pictures=_digest(f'{i} {n}' for i,n in zip(df.id, sizes)),
-        contents=_digest(f'{i} {d}' for i,d in zip(df.id, digests)))
-
-def _digest_weights(file):
-    "Size in bytes and BLAKE2b of the file of weights"
-    digest = hashlib.blake2b(digest_size=32)
-    with open(file, 'rb') as f:
-        while part := f.read(2**20): digest.update(part)
-    return dict(weights_file=dict(size=os.path.getsize(file), blake2b=digest.hexdigest()))
-
 def _check_inputs(opts, config, inputs):
     "ValueError if the run in `out` was begun with other files; what an earlier version did not write is not compared"
     changed = [k for k,v in inputs.items() if config.get(k, v)!=v]
@@ -342,7 +324,7 @@ def _make_cv(opts, df, path):
 
 def _begin(opts, df, learn):
     "Begin a run in its folder, or resume the one there; ValueError if that is another"
-    inputs = _digest_pictures(df) | (_digest_weights(opts.weights) if opts.weights else {})
+    inputs = digest_pictures(df) | (digest_weights(opts.weights) if opts.weights else {})
     with folder_lock(opts.out):
         config = _read_config(opts) # another process may have begun
         opts.lr = config['lr'] if config else _settle_lr(opts, learn)

@@ -8,7 +8,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/launch.html.md"""
 __all__ = ['main', 'predict']
 
 # %% ../nbs/41_launch.ipynb #8e9d2016
-import argparse,ast,os,shutil,signal,sys,threading,warnings
+import argparse,ast,os,shutil,signal,threading,warnings
 from contextlib import contextmanager
 from importlib import import_module
 from inspect import Parameter
@@ -22,10 +22,10 @@ import fastai_mix
 groups = {
     'data': 'data images image_col label_col split_col group_col fold folds oversample',
     'training': 'arch pretrained weights size bs epochs lr loss seed',
-    'mix': 'mix alpha p echo',
-    'labels': 'plc',
-    'prediction': 'test test_images tta sample decisions also_trained',
-    'output': 'out cache no_cache compare'}
+    'mix': 'mix alpha p echo compare',
+    'labels': 'decisions plc',
+    'prediction': 'test test_images tta sample also_trained',
+    'output': 'out cache no_cache'}
 
 examples = {
     'cli': """examples:

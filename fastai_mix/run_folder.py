@@ -8,7 +8,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/run_folder.html.md"""
 __all__ = []
 
 # %% ../nbs/31c_run_folder.ipynb #9c0c5c3a
-import hashlib,math,platform,shutil
+import hashlib,math,os,platform,shutil
 from contextlib import contextmanager,suppress
 from io import BytesIO
 
@@ -199,3 +199,26 @@ class FoldFolder:
         except (OSError, ValueError) as e:
             raise ValueError(f"{file} cannot be read ({getattr(e, 'strerror', None) or e}): {self.fix}") from None
         self._check_written(file.name, checksum)
+
+# %% ../nbs/31c_run_folder.ipynb #478d3d6f
+def _digest(lines): return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()
+
+def _file_digest(file): return hashlib.sha256(file.read_bytes()).hexdigest()
+
+def digest_pictures(
+    df:pd.DataFrame, # Columns id and path
+)->dict: # pictures, contents
+    "Digests of the sizes and the bytes of all pictures; not of paths and times, since the folder may be a copy"
+    digests = parallel(_file_digest, df.path.tolist(), threadpool=True, progress=False)
+    sizes = [p.stat().st_size for p in df.path]
+    return dict(pictures=_digest(f'{i} {n}' for i,n in zip(df.id, sizes)),
+        contents=_digest(f'{i} {d}' for i,d in zip(df.id, digests)))
+
+def digest_weights(
+    file:Path, # A file of weights
+)->dict: # weights_file
+    "Size in bytes and BLAKE2b of the file of weights"
+    digest = hashlib.blake2b(digest_size=32)
+    with open(file, 'rb') as f:
+        while part := f.read(2**20): digest.update(part)
+    return dict(weights_file=dict(size=os.path.getsize(file), blake2b=digest.hexdigest()))
