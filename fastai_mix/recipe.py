@@ -7,7 +7,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/recipe.html.md"""
 # %% auto #0
 __all__ = ['make_mixes', 'setting_name', 'read_setting', 'best_setting', 'best_rate', 'recipe_evidence', 'make_setting', 'recipe']
 
-# %% ../nbs/38_recipe.ipynb #e009a369
+# %% ../nbs/38_recipe.ipynb #46527bc4
 from fastai.vision.all import *
 
 from .args import bad_arg, check_count
@@ -17,7 +17,7 @@ from .callback.manifold import *
 from .callback.mix import *
 from .callback.snapmix import *
 
-# %% ../nbs/38_recipe.ipynb #1fb2a532
+# %% ../nbs/38_recipe.ipynb #2f4c361a
 _mixes = {'snapmix': SnapMix, 'cutmix': CutMix, 'mixup': MixUp, 'resizemix': ResizeMix, 'manifold': ManifoldMixUp}
 
 def make_mixes(
@@ -40,7 +40,7 @@ def make_mixes(
     cbs = [SnapMix(alpha, **each) if o=='snapmix' else _mixes[o](**each) for o in mixes]
     return ([MixChoice(cbs, echo=echo)] if len(cbs)>1 else cbs) + [GridMask() for o in names if o=='gridmask']
 
-# %% ../nbs/38_recipe.ipynb #2094c730
+# %% ../nbs/38_recipe.ipynb #a425410c
 def setting_name(
     mix:str, # Names of mixes with commas between them, or none
     echo:bool=False, # Is each batch trained on clean too?
@@ -58,9 +58,9 @@ def read_setting(
     if name!=setting_name(mix, echo): raise bad_arg('setting', name, 'plain, or mixes with + between them')
     return mix,echo
 
-# %% ../nbs/38_recipe.ipynb #e9e070aa
+# %% ../nbs/38_recipe.ipynb #48f7f258
 # The winners of benchmarks/recipe.py: setting, sets on which it was more accurate than plain training, sets measured
-_winners = dict(short=('plain',0,5), long=('plain',0,5), scratch=('plain',0,5))
+_winners = dict(short=('plain',0,5), long=('manifold',2,2), scratch=('plain',0,5))
 _rates = {True: 8e-3, False: 4e-3}
 
 def _regime(pretrained, epochs): return 'scratch' if not pretrained else 'short' if epochs<20 else 'long'
