@@ -88,6 +88,7 @@ def test_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
 def test_synced_before_it_is_told(tmp_path, monkeypatch):
     decisions,synced,fsync = DecisionFile(tmp_path/'d.csv'),[],os.fsync
+    decisions.add('first', 'g', 'drop') # a new file has its folder synced too
     monkeypatch.setattr(os, 'fsync', lambda fd: (fsync(fd), synced.append(decisions.get('a', 'g'))))
     decisions.add('a', 'g', 'drop')
     assert synced and synced[0] is None and decisions.get('a', 'g')
