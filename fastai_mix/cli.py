@@ -382,8 +382,8 @@ def _is_own(opts, mix, echo):
     "Is this what the run itself trains?"
     return (mix,echo,1.)==(opts.mix,opts.echo,opts.p) and (opts.alpha==5. or 'snapmix' not in mix)
 
-def _compare(opts, df, cv):
-    "Train the settings of `--compare` and show how far they are apart; None if another process is training some"
+def _train_others(opts, df, cv):
+    "Train the settings of `--compare`; a `Comparison`, or None if another process is training some"
     folds = cv.folds if opts.fold is None else [opts.fold]
     own = setting_name(opts.mix, opts.echo)
     runs = {own if _is_own(opts, *read_setting(own)) else 'this run': cv}
@@ -394,12 +394,16 @@ def _compare(opts, df, cv):
         other = AttrDict(opts, mix=mix, echo=echo, p=1., alpha=5.)
         runs[name] = _make_cv(other, df, opts.out/'compare'/name).fit(partial(_fit, other), folds)
     if len(runs)<2 or not all(run.done(k) for run in runs.values() for k in folds): return
-    comparison = compare_runs(runs, folds=folds)
+    return compare_runs(runs, folds=folds)
+
+def _report_comparison(opts, df, cv, comparison):
     print_escaped(f'\n{comparison}')
     write_csv(opts.out/'comparison.csv', comparison.table.reset_index(names='setting'))
     comparison.plot()
     write_atomic(opts.out/'comparison.png', lambda f: plt.savefig(f, dpi=110, bbox_inches='tight', format='png'))
     plt.close()
+    _write_page(opts, df, cv) # once more, with the comparison
+
 
 # %% ../nbs/40_cli.ipynb #639098b0
 def _predict_test(opts, ensemble, test):
@@ -416,6 +420,9 @@ def _command_line(opts):
     words = [f"--{k.replace('_', '-')}{'' if v is True else f' {shlex.quote(str(v))}'}" for k,v in given.items()]
     return ' '.join(['fastai-mix', *words])
 
+def _write_page(opts, df, cv):
+    write_run_report(opts.out, df, cv, _cache_reader(opts) or ColReader('path'), _command_line(opts))
+
 def _report(opts, df, cv, test):
     "Report on the networks that are trained"
     out = opts.out
@@ -429,7 +436,7 @@ def _report(opts, df, cv, test):
     ensemble.export(out/'ensemble')
     write_trained_on(out/'ensemble', df if opts.fold is None else df[df.fold!=opts.fold])
     if test is not None: _predict_test(opts, ensemble, test)
-    write_run_report(out, df, cv, _cache_reader(opts) or ColReader('path'), _command_line(opts))
+    _write_page(opts, df, cv)
     _write_config(opts, **inputs, **scores)
     written = sorted(o.name for o in out.iterdir() if not o.name.startswith('.'))
     print_escaped(f"written to {out}: {', '.join(written)}")
@@ -444,7 +451,8 @@ def _run(opts):
     cv.fit(partial(_fit, opts), folds)
     if not all(map(cv.done, folds or cv.folds)): return print_escaped('the process that is done last writes the report')
     with folder_lock(opts.out): _report(opts, df, cv, test)
-    if opts.compare: _compare(opts, df, cv)
+    if not opts.compare or not (comparison := _train_others(opts, df, cv)): return
+    with folder_lock(opts.out): _report_comparison(opts, df, cv, comparison)
 
 # %% ../nbs/40_cli.ipynb #99fdf2a8
 def _how_to_go_on(out):
