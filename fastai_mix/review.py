@@ -18,7 +18,7 @@ from fastcore.script import call_parse
 from .crossval import CrossVal
 from .data.read import print_escaped
 from .decisions import count_decisions
-from .files import folder_lock, printable, write_csv
+from .files import folder_lock
 from .review_pictures import SemanticMaps, find_maps
 from .review_server import ReviewState, review_app
 from .review_table import ReviewTable, frame_review, read_review

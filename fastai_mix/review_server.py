@@ -24,7 +24,7 @@ from starlette.routing import Route
 from .decisions import DecisionFile, decision_kinds
 from .files import printable, write_csv
 from .review_page import ReviewRow, detail, filters, page, refusal, show_kinds
-from .review_pictures import SemanticMaps, Thumbnails, small_jpeg
+from .review_pictures import Thumbnails, small_jpeg
 from .review_table import ReviewTable, fault_kinds, find_faults
 
 # %% ../nbs/34d_review_server.ipynb #07abeedf

@@ -16,7 +16,7 @@ from .crossval import CrossVal
 from .data.check import check_images, unusable_faults
 from .data.leaves import leaf_data
 from .data.read import read_data, read_table
-from .data.suspects import suspects, table_suspects
+from .data.suspects import suspects
 from .data.table import check_columns, picture_paths
 from .decisions import apply_decisions
 from .files import printable, read_dict

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from .correction import *
 from .correction import apply_rule, likeliest_label
 from .ledger_checks import check_label_state, log_columns
-from .rows import name_from_json, name_to_json, row_name, row_names
+from .rows import name_to_json, row_name, row_names
 from ..files import printable, read_tensors, write_tensors
 
 _all_ = ['label_gap', 'correct_labels']
