@@ -8,7 +8,7 @@ Docs: https://fastai-mix.github.io/fastai_mix/cli.html.md"""
 __all__ = ['main', 'read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights', 'make_mixes', 'make_learner']
 
 # %% ../nbs/40_cli.ipynb #f0c84bc8
-if __name__=='__main__':
+if __name__=='__main__' and '__file__' in globals(): # not in a notebook
     import sys,fastai_mix.launch
     sys.exit(fastai_mix.launch.main())
 
