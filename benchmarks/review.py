@@ -31,13 +31,13 @@ def make_table(folder, n_rows, n_pictures=50, side=256, seed=0):
 
 def serve(file, images, out, slow=0.):
     "Serve the page, and write its address into `out`; each sync to the disk takes up to `slow` seconds more"
-    from fastai_mix.review import Review
+    from fastai_mix.review import LabelReview
     from fastai_mix.review_table import read_review
     if slow:
         fsync,rng = os.fsync,random.Random(os.getpid())
         os.fsync = lambda fd: (fsync(fd), time.sleep(slow*rng.random()))
     start = time.perf_counter()
-    review = Review(read_review(file, images=images), out)
+    review = LabelReview(read_review(file, images=images), out)
     said = dict(url=review.url, read_seconds=time.perf_counter()-start)
     write_atomic(Path(out)/'said.json', lambda f: f.write_text(json.dumps(said)))
     review.run()

@@ -34,7 +34,7 @@ from .crossval import *
 from .ensemble import *
 from .interpret import *
 from .decisions import *
-from .review import Review, review
+from .review import LabelReview, review
 from .recipe import *
 from .compare import *
 from .report import *

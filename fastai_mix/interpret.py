@@ -191,6 +191,7 @@ def draw_top_losses(ims, maps, titles):
         col[0].set_title(title, fontsize=8, parse_math=False)
     return axs.ravel().tolist()
 
+# %% ../nbs/32_interpret.ipynb #d6c2df32
 @patch
 def plot_top_losses(self:Learner,
     n:int=6, # Number of pictures

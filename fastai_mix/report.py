@@ -123,8 +123,8 @@ class _FoldReader:
         return found
 
 def _cv_results(cv):
-    rows,probs,y = cv._validated()
-    reader = _FoldReader(cv, cv.ids[rows], cv.df[cv.fold_col][rows])
+    probs,y,fold = cv.validated()
+    reader = _FoldReader(cv, cv.ids[cv.df[cv.fold_col].isin(cv.folds)], fold)
     try: labels = cv.labels
     except ValueError: labels = None # no callback corrects them
     r = Results(reader.names, y, probs, cv.vocab, reader.source, reader.fold, cv.history, labels,
@@ -153,9 +153,10 @@ def plot_top_losses(self:CrossVal,
     maps:bool=True, # Draw the semantic map of the predicted class below each
 )->list: # The axes
     "The rows with the largest out-of-fold loss, each with its map from the network that has not seen it"
-    rows,probs,y = self._validated()
-    r = Results(self.ids[rows], y, probs, self.vocab)
-    reader = _FoldReader(self, self.ids[rows], self.df[self.fold_col][rows])
+    probs,y,fold = self.validated()
+    names = self.ids[self.df[self.fold_col].isin(self.folds)]
+    r = Results(names, y, probs, self.vocab)
+    reader = _FoldReader(self, names, fold)
     top = np.argsort(-r.losses, kind='stable')[:n]
     found = reader.maps(top.tolist(), r.preds)
     titles = [f'{r.vocab[r.y[i]]}\n→ {r.vocab[r.preds[i]]}\nloss {r.losses[i]:.2f}' for i in top]

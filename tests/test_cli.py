@@ -247,7 +247,7 @@ wrong = {
     'arch':               (dict(arch='resnet19'), None, "no model 'resnet19': did you mean resnet1"),
     'batch of one':       (dict(bs=1), None, '--bs 1'),
     'batch too large':    (dict(bs=64), None, '--bs 64'),
-    'alpha':              (dict(alpha=0.), None, 'alpha=0'),
+    'alpha':              (dict(alpha=0., mix='snapmix'), None, 'alpha=0'),
     'p':                  (dict(p=1.5, mix='mixup'), None, 'p=1.5'),
     'mix':                (dict(mix='snap'), None, '--mix snap'),
     'echo of none':       (dict(echo=True, mix='none'), None, '--echo with --mix none: expected a mix'),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import noise
 from fastai_mix.decisions import DecisionFile
-from fastai_mix.review import Review, main, review
+from fastai_mix.review import LabelReview, main, review
 from fastai_mix.review_table import ReviewTable
 
 hostile = ['<script>document.title="bad"</script>.png', '../../up.png', '"quoted" \'too\'.png', 'line\nfeed.png', 'a & b <b>.png']
@@ -48,7 +48,7 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def shown(tmp_path, browser):
     "A page that is shown, and opened in the browser"
-    page = Review(make_table(tmp_path/'p'), tmp_path/'out').start()
+    page = LabelReview(make_table(tmp_path/'p'), tmp_path/'out').start()
     media(browser, 'light', 1280)
     browser.get(page.url)
     browser.execute_script('sessionStorage.clear()')
@@ -206,7 +206,7 @@ def test_other_pages_of_the_browser_get_nothing(shown, browser, tmp_path):
 
 def test_killed_server_is_named_and_the_next_one_goes_on(tmp_path, browser):
     table = make_table(tmp_path/'p')
-    page = Review(table, tmp_path/'out').start()
+    page = LabelReview(table, tmp_path/'out').start()
     media(browser, 'light', 1280)
     browser.get(page.url)
     press(browser, 'k')
@@ -215,7 +215,7 @@ def test_killed_server_is_named_and_the_next_one_goes_on(tmp_path, browser):
     press(browser, 'd')
     until(lambda: 'Not saved' in text(browser, '#alert'))
     assert not decided(browser, 1)
-    page = Review(table, tmp_path/'out').start()
+    page = LabelReview(table, tmp_path/'out').start()
     browser.get(page.url)
     assert decided(browser, 0)=='keep' and not decided(browser, 1) and text(browser, '#looked')=='1'
     press(browser, 'd')
@@ -224,13 +224,13 @@ def test_killed_server_is_named_and_the_next_one_goes_on(tmp_path, browser):
 
 def test_second_server_is_refused(tmp_path):
     table = make_table(tmp_path/'p', 8)
-    page = Review(table, tmp_path/'out').start()
-    with pytest.raises(ValueError, match=r'process \d+ on .* has .*out: end it'): Review(table, tmp_path/'out')
+    page = LabelReview(table, tmp_path/'out').start()
+    with pytest.raises(ValueError, match=r'process \d+ on .* has .*out: end it'): LabelReview(table, tmp_path/'out')
     port = page.sock.getsockname()[1]
-    with pytest.raises(ValueError, match=f'--port {port} cannot be used'): Review(table, tmp_path/'other', port)
-    Review(table, tmp_path/'other').stop() # the failed one left no lock
+    with pytest.raises(ValueError, match=f'--port {port} cannot be used'): LabelReview(table, tmp_path/'other', port)
+    LabelReview(table, tmp_path/'other').stop() # the failed one left no lock
     page.stop()
-    Review(table, tmp_path/'out').stop()
+    LabelReview(table, tmp_path/'out').stop()
 
 def test_in_a_notebook(tmp_path):
     table = make_table(tmp_path/'p', 8)

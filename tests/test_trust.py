@@ -116,7 +116,7 @@ def test_what_was_left_behind_is_removed(args, tmp_path):
 def test_the_weights_of_a_search_that_was_killed_are_removed(args, tmp_path):
     (tmp_path/'run'/'.lr_find').mkdir(parents=True)
     (tmp_path/'run'/'.lr_find'/'_tmp.pth').write_bytes(b'0'*100)
-    main(**{**args, 'lr':None})
+    main(**{**args, 'lr':'find'})
     assert not (tmp_path/'run'/'.lr_find').exists()
 
 def test_rows_that_name_a_picture_again_are_predicted_each(args, leaves, tmp_path):
@@ -252,7 +252,7 @@ def test_corrected_labels_that_are_gone(args, refused, tmp_path):
 # ---- numbers
 
 def test_training_that_diverges(refused, tmp_path):
-    refused('--lr inf: expected a number above 0', lr=float('inf'))
+    refused('--lr inf: expected a positive number, or find', lr=float('inf'))
     refused('--lr nan', lr=float('nan'))
     refused('predicts NaN, as its training diverged', lr=1e30)
     assert not (tmp_path/'run'/'predictions.csv').exists()
