@@ -83,7 +83,8 @@ def _check_same_run(opts, config):
             f"--out {opts.out} is another run: {'; '.join(differ)}. Give another folder, or what it was begun with")
 
 _output_files = ('model.safetensors','predictions.csv','history.csv','labels.csv','mix.png','confusion.png',
-    'config.json','oof.csv','report.txt','report.html','test_predictions.csv','submission.csv','comparison.csv','comparison.png')
+    'config.json','oof.csv','report.txt','report.html','test_predictions.csv','submission.csv','comparison.csv',
+    'comparison.png')
 _output_folders = 'folds','ensemble','compare'
 
 def _may_be_cache(f): return is_cache(f) or f.is_dir() and not visible_names(f)

@@ -172,7 +172,7 @@ def compare(
     get_dls:Callable|DataBlock, # As for `CrossVal`
     get_learner:Callable|str, # As for `CrossVal`: a Learner without a mix; or a name for `vision_learner`
     path:str|Path, # Folder, with a folder for each setting; the same one to continue
-    settings:list|dict=('plain','recipe'), # Names, see `make_setting`; or functions that return callbacks by name
+    settings:list|dict=('plain','mixup','manifold','snapmix-echo'), # Names; or functions that return callbacks by name
     epochs:int=10, # Epochs of a setting without echo
     fit:Callable=None, # `fit(learn, epochs=n)`; None: `learn.fine_tune(epochs, best_rate())`
     reference:str=None, # The setting to compare with; None: `plain`, or the first
@@ -183,7 +183,7 @@ def compare(
     "Train each setting on the same folds at the same cost, and compare"
     check_count('epochs', epochs)
     if fit is not None: check_callable('fit', fit, 'fit(learn, epochs)')
-    if not isinstance(settings, dict): settings = {o: partial(make_setting, o, epochs=epochs) for o in settings}
+    if not isinstance(settings, dict): settings = {o: partial(make_setting, o) for o in settings}
     if reference is not None: check_choice('reference', reference, settings)
     runs = {o: _make_run(o, cbs, df, get_dls, get_learner, Path(path)/o, **kwargs) for o,cbs in settings.items()}
     for cv,echo in runs.values():

@@ -86,13 +86,13 @@ def _settle_folds(opts):
 
 def _settle_mix(opts):
     "Set `mix`, `echo` and `p` where they were left out: those of the recipe; every batch is mixed"
-    given = [f'--{k}' for k in ('echo','p') if opts[k]]
+    given = [f'--{k}' for k in ('echo','p') if opts[k] is not None and opts[k] is not False]
     if opts.mix is None and given: raise ValueError(f"{given[0]} is about a mix: name it with --mix")
     opts.from_recipe,opts.p = opts.mix is None,ifnone(opts.p, 1.)
     if opts.from_recipe: opts.mix,opts.echo = read_setting(best_setting(has_weights(opts), opts.epochs))
 
 def _settle_compare(opts):
-    "Set `compare` where it was left out, as one fold of the drawn leaves shows how it is done; ValueError if it is wrong"
+    "Set `compare` where it was left out: one fold of the drawn leaves shows a comparison; ValueError if it is wrong"
     if opts.compare is None and not opts.data and opts.folds is None:
         opts.compare = 'plain,mixup' if opts.mix=='none' else 'plain'
     names = opts.compare.split(',') if opts.compare else []

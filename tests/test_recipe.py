@@ -1,5 +1,6 @@
 "Names of settings, and the recipe."
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from fastai.vision.all import vision_learner
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.recipe import best_rate, best_setting, make_setting, read_setting, recipe, recipe_evidence, setting_name
 from helpers import make_dls
+
+bench = Path(__file__).parent.parent/'benchmarks'
+sys.path.insert(0, str(bench))
 
 names = 'snapmix','cutmix','mixup','resizemix','gridmask'
 
@@ -37,3 +41,21 @@ def test_the_recipe_is_arguments_of_a_learner():
             assert [type(o) for o in args['cbs']]==[type(o) for o in make_setting(best_setting(pretrained, epochs))]
             assert args['lr']==best_rate(pretrained)
     with pytest.raises(ValueError, match='epochs'): recipe(None, epochs=0)
+
+@pytest.mark.parametrize('pretrained,epochs,regime', [(True,10,'pretrained'), (True,40,'pretrained'), (False,20,'scratch')])
+def test_the_recipe_is_what_the_rule_picks(pretrained, epochs, regime):
+    "From the results that the page shows, over the sets on which a mix was compared"
+    from recipe import choose
+    lines = [json.loads(o) for o in (bench/'results'/'recipe.jsonl').read_text().splitlines()]
+    chosen, = [o for o in choose(lines) if (o['regime'],o['epochs'])==(regime,epochs)]
+    assert best_setting(pretrained, epochs)==chosen['winner']
+    n_sets = max(len(o['by_set']) for o in chosen['rows'] if o['mix']!='plain')
+    assert f'over the {n_sets} sets measured' in recipe_evidence(pretrained, epochs)
+
+def test_the_rates_are_those_that_lose_least():
+    from recipe import rate_table, regimes
+    lines = [json.loads(o) for o in (bench/'results'/'recipe.jsonl').read_text().splitlines()]
+    for regime in ('pretrained','scratch'):
+        tables = [t['accuracy'] for t in rate_table(lines) if t['regime']==regime]
+        lost = {k: sum(max(t.values())-t[k] for t in tables) for k in tables[0]}
+        assert len(tables)==5 and best_rate(regime=='pretrained')==float(min(lost, key=lost.get))==regimes[regime]['lr']
