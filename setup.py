@@ -18,5 +18,5 @@ setup(
     install_requires=lines('requirements'),
     extras_require={'dev': lines('dev_requirements')},
     entry_points={'console_scripts': ['fastai-mix=fastai_mix.launch:main','fastai-mix-predict=fastai_mix.launch:predict',
-        'fastai-mix-review=fastai_mix.review:main'], 'nbdev': ['fastai_mix=fastai_mix._modidx:d']},
+        'fastai-mix-review=fastai_mix.launch:review'], 'nbdev': ['fastai_mix=fastai_mix._modidx:d']},
 )

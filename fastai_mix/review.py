@@ -156,7 +156,7 @@ def _serve(review):
 @call_parse
 def main(
     source:str, # Folder of a run, of a CrossVal or of class folders; or a CSV, also RUN/labels.csv
-    port:int=0, # Port on this computer (default: any that is free)
+    port:int=0, # Port on this computer; 0: any that is free
     data:str=None, # The table a run was trained on, if it is not where the run found it
     images:str=None, # Folder the CSV's pictures are in (default: the CSV's own, or `images` in it)
     image_col:str=None, # The CSV's column of pictures

@@ -14,8 +14,7 @@ from fastai.basics import *
 
 from .crossval import CrossVal
 from .data.check import check_images, unusable_faults
-from .data.leaves import leaf_data
-from .data.read import read_data, read_table
+from .data.read import drawn_leaves, read_data, read_table
 from .data.suspects import suspects
 from .data.table import check_columns, picture_paths
 from .decisions import apply_decisions
@@ -150,7 +149,7 @@ def _read_csv(file, images, **cols):
 def _run_table(config, images, data):
     "The user's table of a run, with its columns of pictures and labels, and the table of pictures as the run read it"
     data = data or config.get('data')
-    if data is None: data,image_col,label_col = leaf_data()/'train.csv','image_id','labels'
+    if data is None: data,image_col,label_col = drawn_leaves(),'image_id','labels'
     else: image_col,label_col = config.get('image_col', 'image_id'),config.get('label_col', 'label')
     data,images = Path(data),images or config.get('images')
     df = read_data(data, images, image_col, label_col, open_all=False)

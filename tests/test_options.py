@@ -68,7 +68,7 @@ def test_the_leaves_show_a_comparison():
 @pytest.mark.parametrize('given,message', [(dict(echo=True),'--echo is about a mix'), (dict(p=.5),'--p is about a mix'),
     (dict(compare='plain,snap'),"--compare plain,snap: setting 'snap'"), (dict(compare='plain,,mixup'),"setting ''"),
     (dict(lr='fast'),'--lr fast: expected a positive number, or find'), (dict(lr='nan'),'--lr'), (dict(lr=-1),'--lr'),
-    (dict(epochs=0),'--epochs 0')])
+    (dict(epochs=0),'--epochs 0'), (dict(p=0.),'--p is about a mix')])
 def test_mixes_rates_and_comparisons_that_make_no_sense(given, message):
     with pytest.raises(ValueError, match=message): check_options(options(**given))
 

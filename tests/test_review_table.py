@@ -1,5 +1,7 @@
 "Runs, tables and folders are read as what they are, and decisions go back into the user's own table."
 import json,shlex
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -131,3 +133,12 @@ def test_faults(tmp_path, csv):
     found = find_faults(review)
     rows = {kind: {review.rows.id[i] for i in part.row} for kind,part in found.groupby('kind')}
     assert rows['unreadable']=={'3.png'} and {'0.png','1.png'}&rows['conflicting labels']
+
+def test_a_run_on_the_drawn_leaves_is_found_where_the_command_draws_them(leaves, tmp_path, monkeypatch):
+    "`data` of such a run is None, and both commands must draw the same"
+    from fastai_mix.cli import main
+    from fastai_mix.data import read
+    monkeypatch.setattr(read, 'leaf_data', lambda **kwargs: leaves)
+    main(epochs=1, size=32, bs=8, arch='test_resnet', fold=0, folds=3, lr=1e-3, out=str(tmp_path/'run'))
+    table = read_review(tmp_path/'run')
+    assert len(table.rows)==20 and all(Path(o).is_file() for o in table.rows.path)
