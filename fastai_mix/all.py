@@ -32,6 +32,7 @@ from .checkpoint import *
 from .scores import *
 from .crossval import *
 from .ensemble import *
+from .hub import *
 from .interpret import *
 from .decisions import *
 from .review import LabelReview, review

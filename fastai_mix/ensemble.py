@@ -281,20 +281,26 @@ def _describe_input(learn):
     if why is None: return described
     return f'pictures are not read as by PILImage.create or FastImageBlock, Resize and Normalize: {why}'
 
+def _describe_group(learn, c):
+    "The `net`, `input` and `activation` of ensemble.json; of a Learner that was loaded, what the file says"
+    described = vars(learn.dls).get('described')
+    if described: return described
+    act,read = _describe_act(learn),_describe_input(learn)
+    size = read['size'] if isinstance(read, dict) and read['size'] else [64,64]
+    return dict(net=_describe_net(learn, c, torch.rand(2, 3, *size)), input=read, activation=act)
+
 def _export_group(folder, g, learn, nets, c):
     "Write the networks of group `g`; returns its part of ensemble.json"
-    act,described = _describe_act(learn),_describe_input(learn)
-    size = described['size'] if isinstance(described, dict) and described['size'] else [64,64]
+    described = _describe_group(learn, c)
     files = [f'group{g}_net{i}.safetensors' for i in range(len(nets)+1)]
     for f,net in zip(files, [learn.model, *nets]): write_network(folder/f, net)
-    return dict(files=files, sha256=[check_tensors(folder/f)['sha256'] for f in files],
-        net=_describe_net(learn, c, torch.rand(2, 3, *size)), input=described, activation=act)
+    return dict(files=files, sha256=[check_tensors(folder/f)['sha256'] for f in files], **described)
 
 @patch
 def export(self:Ensemble,
     folder:str|Path, # Folder to write; files of an earlier export in it are overwritten
 ):
-    "Write networks (safetensors) and what else `load_ensemble` needs (JSON)"
+    "Write networks (safetensors) and what else `load_ensemble` needs (JSON); a loaded ensemble can be written again"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     groups = [_export_group(folder, g, learn, nets, len(self.vocab)) for g,(learn,nets,_) in enumerate(self.groups)]
@@ -406,6 +412,7 @@ def _load_group(folder, g, vocab, get_model, get_dl):
         nets.append(net.to(default_device()).eval())
     dls = DataLoaders(DataLoader([]), device=default_device())
     dls.c = len(vocab) # says which of several outputs are the logits
+    dls.described = {k: g[k] for k in ('net','input','activation')}
     learn = Learner(dls, nets[0], loss_func=_loss_of[g['activation']]())
     return learn,nets[1:],get_dl or partial(_described_dl, g['input'])
 
