@@ -89,7 +89,9 @@ def hub(tmp_path, monkeypatch):
     server.repos,server.asked,server.subjects,server.downloads,server.tokens = {},[],[],[],set()
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, 'ENDPOINT', server.url)
-    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', server.url+'/{repo_id}/resolve/{revision}/{filename}')
+    for module in (constants,huggingface_hub.file_download): # older versions keep a copy
+        monkeypatch.setattr(module, 'HUGGINGFACE_CO_URL_TEMPLATE',
+            server.url+'/{repo_id}/resolve/{revision}/{filename}', raising=False)
     for name in ('HF_HUB_CACHE','HF_TOKEN_PATH'): monkeypatch.setattr(constants, name, str(tmp_path/name))
     monkeypatch.setenv('HF_TOKEN', 'a-token')
     Thread(target=server.serve_forever, daemon=True).start()
