@@ -8,15 +8,33 @@ Docs: https://fastai-mix.github.io/fastai_mix/callback.base.html.md"""
 __all__ = ['autocast', 'BatchCallback']
 
 # %% ../../nbs/20_callback.base.ipynb #40ecbc75
-import inspect,random
+import inspect,random,sys,warnings
 from contextlib import nullcontext
 from functools import wraps
 
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixHandler
 
 from ..args import check_share
 from ..vision.forward import clean_logits
+
+# %% ../../nbs/20_callback.base.ipynb #299021a9
+_warned = set()
+
+def warn_of_hidden_mix(
+    learn:Learner, # Any
+):
+    "Warn, once for each, of a mix of fastai whose name hides that of this package in the notebook or script"
+    user = vars(sys.modules.get('__main__', object)) # names of the notebook or script
+    ours = vars(sys.modules.get('fastai_mix.all', object)) # nothing is hidden where this was not imported
+    for kind in {type(cb) for cb in learn.cbs if isinstance(cb, MixHandler)}-_warned:
+        name = kind.__name__
+        if name not in ours or user.get(name) is not kind or user.get('SnapMix') is not ours['SnapMix']: continue
+        _warned.add(kind)
+        warnings.warn(
+            f"{name} of this Learner is fastai's, which hides that of fastai_mix: write `fastai_mix.{name}`, "
+            "or import fastai_mix.all after fastai.vision.all")
 
 # %% ../../nbs/20_callback.base.ipynb #18cfde9d
 def _keep_arguments(init):
@@ -51,6 +69,7 @@ class FitCallback(Callback):
     def __call__(self, event_name):
         inner_validation = self.learn.lock.locked()
         if event_name in ('before_fit','after_fit') and inner_validation: return
+        if event_name=='before_fit': warn_of_hidden_mix(self.learn)
         return super().__call__(event_name)
 
     def relabel(self,
