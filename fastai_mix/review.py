@@ -17,11 +17,12 @@ from fastcore.script import call_parse
 
 from .crossval import CrossVal
 from .data.read import print_escaped
-from .decisions import count_decisions
+from .decisions import count_decisions, read_decisions
 from .files import folder_lock
+from .review_moves import FileMoves, moved_in_words
 from .review_pictures import SemanticMaps, find_maps
 from .review_server import ReviewState, review_app
-from .review_table import ReviewTable, frame_review, read_review
+from .review_table import ReviewTable, frame_review, kind_of_folder, read_review
 
 # %% ../nbs/34_review.ipynb #c2bc172c
 def _bind(port):
@@ -153,6 +154,20 @@ def _serve(review):
     except KeyboardInterrupt: pass
     print_escaped(f"\nended; {count_decisions(review.decisions)} in {state.decisions.path}")
 
+def _move_files(source, out, back):
+    "Move the files that were decided about, or all of them back; returns how many stay where they are"
+    source = Path(source)
+    out = Path(out or _folder_of(source))
+    if not source.is_dir() or kind_of_folder(source)!='classes':
+        raise ValueError(f"{source} is no folder of class folders, which --move is for: use corrected.csv")
+    if not (out/'decisions.csv').is_file(): raise ValueError(f"there are no decisions in {out}: nothing to move")
+    with folder_lock(out, wait=False):
+        moves = FileMoves(source, out)
+        made = moves.take_back() if back else moves.make(read_decisions(out/'decisions.csv'))
+        (out/'faults.csv').unlink(missing_ok=True) # it numbers the rows as they were
+    print_escaped(moved_in_words(made, moves))
+    return len(made['stays'])
+
 @call_parse
 def main(
     source:str, # Folder of a run, of a CrossVal or of class folders; or a CSV, also RUN/labels.csv
@@ -165,9 +180,13 @@ def main(
     score_col:str=None, # The CSV's column of scores: 0 surely wrong, 1 surely right
     out:str=None, # Folder for decisions.csv and corrected.csv (default: `review` in the run, or beside the source)
     check:bool=False, # Look for duplicates and files that cannot be read at once
+    move:bool=False, # Show no page: move files of class folders to the classes that were decided
+    move_back:bool=False, # Show no page: move all of these files back
 ):
     "Look at suspect labels in the browser, and decide"
     try:
+        if move and move_back: raise ValueError("--move and --move-back are opposites: give one of them")
+        if move or move_back: sys.exit(1 if _move_files(source, out, move_back) else 0)
         table = read_review(source, data, images, image_col, label_col, predicted_col, score_col)
         review = LabelReview(table, out or _folder_of(source), port, _maps_of(_run_of(source), table))
     except (ValueError,OSError) as e:
