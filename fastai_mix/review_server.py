@@ -269,10 +269,12 @@ class ReviewAnswers:
             decisions = self.state.decisions.table
             table = review.corrected(decisions)
             write_csv(file, table)
+            n_labels = review.write_labels(decisions)
         changed = (table[review.label_col].astype(str)!=table[review.given_col].astype(str)).sum()
         note = review.note.replace('CORRECTED', shlex.quote(str(file)))
         dropped = len(review.table)-len(table)
-        return dict(path=str(file), rows=len(table), changed=int(changed), dropped=dropped, note=note)
+        return dict(path=str(file), rows=len(table), changed=int(changed), dropped=dropped, note=note,
+            labels=n_labels)
 
     async def _corrected(self, request):
         await _json(request)

@@ -18,7 +18,8 @@ from .data.read import drawn_leaves, read_data, read_table
 from .data.suspects import suspects
 from .data.table import check_columns, picture_paths
 from .decisions import apply_decisions
-from .files import printable, read_dict
+from .files import printable, read_dict, write_csv
+from .run_folder import FoldFolder
 
 # %% ../nbs/34a_review_table.ipynb #c2134bf2
 row_columns = dict(id='', path='', given='', predicted='', p_given=np.nan, p_predicted=np.nan, score=np.nan,
@@ -37,6 +38,7 @@ class ReviewTable:
         classes=(), # Names of further classes
         note:str='', # A command that uses the corrected table, with CORRECTED in place of its name
         probs:pd.DataFrame=None, # Probabilities of all classes, rows as in `rows`
+        labels_file:Path=None, # File of corrected labels of a run; None: there is none
     ):
         check_columns(rows, 'id', 'path', 'given', table='the rows')
         if not len(rows): raise ValueError("there are no labels to look at: the table has no rows")
@@ -46,6 +48,7 @@ class ReviewTable:
         rows = rows.reset_index(drop=True)
         self.rows = rows.assign(**{k: _text(rows[k]) for k in ('id','given','predicted','fold')})
         self.table,self.id_col,self.label_col,self.name,self.note = table,id_col,label_col,name,note
+        self.labels_file = labels_file
         self.classes = sorted({*map(str, classes), *self.rows.given, *self.rows.predicted}-{''})
 
     def __len__(self): return len(self.rows)
@@ -186,25 +189,70 @@ def _read_run(run, images, data, rows=None, what=None):
     probs = None
     if rows is None: rows,classes,probs = _oof_rows(file)
     note = _train_command(root, image_col, label_col)
-    return ReviewTable(_with_paths(rows, df, file), table, image_col, label_col, str(run), classes, note, probs)
+    return ReviewTable(_with_paths(rows, df, file), table, image_col, label_col, str(run), classes, note, probs,
+        run/'labels.csv')
 
 # %% ../nbs/34a_review_table.ipynb #95d42ead
+_ledger_columns = 'given','current','trained','p_given','p_current','gap','when','times','fold'
+
 def _is_ledger(cols): return {'given','current','gap'}<=set(cols)
+
+def _ledger_names(table): return table[next(c for c in table if c not in _ledger_columns)]
+
+def _trained(table): return table.get('trained', table.current)
 
 def _ledger_rows(file):
     "Rows of a file of corrected labels: those whose label was changed"
     table = read_table(file)
-    name = next(c for c in table if c not in ('given','current','p_given','p_current','gap','when','times','fold'))
-    changed = table[table.given!=table.current].assign(gap=lambda o: _numbers(o, 'gap'))
-    changed = changed.sort_values('gap', ascending=False, kind='stable').drop_duplicates(name)
+    table = table.assign(id=_ledger_names(table), trained=_trained(table), gap=_numbers(table, 'gap'))
+    changed = table[table.given!=table.trained]
+    changed = changed.sort_values('gap', ascending=False, kind='stable').drop_duplicates('id')
     if not len(changed): raise ValueError(f"{file} has no corrected label: there is nothing to look at")
-    return pd.DataFrame(dict(id=changed[name], given=changed.given, predicted=changed.current, wrong=True,
+    return pd.DataFrame(dict(id=changed.id, given=changed.given, predicted=changed.trained, wrong=True,
         p_given=_numbers(changed, 'p_given'), p_predicted=_numbers(changed, 'p_current'), score=1-changed.gap))
 
 def _read_ledger(file, images, data):
     "A `ReviewTable` of the corrections of a run"
     if not (file.parent/'config.json').is_file(): raise ValueError(f"{file} is in no run folder of fastai-mix")
     return _read_run(file.parent, images, data, _ledger_rows(file), file)
+
+# %% ../nbs/34a_review_table.ipynb #417dda7d
+def decided_labels(
+    table:pd.DataFrame, # Of a file of corrected labels, as text
+    decisions:pd.DataFrame, # Of `DecisionFile.table`
+)->pd.DataFrame: # With the column `trained`
+    "Corrected labels with what was decided in `current`"
+    made = {(o.id,o.given): o.label for o in decisions.itertuples() if o.decision in ('predicted','keep','other')}
+    keys,trained = zip(_text(_ledger_names(table)), _text(table.given)),_trained(table)
+    table = table.assign(current=[made.get(k, label) for k,label in zip(keys, trained)])
+    if 'trained' not in table: table.insert(table.columns.get_loc('current')+1, 'trained', trained)
+    return table
+
+def _check_trained(file, table):
+    "ValueError unless the corrected labels in a file of a run are those that its folds wrote, if these are there"
+    names = sorted(o.parent.name for o in (file.parent/'folds').glob('fold_*/fold.json'))
+    folders = [FoldFolder(file.parent/'folds', int(o.removeprefix('fold_'))) for o in names]
+    tables = [o.read_table('labels.csv', dtype=str, keep_default_na=False) for o in folders if o.has_labels]
+    written = {o for t in tables for o in zip(_ledger_names(t), t.given, t.current)}
+    own = zip(_text(_ledger_names(table)), _text(table.given), _text(_trained(table)))
+    other = next((o for o in own if o not in written), None) if tables else None
+    if other:
+        raise ValueError(
+            f"{printable(file)} says {printable(other[2])!r} for {printable(other[0])!r}, which no fold of its run wrote: "
+            "run the command of the run again, which writes the file anew")
+
+@patch
+def write_labels(self:ReviewTable,
+    decisions:pd.DataFrame, # Of `DecisionFile.table`
+)->int: # Labels that are not as training left them
+    "Bring decisions into the run's file of corrected labels, if it has one"
+    if not self.labels_file or not self.labels_file.is_file(): return 0
+    table = read_table(self.labels_file)
+    _check_trained(self.labels_file, table)
+    decided = decided_labels(table, decisions)
+    n = len(set(_ledger_names(decided)[decided.current!=decided.trained]))
+    if n or 'trained' in table: write_csv(self.labels_file, decided)
+    return n
 
 # %% ../nbs/34a_review_table.ipynb #da165002
 def _read_crossval(folder, images, data, image_col=None, label_col=None, **_):
@@ -232,14 +280,18 @@ def _read_folder(folder):
     df = read_data(folder, open_all=False)
     table = df[['id','label']].rename(columns={'id':'image_id'})
     return ReviewTable(df.rename(columns={'label':'given'}), table, 'image_id', 'label', str(folder), (),
-        _train_command(folder, 'image_id', 'label'))
+        f"{_train_command(folder, 'image_id', 'label')}\nfastai-mix-review {shlex.quote(str(folder))} --move")
 
-def _kind_of_folder(folder):
+# %% ../nbs/34a_review_table.ipynb #a84acf24
+def kind_of_folder(
+    folder:Path, # A folder
+)->str: # run, crossval or classes
     "Which of a run, a cross-validation and class folders a folder is"
     file = folder/'config.json'
     if not file.is_file(): return 'classes'
     return 'crossval' if 'digest' in read_dict(file, 'give another folder') else 'run'
 
+# %% ../nbs/34a_review_table.ipynb #a0a105ce
 def read_review(
     source:str|Path, # Folder of a run, of a `CrossVal` or of class folders; or a CSV, also `RUN/labels.csv`
     data:str|Path=None, # The table a run was trained on, if it is not where the run found it
@@ -256,7 +308,7 @@ def read_review(
         if _is_ledger(read_table(source)): return _read_ledger(source, images, data)
         return _read_csv(source, images, **cols)
     if not source.is_dir(): raise ValueError(f"no such file or folder: {printable(source)}")
-    kind = _kind_of_folder(source)
+    kind = kind_of_folder(source)
     if kind=='run': return _read_run(source, images, data)
     if kind=='crossval': return _read_crossval(source, images, data, **cols)
     return _read_folder(source)

@@ -1,15 +1,17 @@
 "Runs, tables and folders are read as what they are, and decisions go back into the user's own table."
-import json,shlex
+import io,json,os,shlex
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from helpers import noise
 from fastai_mix.data.suspects import suspects
 from fastai_mix.decisions import DecisionFile
 from fastai_mix.review_table import find_faults, frame_review, read_review
+from fastai_mix.run_folder import FoldFolder
 
 @pytest.fixture
 def run(tmp_path):
@@ -44,8 +46,9 @@ def test_run(run, tmp_path):
 
 def test_command_of_folders_with_blanks(folders):
     folder = folders('rust','scab', root='my leaves')
-    assert shlex.split(read_review(folder).note)==['fastai-mix','--data','CORRECTED','--images',str(folder),
-        '--image-col','image_id','--label-col','label']
+    train,move = map(shlex.split, read_review(folder).note.splitlines())
+    assert train==['fastai-mix','--data','CORRECTED','--images',str(folder),'--image-col','image_id','--label-col','label']
+    assert move==['fastai-mix-review',str(folder),'--move']
 
 def test_run_of_one_fold(run):
     oof = pd.read_csv(run/'oof.csv')
@@ -70,6 +73,69 @@ def test_corrections_of_a_run(run):
     assert ids(review)==['1','2'] and review.rows.predicted.tolist()==['b','a'] and review.rows.p_given.tolist()==[.1,.3]
     pd.DataFrame(rows).iloc[:1].to_csv(run/'labels.csv', index=False)
     with pytest.raises(ValueError, match='no corrected label'): read_review(run/'labels.csv')
+
+def ledger(run, folds=()):
+    "Corrected labels of a run, as its folds wrote them, and their decisions"
+    rows = pd.DataFrame(dict(row=['0.png','1.png','1.png','2.png','3.png'], given=list('aaab')+['a,"'],
+        current=list('abbab'), p_given=[.9,.1,.2,.3,.2], p_current=[.9,.9,.8,.7,.6], gap=[0,.8,.6,.4,.4], when=[np.nan,1,1,1,2], times=1))
+    rows['fold'] = [1,0,1,1,0]
+    rows.to_csv(run/'labels.csv', index=False)
+    for k in folds:
+        folder = FoldFolder(run/'folds', k)
+        folder.path.mkdir(parents=True)
+        info = dict(vocab=['a','b'], norm=[], n_epoch=[1], train_seconds=1, predict_seconds=1)
+        folder.write(torch.nn.Linear(1,1), {'labels.csv': rows[rows.fold==k].drop(columns='fold')}, info)
+    return rows,DecisionFile(run/'review.csv')
+
+@pytest.mark.parametrize('folds', [(),(0,1)])
+def test_decisions_come_into_the_labels_of_a_run(run, folds):
+    rows,decisions = ledger(run, folds)
+    review = read_review(run)
+    written = (run/'labels.csv').read_bytes()
+    assert review.write_labels(decisions.table)==0 and (run/'labels.csv').read_bytes()==written
+    decisions.add('1.png', 'a', 'keep', 'a') # undoes the correction
+    decisions.add('2.png', 'b', 'predicted', 'a')
+    decisions.add('0.png', 'a', 'other', 'b') # no correction
+    decisions.add('3.png', 'a,"', 'unsure')
+    assert review.write_labels(decisions.table)==2
+    table = pd.read_csv(run/'labels.csv', keep_default_na=False)
+    assert table.current.tolist()==list('baaab') and table.trained.tolist()==list('abbab')
+    text = dict(dtype=str, keep_default_na=False)
+    left = pd.read_csv(run/'labels.csv', **text)
+    as_before = left.drop(columns='current').rename(columns={'trained':'current'})
+    pd.testing.assert_frame_equal(as_before[rows.columns], pd.read_csv(io.BytesIO(written), **text))
+    assert len(read_review(run/'labels.csv'))==3 # what was kept can still be looked at
+    for _ in range(2):
+        decisions.add('1.png', 'a', 'undo')
+        assert read_review(run/'labels.csv').write_labels(decisions.table)==1
+        assert pd.read_csv(run/'labels.csv').current.tolist()==list('bbbab')
+        decisions.add('1.png', 'a', 'keep', 'a')
+    decisions.add('0.png', 'a', 'undo')
+    decisions.add('1.png', 'a', 'undo')
+    assert review.write_labels(decisions.table)==0 and (pd.read_csv(run/'labels.csv').current==table.trained).all()
+
+def test_labels_that_training_did_not_write_are_refused(run):
+    rows,decisions = ledger(run, (0,1))
+    decisions.add('1.png', 'a', 'keep', 'a')
+    review = read_review(run)
+    rows.assign(current=list('bbbab')).to_csv(run/'labels.csv', index=False)
+    changed = (run/'labels.csv').read_bytes()
+    with pytest.raises(ValueError, match="says 'b' for '0.png', which no fold of its run wrote"):
+        review.write_labels(decisions.table)
+    assert (run/'labels.csv').read_bytes()==changed
+    rows.to_csv(run/'labels.csv', index=False)
+    file = run/'folds'/'fold_1'/'labels.csv'
+    file.write_text(file.read_text().replace('0.png', '9.png'))
+    with pytest.raises(ValueError, match='labels.csv is not as it was written'): review.write_labels(decisions.table)
+
+def test_killed_while_labels_are_written(run, monkeypatch):
+    rows,decisions = ledger(run)
+    decisions.add('1.png', 'a', 'keep', 'a')
+    written = (run/'labels.csv').read_bytes()
+    def killed(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(os, 'replace', killed)
+    with pytest.raises(KeyboardInterrupt): read_review(run).write_labels(decisions.table)
+    assert (run/'labels.csv').read_bytes()==written and [o.name for o in run.glob('*labels*')]==['labels.csv']
 
 def test_crossval_folder(run, tmp_path):
     oof,folder = pd.read_csv(run/'oof.csv'),tmp_path/'folds'

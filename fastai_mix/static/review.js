@@ -202,7 +202,8 @@ async function write() {
   try {
     const o = await (await ask('corrected', {})).json()
     $('#written-text').textContent = `${o.path} has ${o.rows.toLocaleString('en')} rows; ${o.changed.toLocaleString('en')} have another label, ` +
-      `${o.dropped.toLocaleString('en')} are left out.`
+      `${o.dropped.toLocaleString('en')} are left out.` +
+      (o.labels ? ` labels.csv of the run has ${o.labels.toLocaleString('en')} as decided.` : '')
     $('#written-command').textContent = o.note
     $('#written-command').hidden = !o.note
     written.showModal()
