@@ -35,7 +35,7 @@ def test_every_notebook_has_a_page(pages):
     from nbdev.config import get_config
     nbs = get_config().nbs_path
     assert {str(nbpath2html(Path(o.name)) if o.parent==nbs else o.relative_to(nbs).with_suffix('.html'))
-        for o in nbglob(as_path=True)}|{'changelog.html'}==set(pages)
+        for o in nbglob(as_path=True)}|{'changelog.html','api.html','404.html'}==set(pages)
 
 def test_committed_site_has_the_same_pages(pages):
     assert {str(o.relative_to(top/'docs')) for o in (top/'docs').rglob('*.html')}==set(
@@ -55,6 +55,7 @@ def test_links_and_anchors(pages, site):
 
 def test_links_stay_in_the_folder(pages):
     assert not [(k,a['href']) for k,v in pages.items() for a in v.select('a[href^="https://fastai-mix.github.io"]')]
+    assert all(o['href'].startswith((base,'#','http')) for o in pages['404.html'].select('a[href], link[href]'))
     # names of fastai lead to its docs
     assert sum(len(v.select('main a[href*="docs.fast.ai"]')) for v in pages.values())>20
 
@@ -102,6 +103,96 @@ def test_pages_that_docstrings_name_are_there_as_markdown(site):
     text = (site/'callback.snapmix.html.md').read_text(encoding='utf-8')
     assert text.startswith('# SnapMix') and '| `alpha` |' in text and '```python' in text and '<div' not in text
 
+def code_of(soup): return [o.get_text() for o in soup.select('main pre.cell-code.python')]
+
+def is_api(page): return f"fastai_mix.{page.removesuffix('.html')}" in import_module('fastai_mix._modidx').d['syms']
+
+def test_code_of_a_page_runs_from_its_top(site):
+    "All cells but those that the page says are slow or not run, each page in a fork of its own"
+    done = subprocess.run([sys.executable, 'tools/try_pages.py', str(site)], cwd=top, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert len(told['seconds'])>50 and not told['failures'], '\n\n'.join(told['failures'].values())
+
+def test_code_that_needs_a_hidden_name_is_reported(tmp_path):
+    cell = '<div class="cell" id="cell-0"><pre class="cell-code python">print(hidden)</pre></div>'
+    slow = '<div class="cell" id="slow-1"><pre class="cell-code python">1/0</pre></div>'
+    (tmp_path/'args.html').write_text(f'<main>{cell}{slow}</main>')
+    (tmp_path/'files.html').write_text(f'<main>{slow}</main>')
+    done = subprocess.run([sys.executable, 'tools/try_pages.py', str(tmp_path)], cwd=top, capture_output=True,
+        text=True)
+    failures = json.loads(done.stdout.splitlines()[-1])['failures']
+    assert list(failures)==['args.html'] and "name 'hidden' is not defined" in failures['args.html']
+
+def test_api_pages_begin_with_both_imports(pages):
+    both = 'from fastai.vision.all import *\nfrom fastai_mix.all import *\n'
+    begins = {k: code_of(v)[0] for k,v in pages.items() if is_api(k) and code_of(v)}
+    assert len(begins)>50 and not [k for k,v in begins.items() if not v.startswith(both)]
+    text = '\n'.join(o for v in pages.values() for o in code_of(v))
+    assert 'nbdev.showdoc' not in text and not re.search(r'^from \.', text, re.M)
+
+def test_lines_that_test_are_folded(pages):
+    soup = pages['callback.snapmix.html']
+    block = next(o for o in soup.select('.code-copy-outer-scaffold') if 'mixed,w,w2 = snapmix' in o.get_text())
+    assert 'folded' in block['class'] and block.select_one('.tests-button').get_text()=='3 tests'
+    assert [o.get_text().strip() for o in block.select('.line:not(.test)')][-1]=='w,w2'
+    lines = [o.get_text() for v in pages.values() for o in v.select('pre.cell-code .line:not(.test)')]
+    assert not [o for o in lines if o.startswith(('test_eq(','test_close(','assert '))]
+
+def test_properties_are_no_calls(pages):
+    signatures = [o.get_text().strip() for o in pages['data.ledger.html'].select('pre.signature')]
+    assert 'LabelLedger.changed' in signatures and 'LabelLedger.undo(' in ' '.join(signatures)
+    assert not [o for v in pages.values() for o in v.select('pre.signature ~ .code-copy-button')]
+
+def test_common_words_are_no_links(pages):
+    words = {'run','test','maps','merge','splitter','Module'}
+    linked = [(k,a.get_text()) for k,v in pages.items() for a in v.select('main a') if [*a.children]==[a.code]]
+    assert len(linked)>1000 and not [o for o in linked if o[1] in words]
+
+def test_a_name_has_one_entry_and_a_line_in_the_index(pages):
+    entries = [o.find_next(['h2','h3','h4']).get_text() for v in pages.values() for o in v.select('a.source-link')]
+    assert {k for k in entries if entries.count(k)>1}<={'main'} # of each command
+    nav = [a['href'] for a in pages['index.html'].select('.navbar a.nav-link') if a.get_text(strip=True)=='API']
+    assert nav==['api.html']
+    listed = [a.get_text() for a in pages['api.html'].select('main li > a:first-child, main li > p > a:first-child')]
+    modules = map(import_module, import_module('fastai_mix._modidx').d['syms'])
+    missing = [o for m in modules for o in m.__all__ if o not in listed]
+    assert not missing and {'SnapMix','Learner.show_mix','d4'}<=set(listed)
+    assert not {k for k in listed if listed.count(k)>1}-{'main'}
+
+def test_headings_and_tables_hold_something(pages):
+    for page,soup in pages.items():
+        heads = soup.select('main h2, main h3, main h4')
+        for o,following in zip(heads, heads[1:]):
+            if following.name>o.name: continue
+            said = [e for e in o.find_all_next(['p','pre','table','li','img',following.name])
+                if e.get_text(strip=True)!='source']
+            assert said[0] is not following, (page, o.get_text())
+        assert all(o.select('tbody tr, tr td') for o in soup.select('main table')), page
+
+def test_pages_say_where_they_come_from(pages, site):
+    from fastai_mix import __version__
+    repo = 'fastai-mix/fastai_mix'
+    made = {k: v for k,v in pages.items() if k not in ('changelog.html','api.html','404.html')}
+    for page,soup in made.items():
+        links = {a.get_text(): a['href'] for a in soup.select('.page-links a')}
+        file = links['Edit this page'].removeprefix(f'https://github.com/{repo}/edit/main/')
+        assert (top/file).is_file() and file.startswith('nbs/')
+        assert links['Open in Colab']==f'https://colab.research.google.com/github/{repo}/blob/main/{file}'
+        cells = json.loads((site/page).with_name(links['Download as a notebook']).read_text(encoding='utf-8'))['cells']
+        assert cells[0]['source'] and not any(o.get('outputs') for o in cells)
+    for page,soup in pages.items():
+        assert soup.select_one('.navbar-title .version').get_text()==__version__
+        about = {o['property']: o['content'] for o in soup.select('meta[property]')}
+        assert about['og:url'].endswith(f'{base}{page}') and about['og:title'] and about['og:image'], page
+        assert all(o.get('aria-label') for o in soup.select('.code-copy-button'))
+
+def test_formulas_are_no_raw_tex(pages):
+    for page,soup in pages.items():
+        prose = [o for o in soup.main.find_all(string=True)
+            if not o.find_parent(['pre','code']) and not o.find_parent(class_='math')]
+        assert not [o for o in prose if re.search(r'\$\\\w|\\(sqrt|max|lambda|theta|frac)\b', o)], page
+
 def test_pictures_have_words(pages):
     assert not [f'{k}: {o}' for k,v in pages.items() for o in v.select('img') if not o.get('alt')]
     assert sum(len(v.select('main img')) for v in pages.values())>40
@@ -121,6 +212,10 @@ def url(site):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}{base}'
     server.shutdown()
+
+# what is wider than its own box, and so is cut or has to be scrolled
+cut = """return [...document.querySelectorAll('main pre, main .table-scroll, main .math.display')]
+    .filter(o => o.scrollWidth>o.clientWidth+1).map(o => `${o.tagName} ${o.className}: ${o.scrollWidth} px`)"""
 
 def settle(browser):
     "Wait for fonts and pictures"
@@ -164,6 +259,9 @@ def looks(browser, url, pages):
             r[theme] = sum(map(int, re.findall(r'\d+', bg)[:3]))/3
             media(browser, theme, 375)
             r[f'{theme} width'] = browser.execute_script("return document.documentElement.scrollWidth")
+        r['cut on a phone'] = browser.execute_script(cut)
+        media(browser, theme, 1400)
+        r['cut'] = browser.execute_script(cut)
     browser.execute_cdp_cmd('Network.setCacheDisabled', {'cacheDisabled': False})
     return res
 
@@ -183,13 +281,17 @@ def test_themes_follow_the_reader(looks): assert not [k for k,v in looks.items()
 def test_fits_a_phone(looks):
     assert not [(k,o) for k,v in looks.items() for o in ('dark width','light width') if v[o]>375]
 
+def test_nothing_is_cut(looks):
+    assert not {k: v['cut'] for k,v in looks.items() if v['cut']}
+    assert not {k: v['cut on a phone'] for k,v in looks.items() if v['cut on a phone']}
+
 def test_accessible(looks):
     faults = [f'{k}: {o}' for k,v in looks.items() for o in v['faults']]
     assert not faults, '\n'.join(faults)
 
 @pytest.mark.parametrize('where', ['server','folder'])
 @pytest.mark.parametrize('word,page', [('SnapMix','callback.snapmix.html'), ('oversample','data.sampling.html'),
-    ('theta','callback.plc.html')])
+    ('theta','callback.plc.html'), ('best settings','recipe.html'), ('default','recipe.html')])
 def test_search(browser, url, site, word, page, where):
     from selenium.webdriver.support.ui import WebDriverWait
     media(browser, 'light', 1280)
@@ -201,6 +303,32 @@ def test_search(browser, url, site, word, page, where):
     assert any(page in o for o in hits[:5]), hits
     browser.find_element('css selector', f'a.search-result[href*="{page}"]').click()
     WebDriverWait(browser, 10).until(lambda b: page in b.current_url)
+
+def test_copy_leaves_out_folded_tests(browser, url):
+    media(browser, 'light', 1280)
+    browser.get(url+'callback.snapmix.html')
+    block = browser.find_element('xpath', '//div[contains(@class, "folded")][contains(., "mixed,w,w2 = snapmix")]')
+    button = block.find_element('css selector', '.tests-button')
+    def copied(): return browser.execute_script("return codeText(arguments[0].querySelector('code'))", block)
+    assert copied().endswith('w,w2') and 'test_close' not in copied() and 'test_close' not in block.text
+    button.click()
+    assert 'test_close(w2' in copied() and 'test_close(w2' in block.text
+    assert button.get_attribute('aria-expanded')=='true'
+
+def test_skip_link_and_contents_on_a_phone(browser, url):
+    from selenium.webdriver.common.keys import Keys
+    media(browser, 'light', 375)
+    browser.get(url+'callback.snapmix.html')
+    browser.find_element('css selector', 'body').send_keys(Keys.TAB)
+    link = browser.switch_to.active_element
+    assert link.text=='Skip to content' and link.location['x']>=0
+    link.send_keys(Keys.ENTER)
+    assert browser.switch_to.active_element.tag_name=='main'
+    contents = browser.find_element('css selector', 'details.contents')
+    contents.find_element('css selector', 'summary').click()
+    assert 'The method' in contents.text
+    table = browser.find_element('css selector', 'table.params')
+    assert browser.execute_script("return getComputedStyle(arguments[0].rows[1]).display", table)=='block'
 
 def test_theme_switch_is_kept(browser, url):
     media(browser, 'light', 1280)

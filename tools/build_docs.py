@@ -4,6 +4,7 @@ nbdev prepares the notebooks (`nbs` to `_proc`), exactly as `nbdev-docs` would f
 same project files, makes the pages; and what it leaves out is added here: KaTeX from the site itself, pictures in
 files of their own, labels for readers of screens, each page as Markdown too. Nothing is downloaded."""
 import base64,hashlib,io,json,os,re,sys
+from importlib import import_module
 from pathlib import Path
 from shutil import copy2, copytree, rmtree
 
@@ -12,7 +13,7 @@ os.environ['PYTHONWARNINGS'] = 'ignore' # of the processes that nbdev starts
 os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])
 
 from bs4 import BeautifulSoup
-from fastcore.nbio import read_nb, write_nb
+from fastcore.nbio import nb2str, read_nb, write_nb
 from fastcore.script import call_parse
 from nbdev.config import get_config
 from nbdev.doclinks import nbpath2html
@@ -24,30 +25,69 @@ from smalldocs import site as smalldocs
 from smalldocs import layout
 
 tools = Path(__file__).parent
+sys.path.insert(0, str(tools))
+import page_html
+from page_code import lesson, label_cells, put_imports_on_top, top_names
+from page_index import index_page
 
-def stage(cfg):
-    "Process the notebooks into `_proc`, under the names their pages will have"
-    refresh_quarto_yml()
-    proc = proc_nbs(force=True)
-    copy2(cfg.config_path/'CHANGELOG.md', proc/'changelog.md')
-    names = {}
-    for nb in sorted(proc.rglob('*.ipynb')):
-        to = nb.with_name(nbpath2html(Path(nb.name)).with_suffix('.ipynb').name)
-        names[nb.name] = to.name
-        d = read_nb(nb)
-        for o in (o for c in d.cells for o in c.get('outputs', ())):
-            # bars as they end
-            if o['output_type']=='stream':
-                o['text'] = ''.join(line.rstrip('\n').split('\r')[-1].rstrip()+'\n'
-                    for line in ''.join(o['text']).splitlines(True) if line.strip('\r\n '))
-        write_nb(d, to)
-        if to!=nb: nb.unlink()
-    for f in [proc/'_quarto.yml', proc/'sidebar.yml', *proc.rglob('*.ipynb')]:
+not_found = """---
+title: No such page
+description: The page may have moved
+---
+
+[All names](api.md), or [start here](index.ipynb).
+"""
+
+def bars_as_they_end(nb):
+    "Leave of each line that a cell printed what was to be seen at last"
+    for o in (o for c in nb.cells for o in c.get('outputs', ())):
+        if o['output_type']=='stream':
+            o['text'] = ''.join(line.rstrip('\n').split('\r')[-1].rstrip()+'\n'
+                for line in ''.join(o['text']).splitlines(True) if line.strip('\r\n '))
+
+def rename_in(files, names):
+    "Write new names of files for the old ones"
+    for f in files:
         text = f.read_text(encoding='utf-8')
         for old,new in names.items():
             if old!=new: text = text.replace(old, new)
         f.write_text(text, encoding='utf-8')
-    return proc
+
+def module_of(nb):
+    "The module that a notebook is exported to, if it is"
+    found = [re.search(r'^#\| *default_exp +(\S+)', c.source, re.M) for c in nb.cells]
+    return next((f'{get_config().lib_path.name}.{m[1]}' for m in found if m), None)
+
+def stage(cfg):
+    "Process the notebooks into `_proc`, under the names their pages will have; the notebook each page is made from"
+    refresh_quarto_yml()
+    proc = proc_nbs(force=True)
+    names,sources,known = {},{},top_names()
+    for nb in sorted(proc.rglob('*.ipynb')):
+        to = nb.with_name(nbpath2html(Path(nb.name)).with_suffix('.ipynb').name)
+        names[nb.name] = to.name
+        source = cfg.nbs_path/nb.relative_to(proc)
+        sources[str(to.relative_to(proc).with_suffix('.html'))] = source
+        d,original = read_nb(nb),read_nb(source)
+        bars_as_they_end(d)
+        if module := module_of(original): put_imports_on_top(original, d, module, known)
+        label_cells(d)
+        write_nb(d, to)
+        if to!=nb: nb.unlink()
+    rename_in([proc/'_quarto.yml', proc/'sidebar.yml', *proc.rglob('*.ipynb')], names)
+    return proc,sources
+
+def title_of(nb): return re.search(r"""^title: *['"]?(.*?)['"]?$""", nb.cells[0].source, re.M)[1]
+
+def add_pages(cfg, proc, sources):
+    "Add to `_proc` the pages that no notebook makes: the changes, all names, and that for an unknown address"
+    copy2(cfg.config_path/'CHANGELOG.md', proc/'changelog.md')
+    (proc/'404.md').write_text(not_found, encoding='utf-8')
+    listed = re.findall(r'- (\S+)\.ipynb', (proc/'sidebar.yml').read_text(encoding='utf-8'))
+    titles = {f'{o}.html': title_of(read_nb(proc/f'{o}.ipynb')) for o in listed if f'{o}.html' in sources}
+    (proc/'api.md').write_text(index_page(modidx(cfg), titles), encoding='utf-8')
+
+def modidx(cfg): return import_module(f'{cfg.lib_path.name}._modidx').d['syms']
 
 def save_picture(data, folder, known):
     "Write a picture to `folder`, as WebP where that is smaller; its name"
@@ -62,10 +102,9 @@ def save_picture(data, folder, known):
         known[name] = (file.name, im.size)
     return known[name]
 
-def finish_page(page, site, home, known, faults):
-    "Move pictures of a page into files, let the tab key reach tables and code that scroll, and name what has no name"
-    soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
-    up = '../'*(len(page.relative_to(site).parts)-1)
+def place_pictures(soup, page, site, known, faults):
+    "Move pictures of a page into files, each a link to itself, which a phone shows in full"
+    up = page_html.up(page, site)
     for img in soup.select('main img'):
         m = re.match(r'data:image/(?:png|jpeg|gif);base64,(.*)', img.get('src', ''), re.S)
         if m:
@@ -75,31 +114,51 @@ def finish_page(page, site, home, known, faults):
         if not img.get('alt'):
             faults.append(f"{page.relative_to(site)}: a picture without alt text "
                 f"({img.find_parent(class_='cell')['id'] if img.find_parent(class_='cell') else img['src']})")
-    for pre in soup.select('main pre, main .math.display'): pre['tabindex'] = '0'
-    for table in soup.select('main table'):
-        for attr in ('border','style'): table.attrs.pop(attr, None)
-        heads = [o.get_text() for o in table.select('thead th')]
-        table['class'] = ['table', *[o for o in table.get('class', []) if o!='table'],
-            *(['params'] if heads==['Name','Type','Default','What it is'] else [])]
-        for th in table.select('thead th, tbody th'):
-            if not th.get_text(strip=True): th.name = 'td'
-            elif not th.get('scope'): th['scope'] = 'col' if th.find_parent('thead') else 'row'
-        table.wrap(soup.new_tag('div', attrs={'class': 'table-scroll', 'tabindex': '0', 'role': 'group',
-            'aria-label': 'Table'}))
-    for style in soup.select('main style'): style.decompose()
-    for icon in soup.select('i[role=img]:not([aria-label])'):
-        del icon['role']
-        icon['aria-hidden'] = 'true'
+        if img.find_parent('a') is None: img.wrap(soup.new_tag('a', attrs={'class': 'figure-link', 'href': img['src']}))
+
+def fix_links(soup, up, home):
+    "Have links stay in the folder of the site, and those to a name lead to it, whatever its capitals"
     # a function and a class may differ in capitals alone, which headings' names lose
     for source in soup.select('a.source-link'):
         head = source.find_next(['h2','h3','h4'])
         name = head.get_text()
         if head['id']!=name: head.insert(0, soup.new_tag('span', id=name))
-    for a in soup.select(f'a[href^="{home}"]'): a['href'] = up+a['href'].removeprefix(home) # the site may be a folder
+    for a in soup.select(f'a[href^="{home}"]'): a['href'] = up+a['href'].removeprefix(home)
     for a in soup.select('main a[href*="#"]'):
         path,_,frag = a['href'].partition('#')
         name = a.get_text().removesuffix('()')
         if name.lower()==frag and name!=frag and '://' not in path and a.code: a['href'] = f'{path}#{name}'
+
+def links_about(page, source, cfg):
+    "Links that a page has about itself: to change it, to take it along, to run it"
+    if source is None: return []
+    path = source.relative_to(cfg.config_path).as_posix()
+    repo = cfg.git_url.rstrip('/').removeprefix('https://github.com/')
+    name = Path(page).with_suffix('.ipynb').name
+    return [('Edit this page', f'https://github.com/{repo}/edit/{cfg.branch}/{path}'), ('Download as a notebook', name),
+        ('Open in Colab', f'https://colab.research.google.com/github/{repo}/blob/{cfg.branch}/{path}')]
+
+def finish_page(page, site, cfg, source, known, faults):
+    "Give a page what smalldocs leaves out"
+    soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
+    name,up = page.relative_to(site).as_posix(),page_html.up(page, site)
+    home = f'{cfg.doc_host}{cfg.doc_baseurl}/'
+    place_pictures(soup, page, site, known, faults)
+    page_html.wrap_code(soup)
+    page_html.mark_slow(soup)
+    for o in soup.select('main .math.display'): o['tabindex'] = '0'
+    page_html.finish_tables(soup)
+    page_html.drop_empty_headings(soup)
+    for style in soup.select('main style'): style.decompose()
+    page_html.name_icons(soup)
+    page_html.lighten_sidebar(soup)
+    page_html.unlink_words(soup)
+    fix_links(soup, up, home)
+    page_html.add_contents(soup)
+    page_html.add_links(soup, links_about(name, source, cfg))
+    page_html.add_skip_link(soup)
+    page_html.add_meta(soup, home+name, cfg.version)
+    if name=='404.html': page_html.root_links(soup, f'{cfg.doc_baseurl}/')
     page.write_text(str(soup).replace(layout.KATEX, f'{up}site_libs/katex').replace('katex/contrib/', 'katex/'),
         encoding='utf-8')
 
@@ -120,7 +179,8 @@ def keep_names_without_docs(site):
 def as_markdown(page):
     "Write a page once more as Markdown beside it, where module docstrings and llms.txt look for it"
     main = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser').select_one('main')
-    for o in main.select('nav, .quarto-page-breadcrumbs, .anchorjs-link, style, script'): o.decompose()
+    for o in main.select('nav, .quarto-page-breadcrumbs, .anchorjs-link, .contents, .page-links, .tests-button, '
+        'style, script'): o.decompose()
     def language(pre):
         return 'python' if 'python' in ' '.join([*pre.get('class', []),
             *(pre.code.get('class', []) if pre.code else [])]).lower() else ''
@@ -133,20 +193,44 @@ def fonts_of_the_reader(site):
     for css in (site/'site_libs'/'themes').rglob('*.css'):
         css.write_text(re.sub(r'@import url\([^)]*\);?', '', css.read_text(encoding='utf-8')), encoding='utf-8')
 
-def search_from_a_folder(site):
-    "Load the search index by a script: a browser fetches nothing for a page that it opened from a folder"
+# what readers ask for, for pages that say it in other words
+search_words = {'recipe.html': 'best settings default defaults', 'explain/recipe.html': 'best settings default',
+    'howto/settings.html': 'best settings default hyperparameters', 'howto/choose.html': 'best settings mix',
+    'howto/offline.html': 'kaggle internet off offline wheels', 'faq.html': 'faq questions',
+    'data.sampling.html': 'imbalanced rare classes oversampling', 'callback.plc.html': 'noisy labels noise'}
+
+def replace_once(text, old, new):
+    if text.count(old)!=1:
+        raise ValueError(f"smalldocs.js does not hold once what the site replaces: {old!r}. See tools/build_docs.py")
+    return text.replace(old, new)
+
+def finish_script(site):
+    "Copy code without folded tests; search for all words; and load the index by a script, as folders need it"
     js = site/'site_libs'/'smalldocs.js'
-    text,old = js.read_text(encoding='utf-8'),re.compile(
-        r'const r = await fetch\(offset \+ "search.json"\);\s*index = await r.json\(\);')
-    new = ('await new Promise((done, fail) => { const s = document.createElement("script"); s.src = offset + '
-        '"search.js"; '
-           's.onload = done; s.onerror = fail; document.head.append(s); }); index = window.searchIndex;')
-    if len(old.findall(text))!=1:
-        raise ValueError("smalldocs.js does not load its search index as expected: see search_from_a_folder in "
-            "tools/build_docs.py")
-    js.write_text(old.sub(lambda _: new, text), encoding='utf-8')
+    text = js.read_text(encoding='utf-8')
+    text = replace_once(text, 'code.innerText', 'window.codeText(code)')
+    text = replace_once(text, """const r = await fetch(offset + "search.json");
+      index = await r.json();""", """await new Promise((done, fail) => {
+        const s = document.createElement("script");
+        [s.src, s.onload, s.onerror] = [offset + "search.js", done, fail];
+        document.head.append(s);
+      });
+      index = window.searchIndex;""")
+    text = replace_once(text, """fuse ? fuse.search(q, { limit }).map((h) => h.item)
+        : index.filter((e) => (e.title + " " + e.section + " " + e.text).toLowerCase().includes(q.toLowerCase()))"""
+        ".slice(0, limit)", 'window.searchPages(index, fuse, q, limit)')
+    js.write_text(text+(tools/'site.js').read_text(encoding='utf-8'), encoding='utf-8')
+
+def finish_index(site):
+    "The search index as a script, without the heads of tables of parameters"
     index = site/'search.json'
-    (site/'search.js').write_text(f"window.searchIndex = {index.read_text(encoding='utf-8')};\n", encoding='utf-8')
+    entries = json.loads(index.read_text(encoding='utf-8'))
+    for o in entries:
+        o['text'] = o['text'].replace('Name Type Default What it is', '')
+        page,_,anchor = o['href'].partition('#')
+        if page in search_words and not anchor: o['words'] = search_words[page]
+    text = json.dumps(entries, ensure_ascii=False)
+    (site/'search.js').write_text(f'window.searchIndex = {text};\n', encoding='utf-8')
     index.unlink()
 
 def llms(cfg, site):
@@ -162,22 +246,31 @@ def llms(cfg, site):
             + (f": {what['content']}" if what else ''))
     (site/'llms.txt').write_text('\n'.join(out)+'\n', encoding='utf-8')
 
+def write_lessons(proc, sources, home):
+    "Each page as a notebook that runs, by its name in the site"
+    return {page: nb2str(lesson(read_nb((proc/page).with_suffix('.ipynb')), page, home)) for page in sources}
+
 def build(out):
     "Build the site into the folder `out`; its faults"
     cfg = get_config()
-    proc = stage(cfg)
+    home = f'{cfg.doc_host}{cfg.doc_baseurl}/'
+    proc,sources = stage(cfg)
     try:
+        add_pages(cfg, proc, sources)
+        lessons = write_lessons(proc, sources, home)
         made = smalldocs.build(proc, quiet=True)
         site = made.out
         (site/'figures').mkdir(exist_ok=True)
         copytree(tools/'katex', site/'site_libs'/'katex', dirs_exist_ok=True)
         known,faults = {},[o for o in made.warnings if not re.search('format-links|commonmark|output-file', o)]
-        home = f'{cfg.doc_host}{cfg.doc_baseurl}/'
-        for page in sorted(site.rglob('*.html')): finish_page(page, site, home, known, faults)
+        for page in sorted(site.rglob('*.html')):
+            finish_page(page, site, cfg, sources.get(page.relative_to(site).as_posix()), known, faults)
         keep_names_without_docs(site.resolve())
         for page in sorted(site.rglob('*.html')): as_markdown(page)
+        for page,text in lessons.items(): (site/page).with_suffix('.ipynb').write_text(text, encoding='utf-8')
         fonts_of_the_reader(site)
-        search_from_a_folder(site)
+        finish_script(site)
+        finish_index(site)
         llms(cfg, site)
         (site/'.nojekyll').touch()
         rmtree(out, ignore_errors=True)

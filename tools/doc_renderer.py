@@ -1,5 +1,6 @@
 "How the docs show a function or class: its signature, what it is for, and a table of its parameters."
 import ast,inspect,re,types
+from functools import cached_property
 from inspect import Parameter
 from typing import Union, get_args, get_origin
 
@@ -60,6 +61,10 @@ def definition_line(source, name):
 
 class TableRenderer(showdoc.BasicMarkdownRenderer):
     "A heading, the source, the signature, the docstring, and a row for each parameter and for what is returned"
+    def __init__(self, sym, *args, **kwargs):
+        super().__init__(sym, *args, **kwargs)
+        self.is_property = isinstance(sym, (property,cached_property)) # `self.sym` is the function behind it
+
     def source(self):
         "Link to the lines of the module that the notebook is exported to"
         url = NbdevLookup().code(self.fn)
@@ -81,7 +86,8 @@ class TableRenderer(showdoc.BasicMarkdownRenderer):
         known = getattr(inspect.unwrap(fn), '__globals__', {})
         defaults = {k: default_name(v['default'], known) for k,v in params.items()
             if v['default'] is not Parameter.empty}
-        head += f'```python\n{signature(self.nm, params, defaults)}\n```\n\n{doc}\n\n'
+        call = self.nm if self.is_property else signature(self.nm, params, defaults)
+        head += f'```python\n{call}\n```\n\n{doc}\n\n'
         rows = [(f'`{stars(v.get("kind"))}{k}`', type_name(v.get('anno', Parameter.empty)),
             f'`{defaults[k]}`' if k in defaults else '',
             v.get('docment') or (kwargs_doc(fn) if v.get('kind')==Parameter.VAR_KEYWORD else None))
