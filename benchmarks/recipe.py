@@ -19,17 +19,19 @@ Cost. A cell trains on as many pictures as plain training: with `echo` 16 pictur
 clean and mixed, and the epochs are halved. In the epoch of the head alone `echo` trains on twice as many, at a third of
 the price of a picture. All of it is in `cpu_seconds`.
 
-`rates` trains plainly with seed 10 at five learning rates and validates, and lets `lr_find` suggest one with three
-seeds: what is lost by a rate that is found, and by a fixed one? The rate that loses least on average over the sets is
-that of the regime in the other phases.
+`rates` trains plainly with seed 10 at several learning rates and validates, and lets `lr_find` suggest one with three
+seeds: what is lost by a rate that is found, and by a fixed one? Fine-tuning has two of them, `lr` of the head and
+`lr/lr_mult` of the first layers. The rates that lose least on average over the sets are those of the regime in the
+other phases.
 
 The rule, written before any cell of a test part was run. For each regime and length all candidates are trained on the
 draws of seed 10 and scored on the validation part; plain training and the two best of them on those of seed 11 as well.
 The score of a candidate is the mean of its accuracy beyond that of plain training over seeds and sets; each set weighs
-the same. Out are candidates whose log-loss is higher than plain training's on average over the sets. The highest score
-wins; of those within .002 of it the one that stands first in the list below, as it is the simpler one; plain training if
-no score is above 0. The winner and plain training are then trained with the seeds 0 to 4 and scored on the test parts,
-once."""
+the same. Out are candidates that were trained on fewer than three sets, and those whose log-loss is higher than plain
+training's on average over the sets. The highest score wins; of those within .002 of it the one that stands first in the
+list below, as it is the simpler one; plain training if no score is above 0. Then fastai's default rates with nothing
+else, plain training and the winner, both at the rates above, are trained with the seeds 0 to 4 and scored on the test
+parts, once."""
 import time,warnings
 from functools import partial
 from json import dumps
@@ -40,7 +42,8 @@ warnings.filterwarnings('ignore')
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, DataLoaders, Recorder, minimum, slide, steep, valley
+from fastai.vision.all import (Callback, DataLoaders, LabelSmoothingCrossEntropyFlat, Recorder, minimum, slide, steep,
+    valley)
 import fastai.callback.schedule
 from fastcore.script import call_parse, store_true
 from sklearn.model_selection import train_test_split
@@ -48,23 +51,29 @@ from fastai_mix.callback.ema import EMA
 from fastai_mix.callback.manifold import ManifoldMixUp
 from fastai_mix.callback.mix import CutMix, MixUp
 from fastai_mix.callback.snapmix import SnapMix
+from fastai_mix.schedule import off_last
 from accuracy import compare, verdict
 from cells import (Batches, Results, bare_learner, decode, figures, normalize, plan, predict, read_table, record,
     run_cells)
 
 # simpler ones first
-candidates = {'plain': lambda: [], 'mixup': lambda: [MixUp()], 'mixup-echo': lambda: [MixUp(echo=True)],
-    'cutmix-echo': lambda: [CutMix(echo=True)], 'manifold': lambda: [ManifoldMixUp()],
-    'manifold-echo': lambda: [ManifoldMixUp(echo=True)], 'snapmix-echo': lambda: [SnapMix(echo=True)],
-    'snapmix-echo-ema': lambda: [SnapMix(echo=True), EMA()]}
-compared = {('pretrained',10): list(candidates), ('pretrained',40): ['plain','mixup','manifold','snapmix-echo'],
-    ('scratch',20): ['plain','mixup','mixup-echo','manifold','manifold-echo','snapmix-echo']}
+candidates = {'plain': lambda: [], 'smooth': lambda: [], 'ema': lambda: [EMA()], 'mixup': lambda: [MixUp()],
+    'mixup-echo': lambda: [MixUp(echo=True)], 'cutmix-echo': lambda: [CutMix(echo=True)],
+    'manifold': lambda: [ManifoldMixUp()], 'manifold-echo': lambda: [ManifoldMixUp(echo=True)],
+    'snapmix-late': lambda: [SnapMix(p=off_last(.5))], 'snapmix-echo': lambda: [SnapMix(echo=True)]}
+compared = {('pretrained',10): [o for o in candidates if o!='manifold-echo'],
+    ('pretrained',40): ['plain','ema','mixup','manifold','snapmix-echo'],
+    ('scratch',20): ['plain','ema','mixup','mixup-echo','manifold','manifold-echo','snapmix-echo']}
 # what is drawn from the training part: pictures a class, or a share of all
 sets = {'clothing': dict(per_class=40), 'apple': dict(share=.25), 'grocery': dict(per_class=5),
     'leaves': dict(share=400/1200), 'cifar10n': dict(per_class=40)}
-regimes = {'pretrained': dict(arch='tf_efficientnet_lite0', size=96, lengths=(10,40), lr=.008),
+regimes = {'pretrained': dict(arch='tf_efficientnet_lite0', size=96, lengths=(10,40), lr=.004, lr_mult=5),
     'scratch': dict(arch='resnet18', size=64, lengths=(20,), lr=.004)}
-rates = {'pretrained': (.001,.002,.004,.008,.016), 'scratch': (.001,.002,.004,.008,.016)}
+# what `fine_tune` and `fit_one_cycle` take when nothing is given
+defaults = {'pretrained': dict(lr=.002, lr_mult=100), 'scratch': dict(lr=.001)}
+rates = {'pretrained': [dict(lr=o, lr_mult=100) for o in (.001,.002,.004,.008,.016)]
+    + [dict(lr=lr, lr_mult=m) for lr,m in ((.002,3),(.002,10),(.004,2),(.004,5),(.004,10),(.004,30),(.008,30))],
+    'scratch': [dict(lr=o) for o in (.001,.002,.004,.008,.016)]}
 suggestions = dict(valley=valley, minimum=minimum, steep=steep, slide=slide)
 
 class Data:
@@ -126,7 +135,8 @@ def make_learner(cell, data, train, weights, device, tell=lambda part: None, kee
     batches = Epochs(data.x[train], data.y[train], bs, len(train)//bs, cell['size'], cell['seed'], None)
     total = len(train)*(cell['epochs']+(cell['regime']=='pretrained'))
     learn = bare_learner(DataLoaders(batches, [], device=device), batches, cell,
-        weights if cell['regime']=='pretrained' else None, len(data.vocab), [Tell(tell, total), *cbs], keep)
+        weights if cell['regime']=='pretrained' else None, len(data.vocab), [Tell(tell, total), *cbs], keep,
+        LabelSmoothingCrossEntropyFlat() if cell['mix'].startswith('smooth') else None)
     if device!='cpu': learn.model.to(device)
     return learn,n_epochs
 
@@ -137,7 +147,7 @@ def run(cell, tell, load, weights, device, rec):
     scored = test if cell['part']=='test' else valid
     learn,n_epochs = make_learner(cell, data, train, weights, device, tell)
     start,cpu = time.time(),time.process_time()
-    if cell['regime']=='pretrained': learn.fine_tune(n_epochs, cell['lr'])
+    if cell['regime']=='pretrained': learn.fine_tune(n_epochs, cell['lr'], lr_mult=cell['lr_mult'])
     else: learn.fit_one_cycle(n_epochs, cell['lr'])
     seconds,cpu = time.time()-start,time.process_time()-cpu
     score = figures(predict(learn.model, data.x[scored], cell['size'], learn.model.default_cfg), data.y[scored])
@@ -157,24 +167,28 @@ def find_rates(cell, tell, load, weights, device, rec):
 
 def make_cells(phase, names, regime, length, winners):
     "The cells of a phase, seed by seed: what stops early can be compared"
-    def cell(data, regime, epochs, mix, seed, part, lr=None):
+    def cell(data, regime, epochs, mix, seed, part, lr=rate(regime)):
         r = regimes[regime]
         return dict(data=data, arch=r['arch'], regime=regime, size=r['size'], epochs=epochs, part=part,
-            lr=lr or r['lr'], mix=mix, seed=seed)
+            **lr, mix=mix, seed=seed)
     if phase=='rates':
-        yield from (cell(d, regime, length, 'plain', 10, 'valid', lr) for d in names for lr in rates[regime])
-        yield from (cell(d, regime, length, 'plain', s, 'find', 1.) for d in names for s in (10,11,12))
+        yield from (cell(d, regime, length, 'plain', 10, 'valid', o) for d in names for o in rates[regime])
+        yield from (cell(d, regime, length, 'plain', s, 'find', dict(lr=1.)) for d in names for s in (10,11,12))
         return
-    stages = {'test': (range(5), 'test', ['plain',*winners]), 'choose': ((10,), 'valid', compared[regime,length]),
-        'again': ((11,), 'valid', ['plain',*winners])}
-    seeds,part,mixes = stages[phase]
-    yield from (cell(d, regime, length, m, s, part) for s in seeds for d in names for m in mixes)
+    if phase=='test':
+        arms = [('plain',defaults[regime]), *((m,rate(regime)) for m in ('plain',*winners))]
+        yield from (cell(d, regime, length, m, s, 'test', lr) for s in range(5) for d in names for m,lr in arms)
+        return
+    seed,mixes = (10,compared[regime,length]) if phase=='choose' else (11,['plain',*winners])
+    yield from (cell(d, regime, length, m, seed, 'valid') for d in names for m in mixes)
+
+def rate(regime): return {k: v for k,v in regimes[regime].items() if k in ('lr','lr_mult')}
 
 def choose(lines):
-    "Scores of all candidates of each regime and length on the validation parts, and the winner by the rule"
-    df = pd.DataFrame([o for o in lines if o['part']=='valid' and o['lr']==regimes[o['regime']]['lr']])
+    "Scores of all candidates of each regime, length and rate on the validation parts, and the winner by the rule"
+    df = pd.DataFrame([o for o in lines if o['part']=='valid']).fillna({'lr_mult': 0})
     res = []
-    for (regime,length),d in df.groupby(['regime','epochs'], sort=False):
+    for (regime,length,lr,mult),d in df.groupby(['regime','epochs','lr','lr_mult'], sort=False):
         at = ['data','seed']
         plain = d[d['mix']=='plain'].set_index(at)
         rows = []
@@ -182,27 +196,37 @@ def choose(lines):
             own = d[d['mix']==mix].set_index(at)
             diff = (own[['accuracy','macro_f1','log_loss']]-plain[['accuracy','macro_f1','log_loss']]).dropna()
             by_set = diff.groupby('data').mean()
+            if len(by_set)<3: continue
             rows.append(dict(mix=mix, n=len(diff), **by_set.mean().to_dict(), by_set=by_set.accuracy.to_dict()))
+        if len(rows)<2: continue
         best = sorted((o for o in rows if o['log_loss']<=0 and o['mix']!='plain'), key=lambda o: -o['accuracy'])[:2]
         final = [o for o in rows if o in best or o['mix']=='plain'] # in the order of the list
         top = max(o['accuracy'] for o in final)
-        res.append(dict(regime=regime, epochs=length, rows=rows, best=[o['mix'] for o in best],
-            winner=next(o['mix'] for o in final if o['accuracy']>=top-.002)))
+        own = dict(lr=lr, lr_mult=mult) if mult else dict(lr=lr)
+        res.append(dict(regime=regime, epochs=length, rate=own, of_recipe=own==rate(regime), rows=rows,
+            best=[o['mix'] for o in best], winner=next(o['mix'] for o in final if o['accuracy']>=top-.002)))
     return res
 
 def test_table(lines):
-    "Paired differences to plain training on each test part"
+    "Scores of each arm on the test parts, and paired differences to fastai's default rates and to plain training"
     df,res = pd.DataFrame([o for o in lines if o['part']=='test']),[]
     if df.empty: return res
-    for key,d in df.groupby(['regime','epochs','data'], sort=False):
-        by = {m: o.set_index('seed') for m,o in d.groupby('mix', sort=False)}
-        for m,o in by.items():
-            row = dict(zip(('regime','epochs','data'), key), mix=m, n=len(o), seconds=float(o.seconds.mean()))
+    for (regime,length,data),d in df.groupby(['regime','epochs','data'], sort=False):
+        arm = d['mix'].where(d.lr!=defaults[regime]['lr'], 'default')
+        by = {m: o.set_index('seed') for m,o in d.groupby(arm, sort=False)}
+        for arm,o in by.items():
+            row = dict(regime=regime, epochs=length, data=data, arm=arm, n=len(o), seconds=float(o.seconds.mean()))
             for k in ('accuracy','macro_f1','log_loss','ece'):
                 row[k] = dict(mean=float(o[k].mean()), se=float(o[k].sem()))
-                if m!='plain' and 'plain' in by: row[k]['to_plain'] = compare(o[k], by['plain'][k])
+                for to in ('default','plain'):
+                    if arm!=to and to in by: row[k][f'to_{to}'] = compare(o[k], by[to][k])
             res.append(row)
     return res
+
+def rate_name(cell):
+    "The learning rate of the head and, if it is not fastai's 100, by how much that of the first layers is below it"
+    mult = getattr(cell, 'lr_mult', 100)
+    return f'{cell.lr:g}' if mult!=mult or mult==100 else f'{cell.lr:g}/{mult:g}'
 
 def rate_table(lines):
     "Accuracy at each rate, what `lr_find` found, and what either loses to the best rate of the set"
@@ -211,32 +235,38 @@ def rate_table(lines):
     if 'found_valley' not in df: return res
     for (regime,data),d in df.groupby(['regime','data'], sort=False):
         length = regimes[regime]['lengths'][0]
-        tried = d[(d.part=='valid') & (d.seed==10) & (d.epochs==length)].set_index('lr').accuracy.sort_index()
+        own = d[(d.part=='valid') & (d.seed==10) & (d.epochs==length)]
+        tried = own[(own.lr_mult==100) | own.lr_mult.isna()].set_index('lr').accuracy.sort_index()
         found = d[d.part=='find']
         if len(tried)<2 or found.empty: continue
         def at(lr): return float(np.interp(np.log(lr), np.log(tried.index), tried))
-        res.append(dict(regime=regime, data=data, accuracy={f'{k:g}': float(v) for k,v in tried.items()},
+        res.append(dict(regime=regime, data=data, accuracy={rate_name(o): o.accuracy for o in own.itertuples()},
             found={k: found[f'found_{k}'].tolist() for k in suggestions},
             lost={k: [float(tried.max()-at(o)) for o in found[f'found_{k}']] for k in suggestions}))
     return res
 
+def in_words(rate): return ', '.join(f'{k} {v:g}' for k,v in rate.items())
+
 def show(chosen, tests, tried):
     for t in tried:
-        print(f"{t['regime']:10s} {t['data']:9s} accuracy at " + ' '.join(f'{k}: {v:.3f}' for k,v in t['accuracy'].items()))
+        print(f"{t['regime']:10s} {t['data']:9s} accuracy at "
+            + ' '.join(f'{k}: {v:.3f}' for k,v in t['accuracy'].items()))
         for k in suggestions:
             print(f"    {k:8s} found {' '.join(f'{o:.2g}' for o in t['found'][k])}, "
                 f"loses {' '.join(f'{o:.3f}' for o in t['lost'][k])}")
     for c in chosen:
-        print(f"\n{c['regime']}, {c['epochs']} epochs: accuracy, macro-F1 and log-loss beyond plain on the validation parts; winner {c['winner']}")
+        print(f"\n{c['regime']}, {c['epochs']} epochs, {in_words(c['rate'])}: accuracy, macro-F1 and log-loss "
+            f"beyond plain on the validation parts; winner {c['winner']}")
         for o in c['rows']:
             print(f"  {o['mix']:18s} {o['accuracy']:+.4f} {o['macro_f1']:+.4f} {o['log_loss']:+.4f}  n={o['n']}  "
                 + ' '.join(f'{k} {v:+.3f}' for k,v in o['by_set'].items()))
     for r in tests:
-        print(f"\n{r['regime']} {r['data']} {r['epochs']} epochs {r['mix']} n={r['n']} {r['seconds']:.0f} s: "
+        print(f"\n{r['regime']} {r['data']} {r['epochs']} epochs {r['arm']} n={r['n']} {r['seconds']:.0f} s: "
             + ', '.join(f"{k} {r[k]['mean']:.4f}" for k in ('accuracy','macro_f1','log_loss','ece')))
-        for k in ('accuracy','macro_f1','log_loss','ece'):
-            if 'se' in (c := r[k].get('to_plain', {})):
-                print(f"  {k:9s} {c['diff']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}] {verdict(c, k)}")
+        for to in ('default','plain'):
+            for k in ('accuracy','macro_f1','log_loss','ece'):
+                if 'se' in (c := r[k].get(f'to_{to}', {})):
+                    print(f"  {k:9s} beyond {to} {c['diff']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}] {verdict(c, k)}")
 
 def loader(root):
     "A function that returns the pictures of a set, and keeps the last ones"
@@ -267,7 +297,8 @@ def main(
     if not report:
         if threads: torch.set_num_threads(threads)
         load,length = loader(root),epochs or regimes[regime]['lengths'][0]
-        chosen = next((o for o in choose(out.lines()) if (o['regime'],o['epochs'])==(regime,length)), None)
+        chosen = next((o for o in choose(out.lines()) if o['of_recipe'] and (o['regime'],o['epochs'])==(regime,length)),
+            None)
         picked = [] if chosen is None else chosen['best'] if phase=='again' else [chosen['winner']]
         cells = list(make_cells(phase, data.split(','), regime, length, [o for o in picked if o!='plain']))
         def cost(c): return 20 if c['part']=='find' else 400*c['epochs']/(110 if c['regime']=='pretrained' else 160)

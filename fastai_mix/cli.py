@@ -55,7 +55,8 @@ def _read_config(opts):
     if not file.exists(): return
     strange = f"--out {opts.out} holds something that is not a run of fastai-mix, or not one that can go on"
     # what earlier versions did not write
-    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None)
+    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None,
+        lr_mult=100)
     try: config = older | read_dict(file, 'give another folder', versions=dict, lr=(int,float))
     except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if config['fold'] is None else ['pictures'])) if k not in config]
@@ -93,12 +94,13 @@ def _check_out(opts):
     "ValueError if `out` has something that is not of a run like this; sets what that was begun with"
     out = opts.out
     opts.scaled = opts.halved = True
+    opts.lr_mult = best_rates().get('lr_mult')
     if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give a folder")
     if not out.is_dir() or all(f.name.startswith('.') or _may_be_cache(f) for f in out.iterdir()): return
     config = _read_config(opts)
     if not config:
         raise ValueError(f"--out {out} holds something that is not a run of fastai-mix: give another folder")
-    opts.update({k: config[k] for k in ('scaled','halved', *(_of_mix if opts.from_recipe else ()))})
+    opts.update({k: config[k] for k in ('scaled','halved','lr_mult', *(_of_mix if opts.from_recipe else ()))})
     for names,kind,is_other in ((_output_files,'file',Path.is_dir), (_output_folders,'folder',Path.is_file)):
         other = [out/f for f in names if is_other(out/f)]
         if other:
@@ -273,7 +275,7 @@ def _fill_cache(opts, df):
 # %% ../nbs/40_cli.ipynb #ccdbab01
 def _settle_lr(opts, learn):
     "The learning rate given, that of the recipe, or one that is found"
-    if opts.lr is None: return best_rate(has_weights(opts))
+    if opts.lr is None: return next(iter(best_rates(has_weights(opts)).values()))
     if opts.lr!='find': return opts.lr
     # on clean batches: whether a batch is mixed changes its loss more than a step of the search does
     mixes,folder = [cb for cb in learn.cbs if isinstance(cb, BatchCallback)],opts.out/'.lr_find'
@@ -288,7 +290,7 @@ def _settle_lr(opts, learn):
 
 def _fit(opts, learn):
     n_epochs = _halved(opts, opts.epochs)
-    if has_weights(opts): learn.fine_tune(n_epochs, opts.lr)
+    if has_weights(opts): learn.fine_tune(n_epochs, opts.lr, lr_mult=opts.lr_mult)
     else: learn.fit_one_cycle(n_epochs, opts.lr)
 
 def _show_training(opts):
@@ -298,7 +300,8 @@ def _show_training(opts):
     cost = '' if bs==opts.bs else f', {n_epochs} epochs of batches of {bs}'
     args = has_weights(opts),opts.epochs
     why = f'; {recipe_evidence(*args)}' if opts.from_recipe and name==best_setting(*args) else ''
-    print_escaped(f'training with {name}{cost}, learning rate {opts.lr:.2g}{why}\n')
+    first = f', of the first layers {opts.lr/opts.lr_mult:.2g}' if has_weights(opts) else ''
+    print_escaped(f'training with {name}{cost}, learning rate {opts.lr:.2g}{first}{why}\n')
 
 def _write_config(opts, **kwargs):
     versions = dict(package_versions(), fastai_mix=fastai_mix.__version__)
@@ -336,7 +339,7 @@ def _begin(opts, df, learn):
 
 # %% ../nbs/40_cli.ipynb #ba98ba66
 def _write_pictures(opts, scores, learn):
-    draws = dict(confusion=scores.plot_confusion) | ({} if opts.mix=='none' else dict(mix=learn.show_mix))
+    draws = dict(confusion=scores.plot_confusion) | (dict(mix=learn.show_mix) if changes_pictures(opts.mix) else {})
     # a class may be called $a$
     with plt.rc_context({'text.parse_math': False}), no_random(opts.seed, reproducible=False):
         for name,draw in draws.items():
@@ -469,7 +472,7 @@ def main(
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
     group_col:str=None, # The CSV's column of groups (a plant, a person): the pictures of one stay in one fold
-    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, gridmask, with commas; none (default: the recipe)
+    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, gridmask, ema, with commas; none (default: the recipe)
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
     p:float=None, # Chance that a batch is mixed (default: 1)
     echo:bool=False, # Train on each batch clean too, with half of `bs` and `epochs`: as many pictures
@@ -480,7 +483,7 @@ def main(
     size:int=None, # Side of the pictures in pixels (default: 128; of the drawn leaves 64)
     bs:int=32, # Pictures trained on in a step
     epochs:int=10, # How often each picture is trained on (with trained weights: after an epoch for the head alone)
-    lr:str=None, # Learning rate; find: by `lr_find` (default: .008 with trained weights, .004 without)
+    lr:str=None, # Learning rate; find: by `lr_find` (default: .004)
     fold:int=None, # Fold to validate on, of `folds` (default: 0)
     folds:int=None, # Number of stratified folds (default: 5); without `fold`, all are trained, one network each
     oversample:str=None, # Repeat rows to train on: class=3, several with commas; balance; sqrt; or rows per class

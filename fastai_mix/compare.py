@@ -145,7 +145,7 @@ def compare_runs(
     return Comparison(pd.DataFrame(rows, list(runs)), reference, folds)
 
 # %% ../nbs/38a_compare.ipynb #a252c093
-def _fine_tune(learn, epochs): learn.fine_tune(epochs, best_rate())
+def _fine_tune(learn, epochs): learn.fine_tune(epochs, **best_rates())
 
 # %% ../nbs/38a_compare.ipynb #f5687cd4
 def _half_batches(dls):
@@ -174,7 +174,7 @@ def compare(
     path:str|Path, # Folder, with a folder for each setting; the same one to continue
     settings:list|dict=('plain','mixup','manifold','snapmix-echo'), # Names; or functions that return callbacks by name
     epochs:int=10, # Epochs of a setting without echo
-    fit:Callable=None, # `fit(learn, epochs=n)`; None: `learn.fine_tune(epochs, best_rate())`
+    fit:Callable=None, # `fit(learn, epochs=n)`; None: `learn.fine_tune(epochs, **best_rates())`
     reference:str=None, # The setting to compare with; None: `plain`, or the first
     folds:list=None, # Folds to train and compare; None: all
     executor=None, # As for `CrossVal.fit`

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from fastai_mix.crossval import CrossVal, load_ensemble
 from fastai_mix.data import pictures
 from fastai_mix.data.leaves import draw_leaf
 from fastai_mix.decisions import DecisionFile
+from fastai_mix.recipe import best_rates
 from helpers import noise
 
 @pytest.fixture
@@ -451,6 +453,18 @@ def test_echo_costs_what_plain_training_does(table, tmp_path, monkeypatch):
     main(**args, echo=True)
     main(**{**args, 'out':str(tmp_path/'other')})
     assert seen[::3]==[(4,3),(8,5),(8,5)]
+
+def test_a_run_goes_on_with_the_rates_it_was_begun_with(table, tmp_path, monkeypatch):
+    seen,run = [],tmp_path/'run'
+    save_file(timm.create_model('resnet10t', num_classes=7).state_dict(), tmp_path/'w.safetensors')
+    args = dict(table(), fold=0, folds=3, arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
+    def train(self, fit, k, bar=True): fit(SimpleNamespace(fine_tune=lambda n, lr, lr_mult: seen.append((lr,lr_mult))))
+    monkeypatch.setattr(CrossVal, '_train', train)
+    main(**args)
+    config = json.loads((run/'config.json').read_text()) # earlier versions had fastai's `lr_mult`
+    (run/'config.json').write_text(json.dumps({k: v for k,v in config.items() if k!='lr_mult'}))
+    main(**args)
+    assert [o[1] for o in seen]==[best_rates()['lr_mult'],100] and {o[0] for o in seen}=={config['lr']}
 
 def test_a_run_without_a_mix_goes_on_as_it_was_begun(table, tmp_path, capsys, monkeypatch):
     made,args,run = [],dict(table(), fold=0, folds=3, arch='resnet10t'),tmp_path/'run'
