@@ -93,6 +93,15 @@ def test_every_test_is_in_the_map():
     named = {f.resolve() for f in linked_files(root/'CONTRIBUTING.md')}
     assert not [f.name for f in (root/'tests').glob('test_*.py') if f.resolve() not in named]
 
+def test_the_readme_shows_what_is_there():
+    "Its pictures are in the repository; `.ci/run` runs its first line with pytest"
+    text = (root/'README.md').read_text(encoding='utf-8')
+    pictures = re.findall(r'\]\(https://raw\.githubusercontent\.com/[^)]*/(nbs/images/[^)]+)\)', text)
+    assert len(pictures)>=4 and not [name for name in pictures if not (root/name).exists()]
+    lines = text.splitlines()
+    assert len(lines)<200 and 'python -m pip install . && fastai-mix' in lines
+    assert next(line for line in lines if 'pytest' in line)=="python -m pip install -e '.[dev]' && python -m pytest"
+
 forms = sorted((root/'.github'/'ISSUE_TEMPLATE').glob('[!c]*.yml'))
 @pytest.mark.parametrize('path', forms, ids=lambda path: path.name)
 def test_issue_forms_are_as_github_reads_them(path):
