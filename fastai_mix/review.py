@@ -21,6 +21,7 @@ from .decisions import count_decisions, read_decisions
 from .files import folder_lock
 from .review_moves import FileMoves, moved_in_words
 from .review_pictures import SemanticMaps, find_maps
+from .review_sets import frame_sets, read_sets
 from .review_server import ReviewState, review_app
 from .review_table import ReviewTable, frame_review, kind_of_folder, read_review
 
@@ -130,12 +131,18 @@ def review(
     path:str|Path=None, # Folder for the decisions; None: `review` in the run, or in the current folder
     port:int=0, # Port on this computer; 0: any that is free
     height:int=780, # Of the frame in pixels
+    label_delim:str=None, # What separates labels, if pictures have several; `source` is their `suspects`, or a CSV
     **kwargs # Further arguments of `read_review`, for a folder or a CSV
 )->LabelReview: # Shown as the page; has `decisions`, `corrected` and `stop`
     "Show suspect labels in a notebook, and take decisions about them"
     if isinstance(source, (str,Path)):
-        table,folder = read_review(source, **kwargs),path or _folder_of(source)
+        table = read_sets(source, label_delim, **kwargs) if label_delim else read_review(source, **kwargs)
+        folder = path or _folder_of(source)
         maps = _maps_of(_run_of(source), table)
+    elif label_delim:
+        if df is None: raise ValueError("df is missing: the table with the sets of labels that are to be corrected")
+        folder,maps = path or 'review',None
+        table = frame_sets(source, df, get_x, id_col, label_col, label_delim)
     else:
         table = frame_review(source, get_x, df, id_col, label_col)
         is_cv = isinstance(source, CrossVal)
@@ -178,6 +185,7 @@ def main(
     label_col:str=None, # The CSV's column of labels
     predicted_col:str=None, # The CSV's column of predicted labels
     score_col:str=None, # The CSV's column of scores: 0 surely wrong, 1 surely right
+    label_delim:str=None, # What separates labels in a cell of the CSV, if pictures have several
     out:str=None, # Folder for decisions.csv and corrected.csv (default: `review` in the run, or beside the source)
     check:bool=False, # Look for duplicates and files that cannot be read at once
     move:bool=False, # Show no page: move files of class folders to the classes that were decided
@@ -187,7 +195,8 @@ def main(
     try:
         if move and move_back: raise ValueError("--move and --move-back are opposites: give one of them")
         if move or move_back: sys.exit(1 if _move_files(source, out, move_back) else 0)
-        table = read_review(source, data, images, image_col, label_col, predicted_col, score_col)
+        if label_delim: table = read_sets(source, label_delim, images, image_col, label_col)
+        else: table = read_review(source, data, images, image_col, label_col, predicted_col, score_col)
         review = LabelReview(table, out or _folder_of(source), port, _maps_of(_run_of(source), table))
     except (ValueError,OSError) as e:
         print_escaped(f'fastai-mix-review: {e}', sys.stderr)

@@ -58,7 +58,8 @@ class MoveJournal:
         moves:list, # Pairs of names
     ):
         "Forget all other moves"
-        if moves: write_atomic(self.path, lambda f: f.write_bytes(b''.join(json.dumps(o).encode()+b'\n' for o in moves)))
+        text = ''.join(json.dumps(o)+'\n' for o in moves)
+        if moves: write_atomic(self.path, lambda f: f.write_text(text, newline='\n'))
         else: self.path.unlink(missing_ok=True)
         self.__init__(self.path)
 

@@ -63,6 +63,10 @@ class ReviewTable:
         "Column of the corrected table with the labels as they were given"
         return 'original_label' if self.label_col=='given_label' else 'given_label'
 
+    def pictures(self)->pd.DataFrame: # Columns path, given, row
+        "The picture and the label of each row, to be checked"
+        return self.rows[['path','given']].assign(row=range(len(self)))
+
     def likeliest(self,
         row:int, # Number of the row
         n:int=5, # Number of classes at most
@@ -86,8 +90,12 @@ known_columns = dict(
     predicted_col=['predicted','predicted_label','prediction','pred','suggested_label'],
     score_col=['score','label_score','label_quality','label_quality_score','quality','confidence'])
 
-def _pick_columns(cols, given):
-    "The column that is meant by each of `known_columns`, None if there is none; ValueError if a given one is missing"
+# %% ../nbs/34a_review_table.ipynb #ae41dc46
+def pick_columns(
+    cols:list, # Columns that there are
+    given:dict, # Columns that are named, by the keys of `known_columns`; None: not named
+)->dict: # A column for each key of `known_columns`, None if there is none
+    "The column that is meant by each of `known_columns`; ValueError if a named one is missing"
     lack = [v for v in given.values() if v and v not in cols]
     if lack: raise ValueError(f"no column {lack[0]!r}: there are {', '.join(map(repr, cols[:12]))}")
     found = {k: given.get(k) or next((o for o in names if o in cols), None) for k,names in known_columns.items()}
@@ -138,7 +146,7 @@ def _train_command(images, image_col, label_col):
 def _read_csv(file, images, **cols):
     "A `ReviewTable` of a CSV file"
     table = read_table(file)
-    try: found = _pick_columns(list(table), cols)
+    try: found = pick_columns(list(table), cols)
     except ValueError as e: raise ValueError(f"{file}: {e}") from None
     image_col,label_col = found['image_col'],found['label_col']
     df = read_data(file, images, image_col, label_col, open_all=False)
@@ -238,8 +246,8 @@ def _check_trained(file, table):
     other = next((o for o in own if o not in written), None) if tables else None
     if other:
         raise ValueError(
-            f"{printable(file)} says {printable(other[2])!r} for {printable(other[0])!r}, which no fold of its run wrote: "
-            "run the command of the run again, which writes the file anew")
+            f"{printable(file)} says {printable(other[2])!r} for {printable(other[0])!r}, "
+            "which no fold of its run wrote: run the command of the run again, which writes the file anew")
 
 @patch
 def write_labels(self:ReviewTable,
@@ -259,7 +267,7 @@ def _read_crossval(folder, images, data, image_col=None, label_col=None, **_):
     "A `ReviewTable` of the folder of a `CrossVal`"
     if data is None: raise ValueError(f"{folder} is of a CrossVal and says not where pictures are: give --data CSV too")
     data,given = Path(data),dict(image_col=image_col, label_col=label_col)
-    found = _pick_columns(list(read_table(data)), given)
+    found = pick_columns(list(read_table(data)), given)
     df = read_data(data, images, found['image_col'], found['label_col'], open_all=False)
     files = sorted(folder.glob('fold_*/oof.csv'))
     if not files: raise ValueError(f"{folder} has no out-of-fold predictions: train its folds first")
@@ -323,7 +331,7 @@ def _paths_by_row(df, get_x):
 def _frame_rows(found, df, get_x, id_col):
     "Rows of a table of suspects, whose index is that of `df`"
     if 'label' in found and 'given' in found and found.given.map(type).eq(bool).all():
-        raise ValueError("these are suspects of several labels per picture: expected one label for each")
+        raise ValueError("these are suspects of several labels per picture: give label_delim, such as ' ', and df")
     check_columns(found, 'given', table='the table of suspects')
     if df is None: return found.assign(id=found[id_col] if id_col else found.index, path=_paths_by_row(found, get_x))
     at = df.index.get_indexer(found.index)
@@ -361,8 +369,7 @@ def find_faults(
     review:ReviewTable, # The labels
 )->pd.DataFrame: # Columns row, kind (one of `fault_kinds`), detail
     "Which rows have pictures that repeat, contradict each other or cannot be read"
-    rows = review.rows[['path','given']].assign(row=range(len(review)))
-    found = check_images(rows, 'path', 'given', id_col='row', progress=False)
+    found = check_images(review.pictures(), 'path', 'given', id_col='row', progress=False)
     kind = {fault: k for k,faults in fault_kinds.items() for fault in faults}
     found = found[found.fault.isin(list(kind))]
     other = [f'like {o.name}' if isinstance(o, Path) else '' for o in found.other]
