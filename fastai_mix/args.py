@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 # %% ../nbs/00_args.ipynb #3162d6bc
 def bad_arg(
@@ -88,3 +89,7 @@ def did_you_mean(
     "A question that names the known names similar to `name`"
     near = get_close_matches(name, names, n, cutoff)
     return f": did you mean {' or '.join(near)}?" if near else otherwise
+
+# %% ../nbs/00_args.ipynb #cd860807
+if TYPE_CHECKING: Patched:Any
+else: Patched = object

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from fastai.vision.all import *
 from torch.nn.parameter import is_lazy
 
-from .args import check_callable
+from .args import Patched, check_callable
 from .checkpoint import *
 from .data.folds import *
 from .data.rows import row_ids
@@ -52,7 +52,7 @@ def _as_functions(get_dls, get_learner, fold_col, kwargs):
     check_callable('get_dls', get_dls, 'get_dls(df, fold)')
     return get_dls,check_callable('get_learner', get_learner, 'get_learner(dls)')
 
-class CrossVal:
+class CrossVal(Patched):
     "Train one model per fold, and predict every row by the one that has not seen it"
     def __init__(self,
         df:pd.DataFrame, # A row per picture, with labels and folds, see `add_folds`; fold -1 is for training only

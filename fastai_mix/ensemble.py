@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.stats import rankdata
 from torchvision.models import list_models
 
-from .args import check_choice
+from .args import Patched, check_choice
 from .data.pictures import PictureOpener
 from .data.table import check_columns
 from .files import *
@@ -91,7 +91,7 @@ def fit_weights(
     return w/w.sum()
 
 # %% ../nbs/31a_ensemble.ipynb #25e0ded2
-class Ensemble:
+class Ensemble(Patched):
     """Networks that predict together
 
     Networks of a group read pictures alike. That of its Learner is the first, and its callbacks and loss serve all."""

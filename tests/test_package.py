@@ -76,3 +76,10 @@ def test_the_release_has_no_token():
 def test_the_changelog_has_the_version():
     heads = re.findall(r'^## (.+)$', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)
     assert heads[0]=='Unreleased' or heads[0].split()[0].strip('[]v')==fastai_mix.__version__
+
+def test_type_checkers_allow_methods_that_are_patched_on():
+    import fastai_mix.all as public
+    code = '\n'.join(f.read_text(encoding='utf-8') for f in (root/'fastai_mix').rglob('*.py'))
+    patched = set(re.findall(r'^@patch.*\ndef \w+\((?:self|cls):(\w+)', code, re.M)) & {*vars(public)}
+    assert {'CrossVal','Ensemble','LabelLedger'}<=patched
+    assert not [name for name in patched if re.search(rf'^class {name}:', code, re.M)], 'make it a Patched'

@@ -14,6 +14,7 @@ from copy import copy
 from fastai.basics import *
 from safetensors.torch import save_file
 
+from ..args import Patched
 from .correction import *
 from .correction import apply_rule, likeliest_label
 from .ledger_checks import check_label_state, log_columns
@@ -25,7 +26,7 @@ _all_ = ['label_gap', 'correct_labels']
 # %% ../../nbs/09_data.ledger.ipynb #301ba103
 def _any_label(t): return t.any(1) if t.ndim>1 else t
 
-class LabelLedger:
+class LabelLedger(Patched):
     "Given and current label of every row, when it was changed, how often, and how likely a model found both"
     per_row = dict(given='given', current='current', times='times', moment='when', gap='gap', p_given='p_given',
         p_current='p_current', free='correctable') # of the entries: names in files, and names of attributes

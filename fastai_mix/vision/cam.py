@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
+from ..args import Patched
 from .box import rows_cols
 from .forward import *
 from .forward import call_eager, cast_to, clean_mode, usable
@@ -59,7 +60,7 @@ class CleanPass:
 # %% ../../nbs/11_vision.cam.ipynb #563db67f
 def _channels_last(x): return x.contiguous(memory_format=torch.channels_last)
 
-class ClassActivation:
+class ClassActivation(Patched):
     "Class activation of `model` at `layer` (None: found at the first batch of each size, see `find_layer`)"
     channels_last = None # not known yet
     def __init__(self,
