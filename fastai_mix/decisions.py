@@ -14,7 +14,7 @@ from collections import Counter
 
 from fastai.basics import *
 
-from .args import bad_arg, check_choice
+from .args import Patched, bad_arg, check_choice
 from .data.table import check_columns
 from .files import printable
 
@@ -68,7 +68,7 @@ def _in_force(made):
     return pd.DataFrame([same[-1] for same in made.values() if same], columns=decision_columns)
 
 # %% ../nbs/33_decisions.ipynb #3631e0c8
-class DecisionFile:
+class DecisionFile(Patched):
     "The decisions in a CSV file, which grows by a line for each; it is made at the first one"
     def __init__(self,
         path:str|Path, # The file

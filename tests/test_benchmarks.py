@@ -185,3 +185,30 @@ def test_trainings_with_a_regularisation_and_a_correction():
         t = regularise.Trainer(x, given, 2, 5, 0).fit(bs=20, **settings)
         assert (t.predict(x)==true).float().mean()>.9 and bool(t.targets.any())==('beta' in settings)
         assert ((t.ledger.current==true).sum()>180)==('first' in settings)
+
+def test_a_long_tail():
+    import balanced
+    y = torch.arange(3000)%4
+    y[:1200] = 2 # the largest class
+    pool = np.arange(0, 3000, 3)
+    train = balanced.long_tail(y, pool, 200, 50., 0)
+    counts = np.bincount(y[train])
+    assert set(train)<=set(pool) and len(set(train))==len(train) and counts.max()==counts[2]==200 and counts.min()==4
+    assert sorted(counts)[1:3]==[round(200*50**(-2/3)),round(200*50**(-1/3))]
+    assert (train==balanced.long_tail(y, pool, 200, 50., 0)).all()
+    other = balanced.long_tail(y, pool, 200, 50., 1)
+    assert (np.bincount(y[other])==counts).all() and set(other)!=set(train)
+
+def test_rows_of_the_balanced_losses():
+    import balanced
+    score = {k:.5 for k in balanced.measures}
+    cell = dict(data='a', arch='b', size=1, regime='head', epochs=1, lr=1., ratio=50., seconds=1.)
+    lines = [dict(cell, loss=o, seed=s, **{k: v+.1*(o=='balanced')+.01*s for k,v in score.items()},
+        **({'priors': {k: v+.05+.01*s for k,v in score.items()}} if o=='plain' else {}))
+        for o in ('plain','balanced') for s in range(3)]
+    rows = {o['method']: o for o in balanced.table(lines)}
+    assert list(rows)==['plain','balanced','change_priors'] and rows['plain']['n']==3
+    assert rows['balanced']['accuracy']['to_plain']['diff']==pytest.approx(.1)
+    assert rows['change_priors']['accuracy']['to_plain']['diff']==pytest.approx(.05)
+    without = balanced.table([o for o in lines if o['loss']=='plain']) # a regime of which half is done
+    assert [o['n'] for o in without]==[3,0,3]
