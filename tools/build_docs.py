@@ -226,6 +226,7 @@ def finish_index(site):
     index = site/'search.json'
     entries = json.loads(index.read_text(encoding='utf-8'))
     for o in entries:
+        del o['objectID'] # the same as its href
         o['text'] = o['text'].replace('Name Type Default What it is', '')
         page,_,anchor = o['href'].partition('#')
         if page in search_words and not anchor: o['words'] = search_words[page]
