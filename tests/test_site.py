@@ -1,5 +1,5 @@
 "The documentation site: built once, its files checked, then opened in a browser where there is one."
-import json,re,subprocess,sys,threading
+import json,os,re,subprocess,sys,threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
@@ -19,6 +19,8 @@ base = '/fastai_mix/'
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
+    "The site, built now; BUILT_SITE names a folder in which it has just been built"
+    if os.environ.get('BUILT_SITE'): return Path(os.environ['BUILT_SITE'])
     out = tmp_path_factory.mktemp('site')/base.strip('/')
     done = subprocess.run([sys.executable, 'tools/build_docs.py', '--out', str(out)], cwd=top, capture_output=True,
         text=True)

@@ -154,6 +154,7 @@ def finish_page(page, site, cfg, source, known, faults):
     page_html.lighten_sidebar(soup)
     page_html.unlink_words(soup)
     fix_links(soup, up, home)
+    page_html.shorten_contents(soup)
     page_html.add_contents(soup)
     page_html.add_links(soup, links_about(name, source, cfg))
     page_html.add_skip_link(soup)
@@ -225,11 +226,12 @@ def finish_index(site):
     "The search index as a script, without the heads of tables of parameters"
     index = site/'search.json'
     entries = json.loads(index.read_text(encoding='utf-8'))
+    words = dict(search_words)
     for o in entries:
         del o['objectID'] # the same as its href
         o['text'] = o['text'].replace('Name Type Default What it is', '')
-        page,_,anchor = o['href'].partition('#')
-        if page in search_words and not anchor: o['words'] = search_words[page]
+        if (page := o['href'].partition('#')[0]) in words: o['words'] = words.pop(page)
+    if words: raise ValueError(f'search_words in tools/build_docs.py names pages that are not there: {[*words]}')
     text = json.dumps(entries, ensure_ascii=False)
     (site/'search.js').write_text(f'window.searchIndex = {text};\n', encoding='utf-8')
     index.unlink()

@@ -66,15 +66,25 @@ def narrowest(rows):
     columns = zip(*(row for row in rows if len(row)==max(map(len, rows))))
     return sum(max((len(w) for text in column for w in text.split()), default=0)+2 for column in columns)
 
+def column_heads(table):
+    "The text over each column, of all rows of the head"
+    heads = []
+    for row in table.select('thead tr'):
+        texts = [o.get_text(' ', strip=True) for o in row(['td','th'], recursive=False)
+            for _ in range(int(o.get('colspan', 1)))]
+        heads += ['']*(len(texts)-len(heads))
+        heads = [f'{head} {text}'.strip() for head,text in zip(heads, texts)]
+    return heads
+
 def label_table(table, is_params):
     "Give each cell the head of its column and its role, for narrow screens, where a row becomes a card"
-    heads = [o.get_text(' ', strip=True) for o in table.select('thead tr:last-child > *')]
+    heads = column_heads(table)
     table['class'] = [*table.get('class', []), 'stack']
     table['role'] = 'table'
     for part in table.select('thead, tbody'): part['role'] = 'rowgroup'
     for row in table.select('tr'):
         row['role'] = 'row'
-        for i,cell in enumerate(row.find_all(['td','th'], recursive=False)):
+        for i,cell in enumerate(row(['td','th'], recursive=False)):
             in_head = cell.find_parent('thead') is not None
             cell['role'] = 'columnheader' if in_head else 'rowheader' if cell.name=='th' else 'cell'
             if not in_head and not is_params and i<len(heads) and heads[i]: cell['data-label'] = heads[i]
@@ -122,6 +132,11 @@ def unlink_words(soup):
 def add_skip_link(soup):
     soup.body.insert(0, nodes('<a class="skip-link" href="#quarto-document-content">Skip to content</a>')[0])
     soup.select_one('main')['tabindex'] = '-1'
+
+def shorten_contents(soup):
+    "Name a method in the contents beside a page by its own name, which follows that of its class"
+    for a in soup.select('#TOC a.nav-link'):
+        if re.fullmatch(r'[A-Z]\w*\.\w+', a.get_text()): a.string = '.'+a.get_text().split('.')[1]
 
 def add_contents(soup):
     "Repeat the contents of a page above its text, for screens without room beside it"
