@@ -13,7 +13,7 @@ description: Every function, class and constant that users may import, with the 
 def is_of(module, name):
     "Is a public name of a module defined there, not taken from another module?"
     o = getattr(module, name)
-    if hasattr(o, '__module__'): return o.__module__==module.__name__
+    if inspect.isclass(o) or inspect.isroutine(o): return o.__module__==module.__name__
     return re.search(rf'^([\w, ]+,)?{name}(,[\w, ]+)? *=', inspect.getsource(module), re.M) is not None
 
 def names_of(module, syms):
@@ -26,9 +26,16 @@ def names_of(module, syms):
 
 def first_line(o):
     "What a name stands for in a sentence, as Markdown"
-    if not callable(o): return f'A {type(o).__name__} of {len(o)}' if hasattr(o, '__len__') else f'`{o!r}`'
+    if not (inspect.isclass(o) or inspect.isroutine(o)): return f'A {type(o).__name__} of {len(o)}' if hasattr(o, '__len__') else f'`{o!r}`'
     text = (inspect.getdoc(o) or '').split('\n\n')[0]
     return re.sub(r'([<*\[\]])', r'\\\1', ' '.join(text.split()))
+
+def link_to(name, o, module, syms, page):
+    "The page that explains a name, and its entry there if it has one"
+    url = syms.get(f'{module}.{name}', (page, None))[0].partition('#')
+    has_entry = url[1] and type(o).__name__!='Function' # of fastai, to which a method is added
+    source = url[0].removesuffix('.html')+'.ipynb'
+    return f'{source}#{name}' if has_entry else source
 
 def index_page(syms, titles):
     "Markdown with a line for each public name; `titles` are the pages in their order: address and title"
@@ -38,10 +45,8 @@ def index_page(syms, titles):
         module = modules.get(page.removesuffix('.html'))
         names = names_of(module, syms[module]) if module else {}
         if not names: continue
-        source = page.removesuffix('.html')+'.ipynb'
-        parts.append(f'## [{title}]({source})\n')
+        parts.append(f"## [{title}]({page.removesuffix('.html')}.ipynb)\n")
         for name,o in sorted(names.items(), key=lambda kv: kv[0].lower()):
-            anchor = f'#{name}' if callable(o) else ''
-            parts.append(f'- [`{name}`]({source}{anchor}): {first_line(o)}')
+            parts.append(f'- [`{name}`]({link_to(name, o, module, syms[module], page)}): {first_line(o)}')
         parts.append('')
     return '\n'.join(parts)
