@@ -103,8 +103,8 @@ def finish_tables(soup):
         for th in table.select('thead th, tbody th'):
             if not th.get_text(strip=True): th.name = 'td'
             elif not th.get('scope'): th['scope'] = 'col' if th.find_parent('thead') else 'row'
-        if narrowest(rows)>85: table['class'].append('wide')
-        if is_params or narrowest(rows)>40: label_table(table, is_params)
+        if narrowest(rows)>70: table['class'].append('wide')
+        if is_params or narrowest(rows)>36: label_table(table, is_params)
         table.wrap(soup.new_tag('div', attrs={'class': 'table-scroll', 'tabindex': '0', 'role': 'group',
             'aria-label': 'Table'}))
 
