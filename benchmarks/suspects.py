@@ -4,13 +4,19 @@
     python benchmarks/suspects.py --data cifar10n.zip --weights lite0.safetensors --noise aggre,random1,worst
     python benchmarks/suspects.py --data /usr/share/datasets/fashion-mnist --weights lite0.safetensors \\
         --noise type1,type2,type3 --out suspects.json --json
+    python benchmarks/suspects.py --data cifar10n --weights lite0.safetensors --noise aggre,worst --trained 1500 \\
+        --size 64 --seeds 2 --out suspects.json
 
 The data and the noises are those of noise.py. A logistic regression on the features of the frozen network gives
 probabilities out of five folds, `--seeds` times with other folds. Its strength of regularisation is the one with the
 best accuracy on the given labels, of four: true labels are for scoring alone. `ap` is the average precision and `auc`
 the area under the ROC curve of the order in which labels are looked at; precision, recall and F1 are those of the
 flags. Of cleanlab's scores the best on each noise is shown, and its flags by default and by the best of its filters:
-best by the true labels, which no user has."""
+best by the true labels, which no user has.
+
+With `--trained N` the probabilities are those of `CrossVal`, as a user gets them: the network itself is trained
+further on the noisy labels of N pictures, in three folds, by `fine_tune`; each seed draws other pictures and folds. Rows
+of it have `trained`, N."""
 import time,warnings
 from json import dumps,loads
 from pathlib import Path
@@ -18,15 +24,19 @@ from pathlib import Path
 warnings.filterwarnings('ignore')
 import numpy as np
 import torch
+from fastai.vision.all import CategoryBlock, ColReader, DataBlock, Flip, ImageBlock, Resize, accuracy
 from fastcore.script import call_parse, store_true
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from cells import centre, normalize, record
+from cells import centre, normalize, pick_seeds, read_table, record
+from fastai_mix.crossval import CrossVal
+from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.suspects import suspects
 from fastai_mix.files import load_weights
+from fastai_mix.vision.learner import timm_learner
 from noise import Data
 
 strengths = .0001,.0003,.001,.003
@@ -76,13 +86,35 @@ def cleanlabs(probs, y, is_wrong):
     yield dict(method=f'cleanlab: {score}, {filters[0]}', **orders[score], **flags[filters[0]])
     yield dict(method=f'cleanlab: {score}, {best}', **orders[score], **flags[best])
 
+def compare(probs, y, true, **common):
+    "A row for each method"
+    common |= dict(share_wrong=float((y!=true).mean()), accuracy=float((probs.argmax(1)==true).mean()))
+    return [dict(common, **row) for row in (ours(probs, y, y!=true), *cleanlabs(probs, y, y!=true))]
+
 def run(f, data, noise, seed):
-    "Rows of one noise and seed"
+    "Rows of one noise and seed, by a regression on features"
     y,true = data.noisy[noise].numpy(),data.true.numpy()
     probs,c = out_of_fold(f, y, seed)
-    common = dict(noise=noise, seed=seed, share_wrong=float((y!=true).mean()), c=c,
-        accuracy=float((probs.argmax(1)==true).mean()))
-    return [dict(common, **row) for row in (ours(probs, y, y!=true), *cleanlabs(probs, y, y!=true))]
+    return compare(probs, y, true, noise=noise, seed=seed, c=c)
+
+def cross_val(df, root, noise, path, arch, weights, size, seed, epochs):
+    "Out-of-fold predictions of networks that are trained on the noisy labels of `df`; a killed one goes on in `path`"
+    block = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('image_id', pref=root), get_y=ColReader(noise),
+        splitter=FoldSplitter(0), item_tfms=Resize(size), batch_tfms=Flip())
+    def learner(dls): return timm_learner(dls, arch, weights=weights, metrics=accuracy)
+    def fit(learn):
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs-1)
+    df = add_folds(df, noise, n_splits=3, seed=seed)
+    return CrossVal(df, block, learner, path, label_col=noise, seed=10*seed, bs=32, num_workers=0).fit(fit).oof
+
+def run_trained(data, noise, seed, n, folder, arch, weights, size, epochs):
+    "Rows of one noise and seed, by networks that are trained in folds"
+    df,root = read_table(data, ('image_id','clean',noise))
+    df,_ = train_test_split(df, train_size=n, stratify=df.clean, random_state=seed)
+    path = Path(folder)/f'{noise}-{seed}-{n}-{size}-{epochs}'
+    oof,vocab = cross_val(df, root, noise, path, arch, weights, size, seed, epochs),sorted(df[noise].unique())
+    y,true = (df[col].map(vocab.index).to_numpy() for col in (noise,'clean'))
+    return compare(oof[vocab].to_numpy(), y, true, noise=noise, seed=seed, trained=n, epochs=epochs, size=size)
 
 def show(rows):
     print(f"{'noise':8s} seed wrong  accuracy  {'method':58s} AP     AUC    precision recall F1")
@@ -90,25 +122,39 @@ def show(rows):
         print(f"{r['noise']:8s} {r['seed']:4d} {r['share_wrong']:.3f} {r['accuracy']:9.3f}  {r['method']:58s} "
             f"{r['ap']:.4f} {r['auc']:.4f} {r['precision']:9.3f} {r['recall']:6.3f} {r['f1']:.3f}")
 
+def _setting(row): return row['noise'],row['seed'],row.get('trained', 0)
+
+def write(out, rows):
+    "Put `rows` into the file in place of those of the same settings"
+    new,old = {*map(_setting, rows)},loads(out.read_text()) if out.exists() else dict(rows=[])
+    kept = [o for o in old['rows'] if _setting(o) not in new]
+    key = 'record_trained' if 'trained' in rows[0] else 'record'
+    out.write_text(dumps({**old, 'rows':kept+rows, key:record()}, indent=1)+'\n')
+
 @call_parse
 def main(
     data:str='cifar10n.zip', # Folder or zip with labels.csv, or Fashion-MNIST's folder, see noise.py
     weights:str='lite0.safetensors', # File of the network's trained weights, such as weights.py writes
     noise:str='aggre,random1,worst', # Noises, with commas between them
-    seeds:int=3, # Divisions into folds
+    seeds:str='3', # How many divisions into folds, or a list of seeds with commas
     arch:str='tf_efficientnet_lite0', # Name of a timm model
     size:int=96, # Side of the pictures
-    out:Path=None, # JSON file of rows; those of other noises in it stay
+    trained:int=0, # Train networks on so many pictures of a folder, in folds; 0: a regression on features
+    epochs:int=3, # Of each network, the first with a frozen body
+    folder:Path='suspects-folds', # Where such networks are kept, so that a killed run goes on
+    out:Path=None, # JSON file of rows; those of other settings in it stay
     json:store_true=False, # One JSON object on the last line
 ):
     "Find wrong labels, and count"
-    noises,start = noise.split(','),time.time()
-    pictures = Data(data, noises, size)
-    f = features(pictures.x, arch, weights, size)
-    rows = [row for k in noises for seed in range(seeds) for row in run(f, pictures, k, seed)]
+    noises,start,rows = noise.split(','),time.time(),[]
+    if not trained:
+        pictures = Data(data, noises, size)
+        f = features(pictures.x, arch, weights, size)
+    for k in noises:
+        for seed in pick_seeds(seeds):
+            rows += run_trained(data, k, seed, trained, folder, arch, weights, size, epochs) if trained else \
+                run(f, pictures, k, seed)
+            if out: write(out, rows)
     show(rows)
     print(f'{time.time()-start:.0f} s')
-    if out:
-        kept = [o for o in loads(out.read_text())['rows'] if o['noise'] not in noises] if out.exists() else []
-        out.write_text(dumps(dict(rows=kept+rows, record=record()), indent=1)+'\n')
     if json: print(dumps(dict(rows=rows, record=record())))
