@@ -1,5 +1,5 @@
 "The page in a browser: by keys and by clicks, with hostile names, on a phone; and its server, killed and started again."
-import json,re,shutil,time
+import json,re,shutil,threading,time
 from importlib import import_module
 from pathlib import Path
 from urllib.error import HTTPError
@@ -181,7 +181,6 @@ def test_accessible_and_fits_a_phone(shown, browser):
 
 def test_other_pages_of_the_browser_get_nothing(shown, browser, tmp_path):
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-    import threading
     class Evil(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -241,6 +240,45 @@ def test_in_a_notebook(tmp_path):
     with pytest.raises(HTTPError): urlopen(page.url.replace(page.token, 'key'))
     page.state.decide(0, 'predicted')
     assert page.decisions.label.tolist()==['scab'] and page.corrected.label.iloc[0]=='scab'
+    page.stop()
+
+@pytest.fixture
+def serve():
+    "A server of one page, such as that of a notebook"
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    servers = []
+    def make(html):
+        class Page(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header('Content-Type', 'text/html')
+                self.send_header('Content-Security-Policy', "frame-ancestors 'self'") # as Jupyter does
+                self.end_headers()
+                self.wfile.write(html.encode())
+            def log_message(self, *args): pass
+        servers.append(ThreadingHTTPServer(('127.0.0.1', 0), Page))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1].server_port
+    yield make
+    for o in servers: o.shutdown()
+
+@pytest.mark.parametrize('host', ['127.0.0.1','localhost']) # of the same site as the frame, and of another
+def test_frame_in_a_page_of_another_port(tmp_path, browser, serve, host):
+    table = make_table(tmp_path/'p', 8)
+    page = review(table.rows.set_index('id'), df=table.table.set_index('id'), path=tmp_path/'out')
+    media(browser, 'light', 1280)
+    browser.get(f'http://{host}:{serve(page._repr_html_())}/')
+    browser.switch_to.frame(one(browser, 'iframe'))
+    until(lambda: len(browser.find_elements('css selector', '.card'))==8)
+    until(lambda: browser.execute_script("return document.querySelector('.card img').naturalWidth"))
+    one(browser, '.card[data-row="0"] [data-decision=predicted]').click()
+    until(lambda: decided(browser, 0)=='predicted')
+    press(browser, 'k')
+    until(lambda: decided(browser, 1)=='keep')
+    press(browser, 'z')
+    until(lambda: not decided(browser, 1))
+    assert made(page)==[(0,'predicted','scab')]
+    browser.switch_to.default_content()
     page.stop()
 
 def test_killed_again_and_again():
