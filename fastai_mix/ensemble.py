@@ -150,8 +150,10 @@ def _check_sample(sample, probs, prob_of):
             f"for a sample with one column besides {id_col!r}")
 
 def _positions(ids, rows):
-    "Position in `ids` of each of `rows`; ValueError if one is not there, or an id is there twice"
+    """Position in `ids` of each of `rows`, None if they are the same in the same order; ValueError if one is not there,
+    or an id is there twice"""
     rows,ids = rows.astype(str),ids_as_text(ids)
+    if ids.is_unique and ids.equals(pd.Index(rows)): return
     positions = ids.get_indexer(rows) if ids.is_unique else None
     if positions is not None and (positions>=0).all(): return positions
     missing,repeated = rows[~rows.isin(ids)],ids[ids.duplicated()]
@@ -171,10 +173,13 @@ def fill_sample(
     positions = _positions(probs.index, sample[id_col])
     if len(cols)>1:
         names = {str(o):o for o in probs}
-        res = probs[[names[str(c)] for c in cols]].take(positions).set_axis(cols, axis=1).reset_index(drop=True)
+        wanted = [names[str(c)] for c in cols]
+        table = probs if wanted==list(probs) else probs[wanted] # one copy of a large table less
+        if positions is not None: table = table.take(positions)
+        res = table.set_axis(cols, axis=1).reset_index(drop=True)
     else:
-        values = probs.idxmax(axis=1) if prob_of is None else probs[prob_of]
-        res = pd.DataFrame({cols[0]: values.values[positions]})
+        values = (probs.idxmax(axis=1) if prob_of is None else probs[prob_of]).values
+        res = pd.DataFrame({cols[0]: values if positions is None else values[positions]})
     res.insert(0, id_col, sample[id_col].values)
     return res
 

@@ -195,3 +195,18 @@ def test_samples_that_name_a_class_twice():
         (pd.DataFrame(0., ['a'], ['x','y']), pd.DataFrame([['a',0.,0.]], columns=['id','x','x']),
             "the column 'x' twice")):
         with pytest.raises(ValueError, match=match): fill_sample(sample, probs)
+
+def test_a_sample_in_the_same_order():
+    "No identity is looked up then, and the predictions stay as they were"
+    probs = pd.DataFrame([[.2,.8],[.4,.6],[.9,.1]], ['a','b','c'], ['x','y'])
+    before = probs.copy()
+    for cols in (['x','y'],['y','x']):
+        sample = pd.DataFrame({'id': ['a','b','c'], **dict.fromkeys(cols, 0.)})
+        filled = fill_sample(sample, probs)
+        turned = fill_sample(sample.iloc[::-1], probs)
+        assert filled.equals(turned.iloc[::-1].reset_index(drop=True)) and (filled[['x','y']].values==probs.values).all()
+        filled.loc[:,'x'] = 7.
+    assert probs.equals(before)
+    assert fill_sample(sample[['id']].assign(label=''), probs).label.tolist()==['y','y','x']
+    with pytest.raises(ValueError, match='1 rows more than once'):
+        fill_sample(pd.DataFrame({'id': ['a','a'], 'x': 0., 'y': 0.}), probs.set_axis(['a','a','c']).iloc[:2])

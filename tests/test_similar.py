@@ -133,3 +133,12 @@ def test_a_near_duplicate_is_that_of_the_first_file():
     def faults(labels): return list(repeated_pictures(found, list('ABCDEF'), 32, labels))
     assert faults(None)==[(2,'duplicate','same bytes as B',1), (1,'near duplicate','9 of 256 bits from A',0)]
     assert faults(['x','y']*3)[-1][2]=="9 of 256 bits from A, which is 'x' and this 'y'"
+
+@pytest.mark.parametrize('length', [8,16,24,20])
+def test_numbers_of_digests(length):
+    rng = np.random.default_rng(length)
+    pool = [rng.bytes(length) for _ in range(20)]
+    pool += [pool[0][:-8]+pool[1][-8:], pool[1][:-8]+pool[0][-8:], bytes(length), bytes(length-1)+b'\1'] # parts are equal
+    digests = [pool[i] for i in rng.integers(len(pool), size=300)]
+    first = {d: i for i,d in enumerate(dict.fromkeys(digests))}
+    assert similar._numbered(digests).tolist()==[first[d] for d in digests] and len(similar._numbered([]))==0

@@ -442,3 +442,14 @@ def test_macro_f1_is_that_of_the_report():
     s = Scores(np.eye(3)[[0,0,1,1]], [0,0,1,0], 'abc')
     assert f'{s.macro_f1:.2f}' in next(o for o in s.report().splitlines() if 'macro avg' in o)
     assert ' c ' not in s.report()
+
+@pytest.mark.parametrize('hard', [True,False])
+def test_more_rows_than_are_softened_at_a_time(hard):
+    rng,n = np.random.default_rng(0),2**14+5
+    y = rng.integers(3, size=n)
+    df = pd.DataFrame({'label': [f'c{k}' for k in y]})
+    oof = pd.DataFrame(rng.dirichlet(np.ones(3), n), df.index, ['c0','c1','c2'])
+    got = soft_labels(df, oof, 'label', a=.7, hard=hard)[['c0','c1','c2']].to_numpy()
+    given,top = np.eye(3)[y],oof.to_numpy().argmax(1)
+    want = np.where((top==y)[:,None], given, .7*given+.3*(np.eye(3)[top] if hard else oof.to_numpy()))
+    assert np.allclose(got, want, atol=1e-12)

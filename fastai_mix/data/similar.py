@@ -224,8 +224,10 @@ def _equal_pictures(rows, content, names, labels):
     first = rows[~again]
     for i,j in zip(rows[again].tolist(), first[content[again]].tolist()):
         yield i,'duplicate',f'same bytes as {names[j]}',j
-    for i,j in [] if labels is None else _conflicts(rows, content, labels):
-        yield i,'conflicting labels',f'{labels[i]!r} here, {labels[j]!r} at {names[j]}',j
+    if labels is None: return
+    text = {label: repr(label) for label in {*labels}}
+    for i,j in _conflicts(rows, content, labels):
+        yield i,'conflicting labels',f'{text[labels[i]]} here, {text[labels[j]]} at {names[j]}',j
 
 def _near_pictures(rows, hashes, names, near, labels):
     "Faults of `rows` whose picture looks like that of an earlier one"
@@ -236,10 +238,21 @@ def _near_pictures(rows, hashes, names, near, labels):
             labels_differ = f', which is {labels[j]!r} and this {labels[i]!r}'
         yield i,'near duplicate',f'{d:.0f} of 256 bits from {names[j]}{labels_differ}',j
 
+def _numbered(digests):
+    "A number for each of `digests`, bytes, the same for equal ones, in order of appearance"
+    length = len(digests[0]) if digests else 0
+    if not length or length%8 or any(len(o)!=length for o in digests):
+        return pd.factorize(np.array(digests, dtype=object))[0]
+    words = np.frombuffer(b''.join(digests), np.uint64).reshape(len(digests), -1)
+    # a table of numbers is faster than one of objects, which lie anywhere in memory
+    numbers = pd.factorize(words[:,0])[0]
+    for word in words.T[1:]: numbers = pd.factorize(numbers*(len(words)+1)+pd.factorize(word)[0])[0]
+    return numbers
+
 def repeated_pictures(found, names, near, labels):
     "(row, fault, detail, other row) for every row that equals or looks like another one"
     rows = np.array([i for i,(_,digest,_) in enumerate(found) if digest is not None], dtype=int)
-    content = pd.factorize(np.array([digest for _,digest,_ in found if digest is not None], dtype=object))[0]
+    content = _numbered([digest for _,digest,_ in found if digest is not None])
     yield from _equal_pictures(rows, content, names, labels)
     if near is None: return
     first = rows[np.unique(content, return_index=True)[1]].tolist()

@@ -67,7 +67,7 @@ def _matched(df, oof, ids, id_col):
         f"(by {by}): {fix}")
 
 def _oof_probs(df, oof, label_col, id_col):
-    "Probabilities `[n,c]` for the rows of `df`, class indices `[n]` of their labels, and the classes"
+    "Probabilities `[n,c]` for the rows of `df` and their sums `[n]`, class indices `[n]` of the labels, and the classes"
     check_labels(df, label_col)
     if not isinstance(oof, pd.DataFrame):
         raise ValueError(
@@ -83,7 +83,21 @@ def _oof_probs(df, oof, label_col, id_col):
         raise ValueError(
             f"the probabilities of row {ids[wrong][0]} in `oof` are {given}: "
             "expected numbers from 0 up that add to 1, with a column per class and no others")
-    return probs/total[:,None],y,oof.columns
+    return probs,total,y,oof.columns
+
+def _check_column(df, name, is_class):
+    "ValueError if `df` has a column `name` that says something else than which rows are of the class"
+    if name in df and not (df[name]==is_class).all():
+        raise ValueError(
+            f"the table has a column {name!r} that is not the label one-hot: pass prefix='soft_', or drop it")
+
+def _soften(probs, y, a, all_rows, hard, shares):
+    "Write the shares of each class into the arrays `shares`, of rows with probabilities `[n,c]` and class indices `y`"
+    top = np.where(probs[np.arange(len(y)),y]==probs.max(1), y, probs.argmax(1)) # the given class wins a tie
+    for k,share in enumerate(shares):
+        given = (y==k).astype(float)
+        share[:] = a*given + (1-a)*((top==k) if hard else probs[:,k])
+        if not all_rows: share[top==y] = given[top==y]
 
 def soft_labels(
     df:pd.DataFrame, # A table, a row per picture; left as it is
@@ -98,17 +112,15 @@ def soft_labels(
     "Shares of the classes: `a` times the given label and 1-`a` times the out-of-fold prediction"
     check_share('a', a)
     check_choice('where', where, ('disagree','all'))
-    probs,y,classes = _oof_probs(df, oof, label_col, id_col)
-    top = np.where(probs[np.arange(len(y)),y]==probs.max(1), y, probs.argmax(1)) # the given class wins a tie
-    shares = {}
-    for k,name in enumerate(f'{prefix}{c}' for c in classes): # by class, as a table of one-hot rows takes more memory
-        given = (y==k).astype(float)
-        if name in df and not (df[name]==given).all():
-            raise ValueError(
-                f"the table has a column {name!r} that is not the label one-hot: pass prefix='soft_', or drop it")
-        share = a*given + (1-a)*((top==k) if hard else probs[:,k])
-        shares[name] = np.where(top==y, given, share) if where=='disagree' else share
-    return df.assign(**shares)
+    probs,total,y,classes = _oof_probs(df, oof, label_col, id_col)
+    names = [f'{prefix}{c}' for c in classes]
+    for k,name in enumerate(names): _check_column(df, name, y==k)
+    shares = [np.empty(len(y)) for _ in names] # by class, as a table of one-hot rows takes more memory
+    step = 2**14 # the arrays of so many rows stay in the processor's cache
+    for i in range(0, len(y), step):
+        rows = slice(i, i+step)
+        _soften(probs[rows]/total[rows,None], y[rows], a, where=='all', hard, [o[rows] for o in shares])
+    return df.assign(**dict(zip(names, shares)))
 
 # %% ../../nbs/05_data.soft.ipynb #b63b3625
 class SoftCrossEntropyLossFlat(BaseLoss):
