@@ -55,8 +55,7 @@ def _read_config(opts):
     if not file.exists(): return
     strange = f"--out {opts.out} holds something that is not a run of fastai-mix, or not one that can go on"
     # what earlier versions did not write
-    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None,
-        lr_mult=100)
+    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None, lr_mult=100)
     try: config = older | read_dict(file, 'give another folder', versions=dict, lr=(int,float))
     except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if config['fold'] is None else ['pictures'])) if k not in config]
@@ -93,8 +92,7 @@ def _may_be_cache(f): return is_cache(f) or f.is_dir() and not visible_names(f)
 def _check_out(opts):
     "ValueError if `out` has something that is not of a run like this; sets what that was begun with"
     out = opts.out
-    opts.scaled = opts.halved = True
-    opts.lr_mult = best_rates().get('lr_mult')
+    opts.update(scaled=True, halved=True, lr_mult=best_rates()['lr_mult'])
     if out.exists() and not out.is_dir(): raise ValueError(f"--out {out} is a file: give a folder")
     if not out.is_dir() or all(f.name.startswith('.') or _may_be_cache(f) for f in out.iterdir()): return
     config = _read_config(opts)

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from fastai.vision.all import *
 
-from . import __version__
+import fastai_mix
 from .ensemble import *
 from .files import *
 from .files import first_few
@@ -70,7 +70,7 @@ def model_card(
     content = read_json(Path(folder)/'ensemble.json')
     vocab,groups,n = content['vocab'],content['groups'],sum(len(g['files']) for g in content['groups'])
     more = f', and {len(vocab)-100} more' if len(vocab)>100 else ''
-    versions = ', '.join(f'{k} {v}' for k,v in {'fastai_mix': __version__, **content.get('versions', {})}.items())
+    versions = ', '.join(f'{k} {v}' for k,v in {'fastai_mix': fastai_mix.__version__, **content.get('versions', {})}.items())
     front = ['library_name: fastai', 'pipeline_tag: image-classification', 'tags:', '- fastai_mix', '- fastai']
     lines = ['---', *([f'license: {license}'] if license else []), *front, '---', f"# {repo_id.split('/')[-1]}", '',
         f"{n} network{'s' if n>1 else ''} that tell {len(vocab)} classes of pictures apart: "
@@ -83,7 +83,7 @@ def model_card(
     return '\n'.join(lines)+'\n'
 
 # %% ../nbs/31d_hub.ipynb #d46a1897
-_client = dict(library_name='fastai_mix', library_version=__version__)
+_client = dict(library_name='fastai_mix', library_version=fastai_mix.__version__)
 
 @patch
 def push_to_hub(self:Ensemble,
