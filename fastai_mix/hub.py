@@ -70,7 +70,8 @@ def model_card(
     content = read_json(Path(folder)/'ensemble.json')
     vocab,groups,n = content['vocab'],content['groups'],sum(len(g['files']) for g in content['groups'])
     more = f', and {len(vocab)-100} more' if len(vocab)>100 else ''
-    versions = ', '.join(f'{k} {v}' for k,v in {'fastai_mix': fastai_mix.__version__, **content.get('versions', {})}.items())
+    given = {'fastai_mix': fastai_mix.__version__, **content.get('versions', {})}
+    versions = ', '.join(f'{k} {v}' for k,v in given.items())
     front = ['library_name: fastai', 'pipeline_tag: image-classification', 'tags:', '- fastai_mix', '- fastai']
     lines = ['---', *([f'license: {license}'] if license else []), *front, '---', f"# {repo_id.split('/')[-1]}", '',
         f"{n} network{'s' if n>1 else ''} that tell {len(vocab)} classes of pictures apart: "
