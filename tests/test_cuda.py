@@ -38,7 +38,8 @@ def make_learner(device, cbs=None, model=None, n=48, bs=8, c=3, size=16, loss_fu
     set_seed(0)
     dls = DataLoaders.from_dsets(*[Batches(n, c, size, 'index')]*2, bs=bs, device=torch.device(device), num_workers=0)
     dls.vocab = [f'class{i}' for i in range(c)]
-    learn = Learner(dls, (model or toy_model(c)).to(device), loss_func=loss_func or CrossEntropyLossFlat(), cbs=cbs, **kwargs)
+    learn = Learner(dls, (model or toy_model(c)).to(device), loss_func=loss_func or CrossEntropyLossFlat(), cbs=cbs,
+        **kwargs)
     learn.remove_cb(learn.progress)
     learn.logger = lambda *_: None
     return learn
@@ -121,8 +122,8 @@ functions = {
     'semantic_map': lambda x,cam,partner,box,src: semantic_map(cam, x.shape[-2:]),
     'semantic_mass': lambda x,cam,partner,box,src: semantic_mass(cam, box, x.shape[-2:]),
     'snapmix': snapmix,
-    'grid_mask': lambda x,cam,partner,box,src: grid_mask(x.shape[-2:], 8+cam[:,0,0].abs().round(), .6, cam[:,:2,1].abs(),
-        cam[:,0,2]*90),
+    'grid_mask': lambda x,cam,partner,box,src: grid_mask(x.shape[-2:], 8+cam[:,0,0].abs().round(), .6,
+        cam[:,:2,1].abs(), cam[:,0,2]*90),
     'change_priors': lambda x,cam,partner,box,src: change_priors(cam.flatten(1).softmax(1), range(1, 17)),
     'balanced softmax': lambda x,cam,partner,box,src: BalancedSoftmaxLossFlat(range(1, 17))(cam.flatten(1), partner)}
 
@@ -148,7 +149,8 @@ def test_views_in_one_pass(device):
     learn = make_learner(device)
     dl = learn.dls.valid.new(Counted(20, 3, 16, 'index'))
     with learn.no_bar(): probs,targs = learn.tta_views(dl=dl, views=d4)
-    assert n_loaded==20 and probs.shape==(20,3) and len(targs)==20 and torch.allclose(probs.sum(1), torch.ones(20), atol=1e-4)
+    assert n_loaded==20 and probs.shape==(20,3) and len(targs)==20
+    assert torch.allclose(probs.sum(1).cpu(), torch.ones(20), atol=1e-4)
     other = make_learner('cpu', model=learn.model.cpu())
     with other.no_bar(): want,_ = other.tta_views(dl=other.dls.valid.new(Batches(20, 3, 16, 'index')), views=d4)
     torch.testing.assert_close(probs.cpu(), want, rtol=1e-2, atol=1e-3)
@@ -201,8 +203,8 @@ def test_what_a_step_costs(half, device, capsys):
     rows = {name: step_cost(device, make, half) for name,make in {'plain': None, **mixes}.items()}
     base,base_peak = rows['plain']
     with capsys.disabled() if device=='cuda' else nullcontext():
-        print(f"\n{torch.cuda.get_device_name() if device=='cuda' else 'CPU'}, {'half' if half else 'single'} precision, "
-            f"plain step {base*1000:.1f} ms")
+        machine,precision = torch.cuda.get_device_name() if device=='cuda' else 'CPU','half' if half else 'single'
+        print(f"\n{machine}, {precision} precision, plain step {base*1000:.1f} ms")
         for name,(seconds,peak) in rows.items():
             memory = f', peak {peak:.0f} MiB ({peak/base_peak:.2f})' if peak else ''
             print(f"  {name:14s} {seconds/base:.2f} of a plain step{memory}")

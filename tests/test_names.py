@@ -26,7 +26,10 @@ def test_every_public_name_is_there():
     for k in modules: assert getattr(fastai_mix, k).__name__==f'fastai_mix.{k}'
 
 def test_the_package_is_imported_when_it_is_needed():
-    code = "import sys, fastai_mix; print('torch' in sys.modules, fastai_mix.__version__); {} ; print('torch' in sys.modules)"
+    code = """import sys, fastai_mix
+print('torch' in sys.modules, fastai_mix.__version__)
+{}
+print('torch' in sys.modules)"""
     assert in_new_process(code.format('hasattr(fastai_mix, "__wrapped__")'))==['False',fastai_mix.__version__,'False']
     assert in_new_process(code.format('fastai_mix.args'))[-1]=='False' # one module is imported alone
     assert in_new_process('from fastai_mix import MixUp; print(MixUp.__module__)')==['fastai_mix.callback.mix']
@@ -36,7 +39,8 @@ def test_a_module_without_an_import():
 
 @pytest.mark.parametrize('name', ['Mixup','nothing','_hidden','__wrapped__'])
 def test_a_name_that_is_not_there(name):
-    with pytest.raises(AttributeError, match=f"module 'fastai_mix' has no attribute {name!r}"): getattr(fastai_mix, name)
+    with pytest.raises(AttributeError, match=f"module 'fastai_mix' has no attribute {name!r}"):
+        getattr(fastai_mix, name)
     with pytest.raises(ImportError): exec(f'from fastai_mix import {name}', {})
 
 @pytest.fixture

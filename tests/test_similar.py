@@ -138,7 +138,8 @@ def test_a_near_duplicate_is_that_of_the_first_file():
 def test_numbers_of_digests(length):
     rng = np.random.default_rng(length)
     pool = [rng.bytes(length) for _ in range(20)]
-    pool += [pool[0][:-8]+pool[1][-8:], pool[1][:-8]+pool[0][-8:], bytes(length), bytes(length-1)+b'\1'] # parts are equal
+    pool += [pool[0][:-8]+pool[1][-8:], pool[1][:-8]+pool[0][-8:]] # parts are equal
+    pool += [bytes(length), bytes(length-1)+b'\1']
     digests = [pool[i] for i in rng.integers(len(pool), size=300)]
     first = {d: i for i,d in enumerate(dict.fromkeys(digests))}
     assert similar._numbered(digests).tolist()==[first[d] for d in digests] and len(similar._numbered([]))==0

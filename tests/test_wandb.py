@@ -111,7 +111,8 @@ run = wandb.init(project='mixes', mode='offline', dir={folder!r})
 ds = Batches(32, 3, 16, 'index')
 dls = DataLoaders.from_dsets(ds, ds, bs=8, device='cpu', num_workers=0)
 dls.vocab = ['class0','class1','class2']
-learn = Learner(dls, toy_model(3), loss_func=CrossEntropyLossFlat(), cbs=[SnapMix(), WandbCallback(log_preds=False), WandbMix(4)])
+cbs = [SnapMix(), WandbCallback(log_preds=False), WandbMix(4)]
+learn = Learner(dls, toy_model(3), loss_func=CrossEntropyLossFlat(), cbs=cbs)
 learn.remove_cb(ProgressCallback)
 with learn.no_logging(): learn.fit(2)
 images = sorted(o.name for o in Path(run.dir).rglob('*.png'))

@@ -67,7 +67,7 @@ def _matched(df, oof, ids, id_col):
         f"(by {by}): {fix}")
 
 def _oof_probs(df, oof, label_col, id_col):
-    "Probabilities `[n,c]` for the rows of `df` and their sums `[n]`, class indices `[n]` of the labels, and the classes"
+    "Probabilities `[n,c]` of the rows of `df`, their sums `[n]`, class indices `[n]` of the labels, and the classes"
     check_labels(df, label_col)
     if not isinstance(oof, pd.DataFrame):
         raise ValueError(
