@@ -16,7 +16,6 @@ from fastai.vision.all import *
 import fastai_mix
 from .ensemble import *
 from .files import *
-from .files import first_few
 from .scores import *
 
 # %% ../nbs/31d_hub.ipynb #e9ef1e28
