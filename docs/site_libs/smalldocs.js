@@ -88,7 +88,7 @@
   $$(".code-copy-button").forEach((btn) => btn.addEventListener("click", async () => {
     const code = btn.parentElement.querySelector("pre code");
     if (!code) return;
-    try { await navigator.clipboard.writeText(code.innerText); } catch (e) { return; }
+    try { await navigator.clipboard.writeText(window.codeText(code)); } catch (e) { return; }
     btn.classList.add("code-copy-button-checked");
     btn.title = "Copied!";
     setTimeout(() => { btn.classList.remove("code-copy-button-checked"); btn.title = "Copy to Clipboard"; }, 1500);
@@ -134,7 +134,12 @@
   const loadIndex = async () => {
     if (index) return;
     try {
-      await new Promise((done, fail) => { const s = document.createElement("script"); s.src = offset + "search.js"; s.onload = done; s.onerror = fail; document.head.append(s); }); index = window.searchIndex;
+      await new Promise((done, fail) => {
+        const s = document.createElement("script");
+        [s.src, s.onload, s.onerror] = [offset + "search.js", done, fail];
+        document.head.append(s);
+      });
+      index = window.searchIndex;
     } catch (e) { index = []; }
     if (window.Fuse) {
       fuse = new window.Fuse(index, {
@@ -163,8 +168,7 @@
       if (q.length < 2) { hide(); return; }
       await loadIndex();
       const limit = parseInt(box.dataset.limit, 10) || 20;
-      const hits = fuse ? fuse.search(q, { limit }).map((h) => h.item)
-        : index.filter((e) => (e.title + " " + e.section + " " + e.text).toLowerCase().includes(q.toLowerCase())).slice(0, limit);
+      const hits = window.searchPages(index, fuse, q, limit);
       if (!hits.length) { show('<div class="search-none">No results</div>'); return; }
       show(hits.map((e) => `<a class="search-result" href="${offset}${e.href}">` +
         `<div class="search-result-title">${escapeHtml(e.title)}</div>` +
@@ -394,4 +398,41 @@
   if ($("#giscus-base-theme") && window.MutationObserver) {
     new MutationObserver(giscusTheme).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
   }
+})();
+// What the site adds to smalldocs.js: copying without tests, showing them, and a search for all words that are asked for
+(() => {
+  "use strict";
+  // the code of a block as text, without the tests that are folded
+  window.codeText = (code) => {
+    const lines = [...code.querySelectorAll(".line")], folded = code.closest(".folded");
+    if (!lines.length) return code.innerText;
+    return lines.filter((o) => !folded || !o.matches(".test")).map((o) => o.textContent).join("").replace(/\n$/, "");
+  };
+  document.querySelectorAll(".tests-button").forEach((button) => button.addEventListener("click", () => {
+    const shown = !button.parentElement.classList.toggle("folded");
+    button.setAttribute("aria-expanded", shown);
+  }));
+  const normal = (text) => text.toLowerCase();
+  const weights = [["title", 10], ["words", 8], ["section", 6], ["text", 1]];
+  // how well a section of a page answers: 0 if one of the words is nowhere in it
+  const score = (entry, words) => {
+    let sum = 0;
+    for (const word of words) {
+      let best = 0;
+      for (const [field, weight] of weights) {
+        const text = normal(entry[field] || ""), at = text.search(new RegExp("(^|[^\\p{L}\\p{N}])" + word, "u"));
+        if (at >= 0) best = Math.max(best, weight * (text === word ? 2 : 1));
+        else if (text.includes(word.replace(/\\/g, ""))) best = Math.max(best, weight / 2);
+      }
+      if (!best) return 0;
+      sum += best;
+    }
+    return sum + (entry.section ? 0 : .5);
+  };
+  // the entries of the index that hold all words of a question, best first; those that fuse finds, if there are none
+  window.searchPages = (index, fuse, question, limit) => {
+    const words = normal(question).split(/\s+/).filter(Boolean).map((o) => o.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+    const found = index.map((o) => [score(o, words), o]).filter(([n]) => n).sort(([a], [b]) => b - a).map(([, o]) => o);
+    return (found.length || !fuse ? found : fuse.search(question, { limit }).map((o) => o.item)).slice(0, limit);
+  };
 })();
