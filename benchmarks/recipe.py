@@ -299,8 +299,12 @@ def main(
         load,length = loader(root),epochs or regimes[regime]['lengths'][0]
         chosen = next((o for o in choose(out.lines()) if o['of_recipe'] and (o['regime'],o['epochs'])==(regime,length)),
             None)
-        picked = [] if chosen is None else chosen['best'] if phase=='again' else [chosen['winner']]
-        cells = list(make_cells(phase, data.split(','), regime, length, [o for o in picked if o!='plain']))
+        def cells_of(phase):
+            picked = [] if chosen is None else chosen['best'] if phase=='again' else [chosen['winner']]
+            return list(make_cells(phase, data.split(','), regime, length, [o for o in picked if o!='plain']))
+        if phase=='test' and any(out.find(o) is None for o in cells_of('again')):
+            raise SystemExit('--phase test: the winner is known when --phase again is done for these sets')
+        cells = cells_of(phase)
         def cost(c): return 20 if c['part']=='find' else 400*c['epochs']/(110 if c['regime']=='pretrained' else 160)
         plan(cells, out, cost, 110, ('regime','data','epochs','mix','seed'))
         def work(cell, tell):
