@@ -20,6 +20,12 @@ from helpers import Batches, block, noise, toy_model
 
 matplotlib.use('agg')
 
+# files that take minutes; first, so that no process is left alone with them
+slow_files = 'test_site.py','test_notebooks.py','test_slurm.py','test_compare.py','test_trust.py'
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda o: o.path.name not in slow_files)
+
 @pytest.fixture
 def toy():
     "A Learner on a small network and pictures of noise; arguments as for `Learner`"

@@ -152,7 +152,7 @@ def finish_page(page, site, cfg, source, known, faults):
     for style in soup.select('main style'): style.decompose()
     page_html.name_icons(soup)
     page_html.lighten_sidebar(soup)
-    page_html.unlink_words(soup)
+    if name!='api.html': page_html.unlink_words(soup)
     fix_links(soup, up, home)
     page_html.shorten_contents(soup)
     page_html.add_contents(soup)

@@ -1,11 +1,12 @@
 """Runs the code of pages of the built site as a reader does who copies it from the top, each page in an interpreter of
 its own: `python tools/try_pages.py docs [PAGE ...] [--slow]`. Interpreters are forks of one that has imported the two
 packages, so that a page costs its own time alone."""
-import ast,asyncio,inspect,json,os,re,sys,tempfile,time,traceback
+import ast,asyncio,inspect,json,os,re,signal,sys,tempfile,time,traceback
 from importlib import import_module
 from pathlib import Path
 
 import matplotlib
+import torch
 from bs4 import BeautifulSoup
 from fastcore.script import call_parse, store_true
 
@@ -49,6 +50,8 @@ def main(
 ):
     "Run the code of pages; prints a JSON object of the seconds each took, and of failures"
     matplotlib.use('agg')
+    torch.set_num_threads(1) # several threads beside other busy processes wait for each other
+    signal.signal(signal.SIGINT, signal.default_int_handler) # what runs in the background ignores it
     import_module('fastai.vision.all'),import_module('fastai_mix.all')
     modules = import_module('fastai_mix._modidx').d['syms']
     named = pages.split(',') if pages else [f"{o.removeprefix('fastai_mix.')}.html" for o in modules]
