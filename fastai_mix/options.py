@@ -13,7 +13,7 @@ import os
 import timm
 from fastai.vision.all import *
 
-from .args import bad_arg, check_choice, check_count, check_positive
+from .args import bad_arg, check_choice, check_count, check_positive, check_share
 from .callback.plc import *
 from .files import load_weights
 from .interpret import *
@@ -88,7 +88,8 @@ def _settle_mix(opts):
     "Set `mix`, `echo` and `p` where they were left out: those of the recipe; every batch is mixed"
     given = [f'--{k}' for k in ('echo','p') if opts[k] is not None and opts[k] is not False]
     if opts.mix is None and given: raise ValueError(f"{given[0]} is about a mix: name it with --mix")
-    opts.from_recipe,opts.p = opts.mix is None,ifnone(opts.p, 1.)
+    check_positive('alpha', opts.alpha)
+    opts.from_recipe,opts.p = opts.mix is None,check_share('p', ifnone(opts.p, 1.))
     if opts.from_recipe: opts.mix,opts.echo = read_setting(best_setting(has_weights(opts), opts.epochs))
 
 def _settle_compare(opts):

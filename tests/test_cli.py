@@ -251,6 +251,8 @@ wrong = {
     'batch too large':    (dict(bs=64), None, '--bs 64'),
     'alpha':              (dict(alpha=0., mix='snapmix'), None, 'alpha=0'),
     'p':                  (dict(p=1.5, mix='mixup'), None, 'p=1.5'),
+    'p without a mix':    (dict(p=1.5, mix='ema'), None, 'p=1.5'),
+    'alpha without a mix':(dict(alpha=-1., mix='gridmask'), None, 'alpha=-1.0'),
     'mix':                (dict(mix='snap'), None, '--mix snap'),
     'echo of none':       (dict(echo=True, mix='none'), None, '--echo with --mix none: expected a mix'),
     'echo of gridmask':   (dict(echo=True, mix='gridmask'), None, '--echo with --mix gridmask: expected a mix'),

@@ -13,8 +13,8 @@ def options(**kwargs):
     "What the command has if only `kwargs` are given"
     nothing = dict.fromkeys(('mix','p','compare','lr','weights','sample','test','test_images','split_col','group_col',
         'fold','folds','cache','size'))
-    return AttrDict({**nothing, **dict(data='pictures', echo=False, bs=32, epochs=10, seed=0, tta='none', loss='ce',
-        pretrained=False, no_cache=False, out=Path('run')), **kwargs})
+    return AttrDict({**nothing, **dict(data='pictures', echo=False, bs=32, epochs=10, seed=0, alpha=5., tta='none',
+        loss='ce', pretrained=False, no_cache=False, out=Path('run')), **kwargs})
 
 @pytest.mark.parametrize('given,fold,folds', [(dict(),0,5), (dict(fold=2),2,5), (dict(folds=3),None,3),
     (dict(fold=1, folds=3),1,3), (dict(split_col='split'),0,None)])
