@@ -1,6 +1,6 @@
 """How long do photographs take to be read, and does it matter to training how they are read?
 
-    python benchmarks/input.py [--data clothing.zip] [--n 40] [--parts reading,epoch,folds,accuracy] [--json]
+    python benchmarks/input.py [--data clothing.zip] [--n 40] [--n-training 160] [--parts reading,epoch] [--json]
 
 Photographs of 0.5, 3 and 12 megapixels are drawn: pictures of `--data` (a folder or zip with labels.csv; empty:
 drawn leaves), enlarged, with the noise of a sensor (`--noise`; the more, the longer all ways to decode them
@@ -19,8 +19,8 @@ from the folder of `cache_images`:
 All ways are measured in each round, in an order that moves on by one from round to round. A ratio is how many
 times faster than `ImageBlock` a way was in the same round (in the same fold): median and quartiles. From
 `reading` the time to start the workers is taken away, which is measured in each round with a single picture: in
-an epoch of thousands it does not count. In `epoch` and `folds` it is counted. The system keeps files that were
-read in memory, so the disk does not count."""
+an epoch of thousands it does not count. In `epoch` and `folds`, of `--n-training` photographs, it is counted. The
+system keeps files that were read in memory, so the disk does not count."""
 import io,os,shutil,time,warnings
 from contextlib import redirect_stdout
 from itertools import product
@@ -194,6 +194,7 @@ def show(rows):
 def main(
     data:str='', # Folder or zip of pictures, with labels.csv; empty: drawn leaves
     n:int=40, # Photographs of each size
+    n_training:int=160, # Photographs of each size to train on, for `epoch` and `folds`
     n_accuracy:int=400, # Photographs to train on and to validate on, together
     noise:float=4., # Standard deviation of the noise, of 255
     rounds:int=5, # Rounds after one to warm up; `epoch` has half as many
@@ -215,13 +216,14 @@ def main(
             df,cache = photographs(n, shape, f'{mp}')
             for size,workers in product((128,224), (0,2)):
                 if 'reading' in todo: rows += show(reading(df, mp, size, workers, rounds, cache))
+            if {'epoch','folds'} & set(todo): df,cache = photographs(n_training, shape, f'{mp}-training')
             for workers in (0,2):
                 if 'epoch' in todo: rows += show(epoch_of_training(df, mp, workers, (rounds+1)//2, cache))
             if mp==12 and 'folds' in todo: rows += show(folds(df, mp, cache))
         if 'accuracy' in todo:
             df,cache = photographs(n_accuracy, shapes[3], 'accuracy', 1)
             rows += accuracies(df, seeds, cache)
-    res = dict(data=Path(data).name or 'leaves', n=n, rounds=rounds, noise=noise, megabytes=megabytes, rows=rows,
+    res = dict(data=Path(data).name or 'leaves', n=n, n_training=n_training, rounds=rounds, noise=noise, megabytes=megabytes, rows=rows,
         pillow=PIL.__version__, record=record(), load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None)
     if out:
         old = loads(Path(out).read_text()) if Path(out).exists() else {}
