@@ -48,6 +48,7 @@ def test_forms_that_contradict_themselves():
         label_table(t, ['a','a'])
     with pytest.raises(ValueError, match="'n' holds 1, but label_delim=' ' splits text"): label_table(t, 'n', ' ')
     with pytest.raises(ValueError, match="label_delim=3: expected text, such as ' '"): label_table(t, 'label', 3)
+    with pytest.raises(ValueError, match='the table is empty'): label_table(t[:0], 'label', ' ')
 
 def test_lacking_columns_cells_and_classes_are_named():
     t = pd.DataFrame({'label': ['x',None,'x'], 'one': ['x']*3})

@@ -61,22 +61,24 @@ def _from_columns(df, cols):
         if wrong: raise ValueError(f"{c!r} holds {wrong[0]!r}: expected 0 or 1 in a column of one class")
     return csr_array(df[cols].to_numpy(bool)),df[cols].columns
 
-def _split_cells(df, label_col, label_delim):
-    "Lists of labels from cells of text"
-    if not isinstance(label_delim, str): raise bad_arg('label_delim', label_delim, "text, such as ' '")
-    no_text = next((o for o in df[label_col] if not isinstance(o, str)), None)
-    if no_text is not None:
-        raise ValueError(
-            f"{label_col!r} holds {no_text!r}, but label_delim={label_delim!r} splits text: "
-            f"leave it out, or make the labels text, df[{label_col!r}].astype(str)")
-    return df[label_col].str.split(label_delim, regex=False).map(lambda cell: [k for k in cell if k])
-
 def _from_cells(cells):
     "Sparse labels and classes of a column of lists"
     from scipy.sparse import csr_array
     from sklearn.preprocessing import MultiLabelBinarizer
     binarizer = MultiLabelBinarizer(sparse_output=True)
     return csr_array(binarizer.fit_transform(cells), dtype=bool),pd.Index(binarizer.classes_)
+
+def _from_texts(df, label_col, label_delim):
+    "Sparse labels and classes of cells of text; each text is split once, however many rows it has"
+    if not isinstance(label_delim, str): raise bad_arg('label_delim', label_delim, "text, such as ' '")
+    no_text = next((o for o in df[label_col] if not isinstance(o, str)), None)
+    if no_text is not None:
+        raise ValueError(
+            f"{label_col!r} holds {no_text!r}, but label_delim={label_delim!r} splits text: "
+            f"leave it out, or make the labels text, df[{label_col!r}].astype(str)")
+    rows,texts = pd.factorize(df[label_col])
+    has,classes = _from_cells([[k for k in text.split(label_delim) if k] for text in texts])
+    return has[rows],classes
 
 def _from_classes(df, label_col):
     "Sparse labels and classes of a column with one class per row"
@@ -90,8 +92,9 @@ def label_matrix(df, label_col, label_delim=None):
     "The content of `label_table` as a sparse array `[n,c]` of bools, and the classes `[c]`"
     if not isinstance(label_col, str) and is_listy(label_col): return _from_columns(df, list(label_col))
     check_filled(df, label_col)
-    cells = _split_cells(df, label_col, label_delim) if label_delim else df[label_col]
-    return _from_cells(cells) if len(df) and is_listy(cells.iloc[0]) else _from_classes(df, label_col)
+    if label_delim and len(df): return _from_texts(df, label_col, label_delim)
+    if len(df) and is_listy(df[label_col].iloc[0]): return _from_cells(df[label_col])
+    return _from_classes(df, label_col)
 
 # %% ../../nbs/02a_data.table.ipynb #01b5fa63
 def label_table(
