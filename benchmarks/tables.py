@@ -4,8 +4,10 @@ million rows.
     python benchmarks/tables.py [--rows 10000 100000 1000000 --only NAME ... --json --out FILE]
 
 Each function runs in a process of its own on a table of ten classes, or of so many as its name says; the table is
-made before the clock starts. Memory is the peak of the process while it runs, above what it held before. The exponent
-is that of rows between the last two sizes: 1 is linear. `similar pictures` has hashes as different as those of
+made before the clock starts. Memory is the peak of the process while it runs, above what it held before. The exponents
+are those of rows between the smallest and the largest size, and between the last two: 1 is linear. What takes a time in
+proportion to the rows has a larger last exponent where a million of them no longer fit into the processor's cache.
+`similar pictures` has hashes as different as those of
 photographs, a tenth of them like another one."""
 if __name__!='__main__': raise ImportError('this is a script and not PyTables, which fastai imports where there is one')
 import argparse,json,math,os,platform,sys,time,warnings
@@ -145,12 +147,14 @@ def main():
         for n in opts.rows:
             # forked, since the imports take seconds
             with get_context('fork').Pool(1) as pool: sizes[n] = pool.apply(one, (name, n))
-        a,b = ([None,*sizes])[-2:]
-        exponent = None if a is None else math.log(sizes[b]['seconds']/sizes[a]['seconds'])/math.log(b/a)
-        rows.append(dict(name=name, exponent=exponent, sizes=sizes))
+        ns = sorted(sizes)
+        def growth(a, b): return math.log(sizes[b]['seconds']/sizes[a]['seconds'])/math.log(b/a)
+        exponents = {} if len(ns)<2 else dict(exponent=growth(ns[0], ns[-1]), last_exponent=growth(*ns[-2:]))
+        rows.append(dict(name=name, sizes=sizes, **exponents))
         if not opts.json:
             print(f'{name:50s}', *(f"{v['seconds']:8.2f} s {v['bytes']/2**20:6.0f} MB" for v in sizes.values()),
-                '' if exponent is None else f'  rows^{exponent:.2f}', flush=True)
+                f"  rows^{exponents['exponent']:.2f}, last rows^{exponents['last_exponent']:.2f}" if exponents else '',
+                flush=True)
         res = dict(rows=rows, machine=platform.machine(), processors=os.cpu_count(), load=os.getloadavg()[0],
             python=platform.python_version(), numpy=np.__version__, pandas=pd.__version__,
             command=' '.join(['python benchmarks/tables.py', *sys.argv[1:]]))
