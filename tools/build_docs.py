@@ -145,6 +145,7 @@ def finish_page(page, site, cfg, source, known, faults):
     home = f'{cfg.doc_host}{cfg.doc_baseurl}/'
     place_pictures(soup, page, site, known, faults)
     page_html.wrap_code(soup)
+    page_html.keep_options(soup)
     page_html.mark_slow(soup)
     for o in soup.select('main .math.display'): o['tabindex'] = '0'
     page_html.finish_tables(soup)

@@ -128,5 +128,6 @@ def lesson(nb, page, home):
     kept = [c for c in nb.cells if c in shown or (c.cell_type=='markdown' and not c.source.startswith('<!-- WARN'))]
     cells = [mk_cell(f'# {title[1] if title else "fastai_mix"}', 'markdown')]
     cells += [mk_cell(source(c), c.cell_type) for c in kept]
+    for i,c in enumerate(cells): c['id'] = f'cell-{i}' # or each build would draw others
     kernel = dict(display_name='Python 3', language='python', name='python3')
     return dict2nb(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5))

@@ -38,6 +38,15 @@ def fold_tests(outer, n, only_tests):
     outer.extend(nodes('<button class="tests-button" type="button" aria-expanded="false">'
         f'{n} test{"s" if n>1 else ""}</button>'))
 
+def keep_options(soup):
+    "Have options of commands, such as `--sample`, stay on one line: browsers break them after their hyphens"
+    for code in soup.select('main pre.sh > code, main :not(pre) > code'):
+        html = code.decode_contents()
+        kept = re.sub(r'(?<!\S)--[a-z][\w-]*', r'<span class="option">\g<0></span>', html)
+        if kept==html: continue
+        code.clear()
+        code.extend([*nodes(f'<pre>{kept}</pre>')[0].children])
+
 def wrap_code(soup):
     "Put each line of code into a span, fold those that only test, and name the button that copies the rest"
     for code in soup.select('main pre.sourceCode > code'):
