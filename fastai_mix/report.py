@@ -205,7 +205,7 @@ def _run_summary(r, config, df):
     seen = f'{len(r):,} of them held out and predicted'
     if config['fold'] is None:
         seen = f"{config['folds']} folds, each picture predicted by the network not trained on it"
-    return f"{len(df):,} pictures of {printable(config['data'] or 'the embedded leaves')}, {seen}. {how}."
+    return f"{len(df):,} pictures from {printable(config['data'] or 'the embedded leaves')}, {seen}. {how}."
 
 # %% ../nbs/33_report.ipynb #4982ab78
 def write_run_report(
