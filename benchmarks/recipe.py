@@ -62,7 +62,7 @@ candidates = {'plain': lambda: [], 'smooth': lambda: [], 'ema': lambda: [EMA()],
     'manifold': lambda: [ManifoldMixUp()], 'manifold-echo': lambda: [ManifoldMixUp(echo=True)],
     'snapmix-late': lambda: [SnapMix(p=off_last(.5))], 'snapmix-echo': lambda: [SnapMix(echo=True)]}
 compared = {('pretrained',10): [o for o in candidates if o!='manifold-echo'],
-    ('pretrained',40): ['plain','ema','mixup','manifold','snapmix-echo'],
+    ('pretrained',40): ['plain','ema','mixup','manifold','snapmix-late','snapmix-echo'],
     ('scratch',20): ['plain','ema','mixup','mixup-echo','manifold','manifold-echo','snapmix-echo']}
 # what is drawn from the training part: pictures a class, or a share of all
 sets = {'clothing': dict(per_class=40), 'apple': dict(share=.25), 'grocery': dict(per_class=5),
