@@ -18,7 +18,8 @@ from .args import Patched, check_choice
 from .data.pictures import PictureOpener
 from .data.table import check_columns
 from .files import *
-from .files import check_csv_text, first_few, ids_as_text, package_versions, printable, read_csv, write_csv
+from .files import (check_csv_text, first_few, ids_as_text, package_versions, printable, read_csv,
+    remove_parts, write_csv)
 from .losses import loss_activation
 from .scores import check_class_indices, columns_of_two
 from .vision.forward import *
@@ -308,6 +309,7 @@ def export(self:Ensemble,
     "Write networks (safetensors) and what else `load_ensemble` needs (JSON); a loaded ensemble can be written again"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder, age=3600)
     groups = [_export_group(folder, g, learn, nets, len(self.vocab)) for g,(learn,nets,_) in enumerate(self.groups)]
     vocab = [o if isinstance(o, (str,int)) else str(o) for o in self.vocab]
     weights = None if self.weights is None else list(map(float, self.weights))

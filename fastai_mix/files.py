@@ -347,11 +347,15 @@ def check_csv_text(texts, what):
         "expected text in UTF-8 without carriage returns, give it another name")
 
 # %% ../nbs/06_files.ipynb #88c1dbb9
-def remove_parts(folder):
+def remove_parts(
+    folder:Path, # May be missing
+    age:float=0, # Seconds since a file was last written; where no lock keeps other processes out, they may be writing
+):
     "Remove temporary files of a process that was killed while it wrote to `folder`"
     for pattern in ('.*.part','.tmp??????'): # of `write_atomic`, and of safetensors
         for f in Path(folder).glob(pattern):
-            with suppress(OSError): f.unlink()
+            with suppress(OSError):
+                if time.time()-f.stat().st_mtime>=age: f.unlink()
 
 def take_lock(lock, timeout=-1):
     "`lock.acquire`; ValueError where there can be no lock"

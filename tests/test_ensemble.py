@@ -1,5 +1,5 @@
 "Blends and their weights, ensembles of folds, submissions, exports."
-import json
+import json, os, time
 from functools import partial
 from types import SimpleNamespace
 
@@ -153,6 +153,10 @@ def test_export_by_name(make, df, leaves, get_dls, tmp_path):
     cv = CrossVal(df, partial(get_dls, batch_tfms=[Dihedral(), Normalize.from_stats(*imagenet_stats)]), make,
         tmp_path/'run').fit(one)
     ens = cv.ensemble(how='gmean')
+    left = tmp_path/'out'/'.group0_net0.safetensors.0123abcd.part' # by a process that was killed two hours ago
+    left.parent.mkdir()
+    left.touch()
+    os.utime(left, (time.time()-7200,)*2)
     ens.export(tmp_path/'out')
     names = ['ensemble.json','group0_net0.safetensors','group0_net1.safetensors']
     assert sorted(o.name for o in (tmp_path/'out').iterdir())==names

@@ -600,3 +600,15 @@ def test_worth_caching(photos, tmp_path):
     assert not worth_caching([], 200, 9) and not worth_caching([tmp_path/'gone.jpg'], 200, 9)
     assert worth_caching([tmp_path/'gone.jpg', *files], 200, 9)
     with pytest.raises(ValueError, match='size='): worth_caching(files, 0, 2)
+
+def test_what_a_killed_process_left_in_the_cache_goes_later(photos, tmp_path):
+    "An hour later, as until then another process may be writing"
+    source,df = photos
+    df,folder = df.assign(path=[str(source/o) for o in df.name]),tmp_path/'cache'
+    cache_images(df[:2], 'path', folder, 64)
+    sub = next(o for o in folder.iterdir() if o.is_dir())
+    old,new = sub/'.a.jpg.0123abcd.part',sub/'.b.jpg.0123abcd.part'
+    for o in (old,new): o.write_bytes(b'half')
+    os.utime(old, (time.time()-7200,)*2)
+    cache_images(df, 'path', folder, 64)
+    assert not old.exists() and new.exists()

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile
 from ..args import check_callable, check_count
 from fastai_mix.data.check import (check_columns, check_images, draft, orientation, picture_paths, scaled_decode,
     unusable_faults)
-from ..files import printable, write_atomic
+from ..files import printable, remove_parts, write_atomic
 
 # %% ../../nbs/02c_data.pictures.ipynb #db98947d
 _T = Image.Transpose
@@ -366,6 +366,7 @@ def cache_images(
     missing = [o for o in sources if not reader.find(o)]
     if not missing: return reader
     open_cache(reader.folder)
+    for folder in reader.folder.glob('??'): remove_parts(folder, age=3600) # others may fill the cache at once
     try: broken = _fill(reader, missing)
     except OSError as e: raise ValueError(_cannot_write(reader.folder, e)) from None
     if broken: _warn_broken(broken, len(sources))
