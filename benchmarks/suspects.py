@@ -4,8 +4,8 @@
     python benchmarks/suspects.py --data cifar10n.zip --weights lite0.safetensors --noise aggre,random1,worst
     python benchmarks/suspects.py --data /usr/share/datasets/fashion-mnist --weights lite0.safetensors \\
         --noise type1,type2,type3 --out suspects.json --json
-    python benchmarks/suspects.py --data cifar10n --weights lite0.safetensors --noise aggre,worst --trained 1500 \\
-        --size 64 --seeds 2 --out suspects.json
+    python benchmarks/suspects.py --data cifar10n.zip --weights lite0.safetensors --trained 1500 --size 64 \\
+        --out suspects.json
 
 The data and the noises are those of noise.py. A logistic regression on the features of the frozen network gives
 probabilities out of five folds, `--seeds` times with other folds. Its strength of regularisation is the one with the
@@ -15,27 +15,30 @@ flags. Of cleanlab's scores the best on each noise is shown, and its flags by de
 best by the true labels, which no user has.
 
 With `--trained N` the probabilities are those of `CrossVal`, as a user gets them: the network itself is trained
-further on the noisy labels of N pictures, in three folds, by `fine_tune`; each seed draws other pictures and folds. Rows
-of it have `trained`, N."""
+further on the noisy labels of N pictures, in three folds, by `fine_tune` at the rates of `best_rates`; each seed draws
+other pictures and folds. Rows of it have `trained`, N."""
 import time,warnings
 from json import dumps,loads
 from pathlib import Path
 
 warnings.filterwarnings('ignore')
 import numpy as np
+import pandas as pd
 import torch
 from fastai.vision.all import CategoryBlock, ColReader, DataBlock, Flip, ImageBlock, Resize, accuracy
 from fastcore.script import call_parse, store_true
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from cells import centre, normalize, pick_seeds, read_table, record
+from cells import centre, normalize, pick_seeds, record
 from fastai_mix.crossval import CrossVal
 from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.suspects import suspects
 from fastai_mix.files import load_weights
+from fastai_mix.recipe import best_rates
 from fastai_mix.vision.learner import timm_learner
 from noise import Data
 
@@ -97,24 +100,31 @@ def run(f, data, noise, seed):
     probs,c = out_of_fold(f, y, seed)
     return compare(probs, y, true, noise=noise, seed=seed, c=c)
 
-def cross_val(df, root, noise, path, arch, weights, size, seed, epochs):
+def save_pictures(x, folder):
+    "Paths of the pictures `x` `[n,3,h,w]` in a folder"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder/f'{i}.png' for i in range(len(x))]
+    for a,path in zip(x, paths): Image.fromarray(a.permute(1, 2, 0).numpy()).save(path)
+    return list(map(str, paths))
+
+def cross_val(df, path, arch, weights, size, seed, epochs):
     "Out-of-fold predictions of networks that are trained on the noisy labels of `df`; a killed one goes on in `path`"
-    block = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('image_id', pref=root), get_y=ColReader(noise),
+    block = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'),
         splitter=FoldSplitter(0), item_tfms=Resize(size), batch_tfms=Flip())
     def learner(dls): return timm_learner(dls, arch, weights=weights, metrics=accuracy)
     def fit(learn):
-        with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs-1)
-    df = add_folds(df, noise, n_splits=3, seed=seed)
-    return CrossVal(df, block, learner, path, label_col=noise, seed=10*seed, bs=32, num_workers=0).fit(fit).oof
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs-1, **best_rates())
+    df = add_folds(df, 'label', n_splits=3, seed=seed)
+    return CrossVal(df, block, learner, path, seed=10*seed, bs=32, num_workers=0).fit(fit).oof
 
 def run_trained(data, noise, seed, n, folder, arch, weights, size, epochs):
     "Rows of one noise and seed, by networks that are trained in folds"
-    df,root = read_table(data, ('image_id','clean',noise))
-    df,_ = train_test_split(df, train_size=n, stratify=df.clean, random_state=seed)
-    path = Path(folder)/f'{noise}-{seed}-{n}-{size}-{epochs}'
-    oof,vocab = cross_val(df, root, noise, path, arch, weights, size, seed, epochs),sorted(df[noise].unique())
-    y,true = (df[col].map(vocab.index).to_numpy() for col in (noise,'clean'))
-    return compare(oof[vocab].to_numpy(), y, true, noise=noise, seed=seed, trained=n, epochs=epochs, size=size)
+    true,y = data.true.numpy(),data.noisy[noise].numpy()
+    i,_ = train_test_split(np.arange(len(y)), train_size=n, stratify=true, random_state=seed)
+    true,y,path = true[i],y[i],Path(folder)/f'{noise}-{seed}-{n}-{size}-{epochs}'
+    df = pd.DataFrame(dict(path=save_pictures(data.x[i], path/'pictures'), label=[data.vocab[k] for k in y]))
+    oof = cross_val(df, path/'run', arch, weights, size, seed, epochs)
+    return compare(oof[data.vocab].to_numpy(), y, true, noise=noise, seed=seed, trained=n, epochs=epochs, size=size)
 
 def show(rows):
     print(f"{'noise':8s} seed wrong  accuracy  {'method':58s} AP     AUC    precision recall F1")
@@ -139,7 +149,7 @@ def main(
     seeds:str='3', # How many divisions into folds, or a list of seeds with commas
     arch:str='tf_efficientnet_lite0', # Name of a timm model
     size:int=96, # Side of the pictures
-    trained:int=0, # Train networks on so many pictures of a folder, in folds; 0: a regression on features
+    trained:int=0, # Train networks on so many pictures, in folds; 0: a regression on features
     epochs:int=3, # Of each network, the first with a frozen body
     folder:Path='suspects-folds', # Where such networks are kept, so that a killed run goes on
     out:Path=None, # JSON file of rows; those of other settings in it stay
@@ -147,12 +157,11 @@ def main(
 ):
     "Find wrong labels, and count"
     noises,start,rows = noise.split(','),time.time(),[]
-    if not trained:
-        pictures = Data(data, noises, size)
-        f = features(pictures.x, arch, weights, size)
+    pictures = Data(data, noises, size)
+    if not trained: f = features(pictures.x, arch, weights, size)
     for k in noises:
         for seed in pick_seeds(seeds):
-            rows += run_trained(data, k, seed, trained, folder, arch, weights, size, epochs) if trained else \
+            rows += run_trained(pictures, k, seed, trained, folder, arch, weights, size, epochs) if trained else \
                 run(f, pictures, k, seed)
             if out: write(out, rows)
     show(rows)
