@@ -382,7 +382,7 @@ def _report_all(opts, df, cv):
 # %% ../nbs/40_cli.ipynb #2ae11ea3
 def _is_own(opts, mix, echo):
     "Is this what the run itself trains?"
-    return (mix,echo,1.)==(opts.mix,opts.echo,opts.p) and (opts.alpha==5. or 'snapmix' not in mix)
+    return (mix,echo,1.,5.)==(opts.mix,opts.echo,opts.p,opts.alpha)
 
 def _train_others(opts, df, cv):
     "Train the settings of `--compare`; a `Comparison`, or None if another process is training some"

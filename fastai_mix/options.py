@@ -89,8 +89,12 @@ def _settle_mix(opts):
     given = [f'--{k}' for k in ('echo','p') if opts[k] is not None and opts[k] is not False]
     if opts.mix is None and given: raise ValueError(f"{given[0]} is about a mix: name it with --mix")
     check_positive('alpha', opts.alpha)
-    opts.from_recipe,opts.p = opts.mix is None,check_share('p', ifnone(opts.p, 1.))
+    has_p,opts.from_recipe,opts.p = opts.p is not None,opts.mix is None,check_share('p', ifnone(opts.p, 1.))
     if opts.from_recipe: opts.mix,opts.echo = read_setting(best_setting(has_weights(opts), opts.epochs))
+    if has_p and not has_mix(opts.mix):
+        raise ValueError(f"--p is the chance that a batch is mixed, and --mix {opts.mix} mixes none: leave it out")
+    if opts.alpha!=5 and 'snapmix' not in opts.mix.split(','):
+        raise ValueError(f"--alpha is that of SnapMix, and --mix is {opts.mix}: leave it out")
 
 def _settle_compare(opts):
     "Set `compare` where it was left out: one fold of the drawn leaves shows a comparison; ValueError if it is wrong"
@@ -185,11 +189,11 @@ def make_loss(
 def make_learner(
     dls:DataLoaders, # Data
     arch:str, # Name of a timm model
-    mix:str='snapmix', # Names of mixes, see `make_mixes`
+    mix:str='none', # Names of mixes, see `make_mixes`
     pretrained:bool=False, # timm's weights, from its hub
     weights:Path=None, # Or weights of the body from a file
     alpha:float=5., # SnapMix's α
-    p:float=.5, # Chance that a batch is mixed
+    p:float=1., # Chance that a batch is mixed
     plc:bool=False, # Correct labels, see `ProgressiveLabelCorrection`
     echo:bool=False, # Train on each batch clean too, see `MixCallback`
     loss:str='ce', # Name of a loss, see `make_loss`
