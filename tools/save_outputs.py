@@ -38,7 +38,8 @@ def main(
 ):
     "Run a notebook and keep its outputs"
     nb = nbformat.read(path, 4)
-    client = NotebookClient(nb, timeout=None, kernel_name='python3')
+    folder = os.path.dirname(os.path.abspath(path)) # where Jupyter would run it
+    client = NotebookClient(nb, timeout=None, kernel_name='python3', resources={'metadata': {'path': folder}})
     with client.setup_kernel():
         client.kc.execute("%config InlineBackend.rc = {'figure.dpi': 144}", silent=True) # crisp where the screen is
         for i,c in enumerate(nb.cells):
