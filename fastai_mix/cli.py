@@ -470,11 +470,11 @@ def main(
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
     group_col:str=None, # The CSV's column of groups (a plant, a person): the pictures of one stay in one fold
-    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, gridmask, ema; several with commas (default: the recipe's: none)
+    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, also with -early; gridmask, ema (default: none, fine-tuning 20 epochs: snapmix-early)
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
     p:float=None, # Chance that a batch is mixed (default: 1)
     echo:bool=False, # Train on each batch clean too, with half of `bs` and `epochs`: as many pictures
-    compare:str=None, # Settings to train too and to compare, such as plain,snapmix-echo,mixup+gridmask
+    compare:str=None, # Settings to train too and to compare, such as plain,snapmix-early,mixup+ema,cutmix-echo
     arch:str='resnet18', # Name of a timm model
     pretrained:bool=False, # Start from timm's weights, from its hub
     weights:str=None, # Start from the body's weights in a file: safetensors, or torch's with weights_only

@@ -172,7 +172,7 @@ def compare(
     get_dls:Callable|DataBlock, # As for `CrossVal`
     get_learner:Callable|str, # As for `CrossVal`: a Learner without a mix; or a name for `vision_learner`
     path:str|Path, # Folder, with a folder for each setting; the same one to continue
-    settings:list|dict=('plain','mixup','manifold','snapmix-echo'), # Names; or functions that return callbacks by name
+    settings:list|dict=('plain','ema','mixup','snapmix-early'), # Names; or functions that return callbacks by name
     epochs:int=10, # Epochs of a setting without echo
     fit:Callable=None, # `fit(learn, epochs=n)`; None: `learn.fine_tune(epochs, **best_rates())`
     reference:str=None, # The setting to compare with; None: `plain`, or the first

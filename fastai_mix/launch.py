@@ -33,7 +33,7 @@ examples = {
       train on the embedded leaves, to see what it does
   fastai-mix --data photos --arch resnet50 --pretrained --size 224
       a folder for each class; weights of timm's hub
-  fastai-mix --data train.csv --images train_images --folds 5 --compare plain,mixup,manifold,snapmix-echo
+  fastai-mix --data train.csv --images train_images --folds 5 --compare plain,ema,mixup,snapmix-early
       all folds of a table, and which mix helps on it; the same command goes on after a stop
   fastai-mix --data train.csv --folds 5 --test test_images --tta flips --sample sample_submission.csv
       and predict the pictures of a folder in the form of a sample""",

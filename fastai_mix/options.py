@@ -93,7 +93,7 @@ def _settle_mix(opts):
     if opts.from_recipe: opts.mix,opts.echo = read_setting(best_setting(has_weights(opts), opts.epochs))
     if has_p and not has_mix(opts.mix):
         raise ValueError(f"--p is the chance that a batch is mixed, and --mix {opts.mix} mixes none: leave it out")
-    if opts.alpha!=5 and 'snapmix' not in opts.mix.split(','):
+    if opts.alpha!=5 and not {'snapmix','snapmix-early'} & {*opts.mix.split(',')}:
         raise ValueError(f"--alpha is that of SnapMix, and --mix is {opts.mix}: leave it out")
 
 def _settle_compare(opts):

@@ -18,36 +18,42 @@ from .callback.gridmask import *
 from .callback.manifold import *
 from .callback.mix import *
 from .callback.snapmix import *
+from .schedule import *
 
 # %% ../nbs/38_recipe.ipynb #2f4c361a
 _mixes = {'snapmix': SnapMix, 'cutmix': CutMix, 'mixup': MixUp, 'resizemix': ResizeMix, 'manifold': ManifoldMixUp}
 _beside = {'gridmask': GridMask, 'ema': EMA}
+_names = f"{', '.join(_mixes)}, each with -early behind it or without, {', '.join(_beside)}"
+
+def _is_mix(name): return name.removesuffix('-early') in _mixes
+
+def _make_mix(name, alpha, p, echo):
+    kind = name.removesuffix('-early')
+    if kind!=name: p = off_last(.5, p)
+    return SnapMix(alpha, p=p, echo=echo) if kind=='snapmix' else _mixes[kind](p=p, echo=echo)
 
 def make_mixes(
-    names:str, # snapmix, cutmix, mixup, resizemix, manifold, gridmask, ema, with commas between them; or none
+    names:str, # snapmix, cutmix, mixup, resizemix, manifold, snapmix-early, ..., gridmask, ema, with commas between; or none
     alpha:float=5., # SnapMix's α
     p:float=1., # Chance that a batch is mixed
     echo:bool=False, # Train on each batch clean too, see `MixCallback`
 )->list: # Callbacks: one mix, or a `MixChoice` of several; `GridMask` and `EMA` beside it
     "The callbacks that `names` stands for"
     names = [] if names=='none' else names.split(',')
-    unknown = [o for o in names if o not in _mixes|_beside]
-    if unknown:
-        raise bad_arg('--mix', unknown[0],
-            f"{', '.join(_mixes|_beside)}, several of them with commas between, or none")
-    mixes = [o for o in names if o in _mixes]
+    unknown = [o for o in names if not (_is_mix(o) or o in _beside)]
+    if unknown: raise bad_arg('--mix', unknown[0], f"{_names}, several of them with commas between, or none")
+    mixes = [o for o in names if _is_mix(o)]
     if echo and not mixes:
         raise bad_arg('--echo with --mix', ','.join(names) or 'none',
             f"a mix that batches can be joined by, {', '.join(_mixes)}")
-    each = dict(p=p, echo=echo and len(mixes)==1) # a choice has the echo for all
-    cbs = [SnapMix(alpha, **each) if o=='snapmix' else _mixes[o](**each) for o in mixes]
+    cbs = [_make_mix(o, alpha, p, echo and len(mixes)==1) for o in mixes] # a choice has the echo for all
     return ([MixChoice(cbs, echo=echo)] if len(cbs)>1 else cbs) + [_beside[o]() for o in names if o in _beside]
 
 def has_mix(
     names:str, # As for `make_mixes`
 )->bool:
     "Is one of them a mix?"
-    return any(o in _mixes for o in names.split(','))
+    return any(map(_is_mix, names.split(',')))
 
 def changes_pictures(
     names:str, # As for `make_mixes`
@@ -68,18 +74,17 @@ def read_setting(
 )->tuple: # Names of mixes for `make_mixes`; whether each batch is trained on clean too
     "What the name of a setting stands for"
     mix,echo = 'none' if name=='plain' else name.removesuffix('-echo').replace('+', ','),name.endswith('-echo')
-    known = _mixes|_beside
     names = [] if mix=='none' else mix.split(',')
-    can_echo = not echo or any(o in _mixes for o in names)
-    if name!=setting_name(mix, echo) or not can_echo or any(o not in known for o in names):
+    can_echo = not echo or has_mix(mix)
+    if name!=setting_name(mix, echo) or not can_echo or not all(_is_mix(o) or o in _beside for o in names):
         raise ValueError(
-            f"setting {name!r}: expected plain, or {', '.join(known)}, several of them with + between, "
-            "and -echo behind those that mix")
+            f"setting {name!r}: expected plain, or {_names}, several of them with + between, and -echo at the end "
+            "if one of them mixes")
     return mix,echo
 
 # %% ../nbs/38_recipe.ipynb #48f7f258
 # What benchmarks/recipe.py picked, and on how many sets
-_winners = dict(short=('plain',5), long=('plain',4), scratch=('plain',3))
+_winners = dict(short=('plain',5), long=('snapmix-early',5), scratch=('plain',3))
 _rates = {True: dict(base_lr=4e-3, lr_mult=5), False: dict(lr_max=4e-3)}
 
 def _regime(pretrained, epochs): return 'scratch' if not pretrained else 'short' if epochs<20 else 'long'

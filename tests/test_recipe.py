@@ -10,14 +10,15 @@ from hypothesis import given, strategies as st
 from fastai.vision.all import Learner, vision_learner
 from fastai_mix.callback.choice import MixChoice
 from fastai_mix.callback.ema import EMA
-from fastai_mix.recipe import (best_rates, best_setting, changes_pictures, make_setting, read_setting, recipe,
-    recipe_evidence, setting_name)
+from fastai_mix.callback.snapmix import SnapMix
+from fastai_mix.recipe import (best_rates, best_setting, changes_pictures, has_mix, make_mixes, make_setting,
+    read_setting, recipe, recipe_evidence, setting_name)
 from helpers import make_dls
 
 bench = Path(__file__).parent.parent/'benchmarks'
 sys.path.insert(0, str(bench))
 
-mixing = 'snapmix','cutmix','mixup','resizemix'
+mixing = 'snapmix','cutmix','mixup','resizemix','snapmix-early','manifold-early'
 names = *mixing,'gridmask','ema'
 
 @given(st.lists(st.sampled_from(names), unique=True), st.booleans())
@@ -32,9 +33,20 @@ def test_a_name_is_read_as_it_is_written(mixes, echo):
     assert isinstance(cbs[0], MixChoice)==(len([o for o in mixes if o in mixing])>1) if cbs else not mixes
 
 @pytest.mark.parametrize('name', ['', 'none', 'echo', '-echo', 'plain-echo', 'snapmix,cutmix', 'mixup++cutmix', 'MixUp',
-    'mixup-echo-echo', 'gridmask-echo', 'recipe-echo'])
+    'mixup-echo-echo', 'mixup-echo-early', 'early', '-early', 'plain-early', 'gridmask-early', 'gridmask-echo',
+    'recipe-echo'])
 def test_what_is_no_setting(name):
     with pytest.raises(ValueError, match='setting'): make_setting(name)
+
+def test_early_mixes_in_the_first_half():
+    mix,ema = make_setting('snapmix-early+ema')
+    assert isinstance(mix, SnapMix) and isinstance(ema, EMA) and not mix.echo
+    assert [mix.p(t) for t in (0,.25,.5,1)]==[1,1,0,0]
+    cut, = make_mixes('cutmix-early', p=.3, echo=True)
+    assert (cut.p(.1),cut.p(.9),cut.echo)==(.3,0,True)
+    choice, = make_mixes('snapmix-early,mixup', alpha=3)
+    assert choice.mixes[0].alpha==3 and choice.mixes[0].p(.6)==0 and choice.mixes[1].p==1
+    assert has_mix('ema,mixup-early') and not has_mix('gridmask,ema') and changes_pictures('cutmix-early')
 
 def test_new_callbacks_each_time():
     a,b = (make_setting('snapmix-echo') for _ in range(2))
