@@ -89,9 +89,9 @@ def _settle_mix(opts):
     given = [f'--{k}' for k in ('echo','p') if opts[k] is not None and opts[k] is not False]
     if opts.mix is None and given: raise ValueError(f"{given[0]} is about a mix: name it with --mix")
     check_positive('alpha', opts.alpha)
-    has_p,opts.from_recipe,opts.p = opts.p is not None,opts.mix is None,check_share('p', ifnone(opts.p, 1.))
+    opts.from_recipe,opts.p = opts.mix is None,check_share('p', ifnone(opts.p, 1.))
     if opts.from_recipe: opts.mix,opts.echo = read_setting(best_setting(has_weights(opts), opts.epochs))
-    if has_p and not has_mix(opts.mix):
+    if opts.p!=1 and not has_mix(opts.mix):
         raise ValueError(f"--p is the chance that a batch is mixed, and --mix {opts.mix} mixes none: leave it out")
     if opts.alpha!=5 and not {'snapmix','snapmix-early'} & {*opts.mix.split(',')}:
         raise ValueError(f"--alpha is that of SnapMix, and --mix is {opts.mix}: leave it out")
