@@ -7,6 +7,7 @@ drawn leaves), enlarged, with the noise of a sensor (`--noise`; the more, the lo
 take), saved as JPEGs of quality 90. They are read through fastai's `ImageBlock`, through `FastImageBlock`, and
 from the folder of `cache_images`:
 
+- `decoding`, only if asked for: milliseconds a picture of 12 megapixels in Pillow's decoder alone, at each scale
 - `reading`: milliseconds a picture in an epoch at 128 and 224 pixels, with 0 and 2 workers. `cache, first
   epoch` shrinks all and reads them; `cache, later epochs` reads them. Also the mean absolute difference to
   `ImageBlock`, of 255, where validation cuts the pictures
@@ -133,6 +134,19 @@ def reading(df, megapixels, size, workers, rounds, tmp):
     xs = [o.dls(0, bs=len(df)).valid.one_batch()[0] for o in all_ways]
     return [{**r, **differences(xs[0], x)} for r,x in zip(rows, xs)]
 
+def decoding(paths, megapixels, rounds):
+    "Rows of milliseconds at each scale"
+    def decode(scale):
+        for path in paths:
+            with Image.open(path) as im:
+                im.draft(None, (im.width//scale,im.height//scale))
+                im.load()
+    secs = interleaved(rounds, {k: lambda k=k: seconds(lambda: decode(k)) for k in (1,2,4,8)})
+    rows = [dict(part='decoding', megapixels=megapixels, scale=k, ms=1e3*float(np.median(o))/len(paths))
+        for k,o in secs.items()]
+    for r in rows: print('decoding {megapixels:4} MP at 1/{scale} scale {ms:7.1f} ms'.format(**r), flush=True)
+    return rows
+
 def learner(dls):
     set_seed(0)
     learn = Learner(dls, timm.create_model('resnet18', num_classes=dls.c), metrics=accuracy)
@@ -214,6 +228,7 @@ def main(
             return pd.DataFrame({'path': paths, 'label': table.label[:k].tolist()}),Path(tmp)/f'{name}-cache'
         for mp,shape in shapes.items():
             df,cache = photographs(n, shape, f'{mp}')
+            if mp==12 and 'decoding' in todo: rows += decoding(df.path, mp, rounds)
             for size,workers in product((128,224), (0,2)):
                 if 'reading' in todo: rows += show(reading(df, mp, size, workers, rounds, cache))
             if {'epoch','folds'} & set(todo): df,cache = photographs(n_training, shape, f'{mp}-training')
@@ -223,8 +238,9 @@ def main(
         if 'accuracy' in todo:
             df,cache = photographs(n_accuracy, shapes[3], 'accuracy', 1)
             rows += accuracies(df, seeds, cache)
-    res = dict(data=Path(data).name or 'leaves', n=n, n_training=n_training, rounds=rounds, noise=noise, megabytes=megabytes, rows=rows,
-        pillow=PIL.__version__, record=record(), load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None)
+    res = dict(data=Path(data).name or 'leaves', n=n, n_training=n_training, rounds=rounds, noise=noise,
+        megabytes=megabytes, rows=rows, pillow=PIL.__version__, record=record(),
+        load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None)
     if out:
         old = loads(Path(out).read_text()) if Path(out).exists() else {}
         Path(out).write_text(dumps({**old, parts: res}, indent=1)+'\n')

@@ -28,10 +28,11 @@ The rule, written before any cell of a test part was run. For each regime and le
 draws of seed 10 and scored on the validation part; plain training and the two best of them on those of seed 11 as well.
 The score of a candidate is the mean of its accuracy beyond that of plain training over seeds and sets; each set weighs
 the same. Out are candidates that were trained on fewer than three sets (added later; it changed no winner at the rates
-above; at 40 epochs the settings `-early` were added when others had been validated), and those whose log-loss is higher than plain training's on average over the sets. The highest score wins; of
-those within .002 of it the one that stands first in the list below, as it is the simpler one; plain training if no
-score is above 0. Then fastai's default rates with nothing else, plain training and the winner, both at the rates above,
-are trained with the seeds 0 to 4 and scored on the test parts, once."""
+above; at 40 epochs the settings `-early` were added when others had been validated), and those whose log-loss is higher
+than plain training's on average over the sets. The highest score wins; of those within .002 of it the one that stands
+first in the list below, as it is the simpler one; plain training if no score is above 0. Then fastai's default rates
+with nothing else, plain training and the winner, both at the rates above, are trained with the seeds 0 to 4 and scored
+on the test parts, once."""
 import time,warnings
 from functools import partial
 from json import dumps
