@@ -91,7 +91,7 @@ def _settle_mix(opts):
     check_positive('alpha', opts.alpha)
     opts.from_recipe,opts.p = opts.mix is None,check_share('p', ifnone(opts.p, 1.))
     if opts.alpha!=5 and not {'snapmix','snapmix-early'} & {*(opts.mix or '').split(',')}:
-        raise ValueError(f"--alpha is that of SnapMix, and --mix is {opts.mix or 'left out'}: name snapmix, or leave out --alpha")
+        raise ValueError(f"--alpha is that of SnapMix, and --mix is {opts.mix or 'left out'}: name snapmix, or leave it out")
     if opts.from_recipe: opts.mix,opts.echo = read_setting(best_setting(has_weights(opts), opts.epochs))
     if opts.p!=1 and not has_mix(opts.mix):
         raise ValueError(f"--p is the chance that a batch is mixed, and --mix {opts.mix} mixes none: leave it out")
