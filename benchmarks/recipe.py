@@ -13,7 +13,8 @@ the rest each seed draws the pictures to train on: `per_class` of each class, or
 the classes. What is left of the training part is the validation part, at most 1,500 pictures of it.
 
 Regimes. `pretrained`: lite0 with ImageNet weights at 96 px, `fine_tune`, which trains the head alone for an epoch and
-then all, for 10 and for 40 epochs. `scratch`: resnet18 at 64 px, `fit_one_cycle` for 20 epochs. 32 pictures a step.
+then all, for 10 and for 40 epochs. For 20 epochs the winner of 40 alone is compared with plain training, to see from
+where on it serves. `scratch`: resnet18 at 64 px, `fit_one_cycle` for 20 epochs. 32 pictures a step.
 
 Cost. A cell trains on as many pictures as plain training: with `echo` 16 pictures are loaded a step, each is trained on
 clean and mixed, and the epochs are halved. In the epoch of the head alone `echo` trains on twice as many, at a third of
@@ -57,12 +58,13 @@ from cells import (Batches, Results, bare_learner, decode, figures, normalize, p
 candidates = ('plain','smooth','ema','mixup','mixup-echo','cutmix-echo','manifold','manifold-echo','mixup-early',
     'cutmix-early','snapmix-early','snapmix-echo')
 compared = {('pretrained',10): [o for o in candidates if o not in ('manifold-echo','mixup-early','cutmix-early')],
+    ('pretrained',20): ['plain','snapmix-early'],
     ('pretrained',40): ['plain','ema','mixup','manifold','mixup-early','cutmix-early','snapmix-early','snapmix-echo'],
     ('scratch',20): ['plain','ema','mixup','mixup-echo','manifold','manifold-echo','snapmix-echo']}
 # what is drawn from the training part: pictures a class, or a share of all
 sets = {'clothing': dict(per_class=40), 'apple': dict(share=.25), 'grocery': dict(per_class=5),
     'leaves': dict(share=400/1200), 'cifar10n': dict(per_class=40)}
-regimes = {'pretrained': dict(arch='tf_efficientnet_lite0', size=96, lengths=(10,40), lr=.004, lr_mult=5),
+regimes = {'pretrained': dict(arch='tf_efficientnet_lite0', size=96, lengths=(10,20,40), lr=.004, lr_mult=5),
     'scratch': dict(arch='resnet18', size=64, lengths=(20,), lr=.004)}
 # what `fine_tune` and `fit_one_cycle` take when nothing is given
 defaults = {'pretrained': dict(lr=.002, lr_mult=100), 'scratch': dict(lr=.001)}

@@ -60,7 +60,8 @@ def test_the_recipe_is_arguments_of_a_learner():
             assert args['lr']==best_rates(pretrained)['base_lr' if pretrained else 'lr_max']
     with pytest.raises(ValueError, match='epochs'): recipe(None, epochs=0)
 
-@pytest.mark.parametrize('pretrained,epochs,regime', [(True,10,'pretrained'), (True,40,'pretrained'), (False,20,'scratch')])
+@pytest.mark.parametrize('pretrained,epochs,regime', [(True,10,'pretrained'), (True,20,'pretrained'),
+    (True,40,'pretrained'), (False,20,'scratch')])
 def test_the_recipe_is_what_the_rule_picks(pretrained, epochs, regime):
     "From the results that the page shows, over the sets on which a mix was compared"
     from recipe import choose
