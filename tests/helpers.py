@@ -193,3 +193,25 @@ def violations(browser, run):
         f"axe.run({json.dumps({**run, 'resultTypes': ['violations']})}).then(arguments[0])")['violations']
     return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found
         if v['impact'] in ('serious','critical')]
+
+# Contrast follows from the colours of a text and of what is behind it. Texts of a look that axe passed on an earlier
+# page of the same site are left out, as are those it does not judge, hidden or beside the page. The looks are kept in
+# the browser.
+contrast = """
+const done = arguments[0], passed = new Set(JSON.parse(localStorage.getItem('looks') || '[]')), looks = new Map()
+function compare(o, behind) {
+    const s = getComputedStyle(o), own = [s.backgroundColor, s.backgroundImage, s.opacity, s.filter, s.mixBlendMode]
+    behind += own.join()=='rgba(0, 0, 0, 0),none,1,none,normal' ? '' : own+';'
+    looks.set(o, [behind, s.color, s.fontSize, s.fontWeight, s.textShadow].join())
+    const isText = o.checkVisibility({visibilityProperty: true}) && o.getBoundingClientRect().right>0
+        && [...o.childNodes].some(c => c.nodeType==3 && c.data.trim())
+    const known = [...o.children].map(c => compare(c, behind)).every(Boolean) && (!isText || passed.has(looks.get(o)))
+    o.toggleAttribute('data-known', known)
+    return known
+}
+if (compare(document.documentElement, '')) done([])
+else axe.run({exclude: ['[data-known]']}, {runOnly: ['color-contrast'], elementRef: true}).then(r => {
+    for (const node of r.passes.flatMap(o => o.nodes)) passed.add(looks.get(node.element))
+    localStorage.setItem('looks', JSON.stringify([...passed]))
+    done(r.violations.flatMap(o => o.nodes).map(o => `${o.html.slice(0, 150)} ${o.failureSummary.slice(0, 200)}`))
+})"""
