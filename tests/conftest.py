@@ -23,10 +23,6 @@ matplotlib.use('agg')
 # files that take minutes; first, so that no process is left alone with them
 slow_files = 'test_site.py','test_notebooks.py','test_slurm.py','test_compare.py','test_trust.py'
 
-def pytest_xdist_auto_num_workers():
-    "One more than cores, as some tests wait for a browser or for SLURM"
-    return (os.cpu_count() or 1)+1
-
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda o: o.path.name not in slow_files)
 

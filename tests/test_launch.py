@@ -15,14 +15,18 @@ root = Path(__file__).parent.parent
 script = ['-c', 'import sys; from fastai_mix.launch import main; sys.exit(main())']
 module = ['-m', 'fastai_mix.cli']
 
+def hear_interrupts():
+    "What is started by tests in the background would ignore them too"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 @pytest.fixture
 def start(tmp_path):
     "Starts the command with `torch` as the text of PyTorch"
-    def run(how, torch, *args, **kwargs):
+    def run(how, torch, *args, preexec_fn=hear_interrupts):
         (tmp_path/'torch.py').write_text(f'import os,signal,sys\n{torch}\n')
         env = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, (tmp_path, root))))
         command = [sys.executable, *how, *args]
-        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, **kwargs)
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, preexec_fn=preexec_fn)
     return run
 
 interrupt = 'os.kill(os.getpid(), signal.SIGINT)'
@@ -80,4 +84,5 @@ def test_help_has_every_option_in_a_group_with_its_text(name):
 def test_the_handler_is_given_back():
     code = '\n'.join(['import signal', 'from fastai_mix.launch import interrupt_in_a_line',
         'with interrupt_in_a_line(""): pass', 'assert signal.getsignal(signal.SIGINT) is signal.default_int_handler'])
-    assert not subprocess.run([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root))).returncode
+    assert not subprocess.run([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root)),
+        preexec_fn=hear_interrupts).returncode
