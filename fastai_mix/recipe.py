@@ -109,7 +109,7 @@ def recipe_evidence(
 )->str:
     "In a line, what the setting that won was best of, and on how many sets"
     name,n_sets = _winners[_regime(pretrained, epochs)]
-    what = 'no mix was better' if name=='plain' else 'the best in twenty and in forty epochs'
+    what = 'no mix was better' if name=='plain' else 'better than plain training in twenty and in forty epochs,'
     return f'{what} on average over the {n_sets} sets measured'
 
 def make_setting(

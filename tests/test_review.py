@@ -1,6 +1,5 @@
 "The page in a browser: by keys and by clicks, with hostile names, on a phone; and its server, killed and started again."
 import json,re,shutil,threading,time
-from importlib import import_module
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -8,7 +7,7 @@ from urllib.request import urlopen
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import noise
+from helpers import axe_source, noise
 from fastai_mix.decisions import DecisionFile
 from fastai_mix.review import LabelReview, main, review
 from fastai_mix.review_table import ReviewTable
@@ -156,14 +155,13 @@ def violations(browser):
     return [f"{v['id']}: {v['nodes'][0]['html'][:150]} {v['nodes'][0]['failureSummary'][:200]}" for v in found]
 
 def test_accessible_and_fits_a_phone(shown, browser):
-    axe = (Path(import_module('selenium_axe_python').__file__).parent/'axe-core'/'axe.min.js').read_text(encoding='utf-8')
     shown.state.decide(0, 'predicted')
     shown.state.decide(2, 'drop')
     faults = []
     for theme,width in (('light',1280), ('dark',375)):
         media(browser, theme, width)
         browser.get(shown.url)
-        browser.execute_cdp_cmd('Runtime.evaluate', dict(expression=axe)) # the page's policy forbids scripts of others
+        browser.execute_cdp_cmd('Runtime.evaluate', dict(expression=axe_source())) # the page's policy forbids scripts of others
         faults += [f'{theme} {o}' for o in violations(browser)]
         for opened in ('', "document.querySelector('.card .picture').click()", "document.querySelector('#keys').showModal()"):
             browser.execute_script(opened)
