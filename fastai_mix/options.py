@@ -201,7 +201,9 @@ def make_learner(
     "A `vision_learner` on a timm model, with its mix and loss"
     if not timm.is_model(arch): raise unknown_arch(arch)
     cbs = [History(), *make_mixes(mix, alpha, p, echo)] + ([ProgressiveLabelCorrection(id_col='id')] if plc else [])
-    kwargs = dict(metrics=[accuracy, F1Score(average='macro')], loss_func=make_loss(loss, dls), cbs=cbs)
+    macro_f1 = F1Score(average='macro')
+    macro_f1.name = 'macro_f1' # as the scores and tables say
+    kwargs = dict(metrics=[accuracy, macro_f1], loss_func=make_loss(loss, dls), cbs=cbs)
     try: learn = vision_learner(dls, arch, pretrained=pretrained, **kwargs)
     except Exception as e:
         raise ValueError(f"vision_learner cannot build {arch!r}: {type(e).__name__}: {e}".splitlines()[0])

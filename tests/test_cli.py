@@ -789,6 +789,12 @@ def test_a_log_has_a_line_for_each_epoch_and_no_bars(table, tmp_path, capsys):
     assert len([o for o in out.splitlines() if re.match(r'\d+ +\d+\.\d+ +\d+\.\d+ ', o)])==6
     assert out.count('train_loss')==1
 
+def test_epochs_and_scores_have_the_same_names(table, tmp_path, capsys):
+    main(**table(), split_col='split', arch='test_resnet', mix='none')
+    epochs,said = pd.read_csv(tmp_path/'run'/'history.csv'),json.loads((tmp_path/'run'/'config.json').read_text())
+    assert [epochs[k].iloc[-1] for k in ('accuracy','macro_f1')]==pytest.approx([said['accuracy'],said['macro_f1']])
+    assert 'accuracy  macro_f1' in capsys.readouterr().out and 'f1_score' not in epochs
+
 def test_decisions_are_trained_on_and_trusted(table, tmp_path, capsys, monkeypatch):
     args,made,make = dict(table(), folds=2, arch='test_resnet', mix='none', plc=True),[],cli.make_learner
     df,decisions = pd.read_csv(tmp_path/'t.csv', dtype=str),DecisionFile(tmp_path/'decisions.csv')
