@@ -16,7 +16,7 @@ best by the true labels, which no user has.
 
 With `--trained N` the probabilities are those of `CrossVal`, as a user gets them: the network itself is trained
 further on the noisy labels of N pictures, in three folds, by `fine_tune` at the rates of `best_rates`; each seed draws
-other pictures and folds. Rows of it have `trained`, N."""
+other pictures and folds. Rows of it have `trained`, N, and `epochs`."""
 import time,warnings
 from json import dumps,loads
 from pathlib import Path
@@ -132,11 +132,11 @@ def show(rows):
         print(f"{r['noise']:8s} {r['seed']:4d} {r['share_wrong']:.3f} {r['accuracy']:9.3f}  {r['method']:58s} "
             f"{r['ap']:.4f} {r['auc']:.4f} {r['precision']:9.3f} {r['recall']:6.3f} {r['f1']:.3f}")
 
-def _setting(row): return row['noise'],row['seed'],row.get('trained', 0)
+def _setting(row): return [row.get(k, 0) for k in ('noise','seed','trained','epochs','size')]
 
 def write(out, rows):
     "Put `rows` into the file in place of those of the same settings"
-    new,old = {*map(_setting, rows)},loads(out.read_text()) if out.exists() else dict(rows=[])
+    new,old = [*map(_setting, rows)],loads(out.read_text()) if out.exists() else dict(rows=[])
     kept = [o for o in old['rows'] if _setting(o) not in new]
     key = 'record_trained' if 'trained' in rows[0] else 'record'
     out.write_text(dumps({**old, 'rows':kept+rows, key:record()}, indent=1)+'\n')

@@ -170,12 +170,12 @@ def test_suspects_are_written_beside_those_of_other_settings(tmp_path):
     import suspects
     out = tmp_path/'r.json'
     frozen = [dict(noise=noise, seed=seed, method=m, ap=1) for noise in ('aggre','worst') for seed in (0,1) for m in 'ab']
-    trained = [dict(noise='worst', seed=0, method=m, trained=1500, ap=2) for m in 'ab']
+    short,long = ([dict(noise='worst', seed=0, method=m, trained=1500, epochs=n, ap=2) for m in 'ab'] for n in (3,10))
     suspects.write(out, frozen)
-    for _ in range(2): suspects.write(out, trained)
-    assert json.loads(out.read_text())['rows']==frozen+trained
+    for rows in (short,long,short,long): suspects.write(out, rows)
+    assert json.loads(out.read_text())['rows']==frozen+short+long
     suspects.write(out, [dict(frozen[0], ap=3)])
-    assert json.loads(out.read_text())['rows']==[*frozen[2:],*trained,dict(frozen[0], ap=3)]
+    assert json.loads(out.read_text())['rows']==[*frozen[2:],*short,*long,dict(frozen[0], ap=3)]
 
 def test_what_a_model_of_one_class_would_change():
     import guard
