@@ -19,7 +19,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
-from markdownify import markdownify
+from markdownify import MarkdownConverter
 from PIL import Image
 from smalldocs import site as smalldocs
 from smalldocs import layout
@@ -139,7 +139,7 @@ def links_about(page, source, cfg):
         ('Open in Colab', f'https://colab.research.google.com/github/{repo}/blob/{cfg.branch}/{path}')]
 
 def finish_page(page, site, cfg, source, known, faults):
-    "Give a page what smalldocs leaves out"
+    "A page with what smalldocs leaves out"
     soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
     name,up = page.relative_to(site).as_posix(),page_html.up(page, site)
     home = f'{cfg.doc_host}{cfg.doc_baseurl}/'
@@ -161,33 +161,32 @@ def finish_page(page, site, cfg, source, known, faults):
     page_html.add_skip_link(soup)
     page_html.add_meta(soup, home+name, cfg.version)
     if name=='404.html': page_html.root_links(soup, f'{cfg.doc_baseurl}/')
-    page.write_text(str(soup).replace(layout.KATEX, f'{up}site_libs/katex').replace('katex/contrib/', 'katex/'),
-        encoding='utf-8')
+    return soup
 
-def keep_names_without_docs(site):
+def write_page(page, soup, site):
+    text = str(soup).replace(layout.KATEX, f'{page_html.up(page, site)}site_libs/katex')
+    page.write_text(text.replace('katex/contrib/', 'katex/'), encoding='utf-8')
+
+def keep_names_without_docs(soups):
     "Take off links that were made of names in backticks which have no entry: what modules share, but users do not call"
-    soups = {page: BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser') for page in site.rglob('*.html')}
     anchors = {page: {o['id'] for o in soup.select('[id]')} for page,soup in soups.items()}
     for page,soup in soups.items():
         links = [a for a in soup.select('main a[href*="#"]') if '://' not in a['href'] and [*a.children]==[a.code]]
-        dead = []
         for a in links:
             path,_,anchor = a['href'].partition('#')
             target = (page.parent/path).resolve() if path else page
-            if target in anchors and anchor not in anchors[target]: dead.append(a)
-        for a in dead: a.unwrap()
-        if dead: page.write_text(str(soup), encoding='utf-8')
+            if target in anchors and anchor not in anchors[target]: a.unwrap()
 
-def as_markdown(page):
-    "Write a page once more as Markdown beside it, where module docstrings and llms.txt look for it"
-    main = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser').select_one('main')
+def write_markdown(page, soup):
+    "Write a page once more as Markdown beside it, where module docstrings and llms.txt look for it; changes `soup`"
+    main = soup.select_one('main')
     for o in main.select('nav, .quarto-page-breadcrumbs, .anchorjs-link, .contents, .page-links, .tests-button, '
         'style, script'): o.decompose()
     def language(pre):
         return 'python' if 'python' in ' '.join([*pre.get('class', []),
             *(pre.code.get('class', []) if pre.code else [])]).lower() else ''
-    text = markdownify(str(main), heading_style='ATX', bullets='-', escape_underscores=False, escape_asterisks=False,
-        code_language_callback=language)
+    text = MarkdownConverter(heading_style='ATX', bullets='-', escape_underscores=False, escape_asterisks=False,
+        code_language_callback=language).convert_soup(main)
     page.with_name(f'{page.name}.md').write_text(re.sub(r'\n{3,}', '\n\n', text).strip()+'\n', encoding='utf-8')
 
 def fonts_of_the_reader(site):
@@ -237,14 +236,13 @@ def finish_index(site):
     (site/'search.js').write_text(f'window.searchIndex = {text};\n', encoding='utf-8')
     index.unlink()
 
-def llms(cfg, site):
+def llms(cfg, site, soups):
     "Write llms.txt: every page, as Markdown, with a line on it"
     out = [f"# {cfg.lib_name}\n", f"> {cfg.description}\n"]
-    nav = BeautifulSoup((site/'index.html').read_text(encoding='utf-8'),
-        'html.parser').select('#quarto-sidebar a[href$=".html"]')
+    nav = soups[site/'index.html'].select('#quarto-sidebar a[href$=".html"]')
     base = f'{cfg.doc_host}{cfg.doc_baseurl}/'
     for href in dict.fromkeys(a['href'].removeprefix('./') for a in nav):
-        soup = BeautifulSoup((site/href).read_text(encoding='utf-8'), 'html.parser')
+        soup = soups[site/href]
         what = soup.select_one('meta[name=description]')
         out.append(f"- [{soup.select_one('h1').get_text(strip=True)}]({base}{href}.md)"
             + (f": {what['content']}" if what else ''))
@@ -263,19 +261,21 @@ def build(out):
         add_pages(cfg, proc, sources)
         lessons = write_lessons(proc, sources, home)
         made = smalldocs.build(proc, quiet=True)
-        site = made.out
+        site = made.out.resolve()
         (site/'figures').mkdir(exist_ok=True)
         copytree(tools/'katex', site/'site_libs'/'katex', dirs_exist_ok=True)
         known,faults = {},[o for o in made.warnings if not re.search('format-links|commonmark|output-file', o)]
-        for page in sorted(site.rglob('*.html')):
-            finish_page(page, site, cfg, sources.get(page.relative_to(site).as_posix()), known, faults)
-        keep_names_without_docs(site.resolve())
-        for page in sorted(site.rglob('*.html')): as_markdown(page)
+        soups = {page: finish_page(page, site, cfg, sources.get(page.relative_to(site).as_posix()), known, faults)
+            for page in sorted(site.rglob('*.html'))}
+        keep_names_without_docs(soups)
+        llms(cfg, site, soups)
+        for page,soup in soups.items():
+            write_page(page, soup, site)
+            write_markdown(page, soup)
         for page,text in lessons.items(): (site/page).with_suffix('.ipynb').write_text(text, encoding='utf-8')
         fonts_of_the_reader(site)
         finish_script(site)
         finish_index(site)
-        llms(cfg, site)
         (site/'.nojekyll').touch()
         rmtree(out, ignore_errors=True)
         copytree(site, out)

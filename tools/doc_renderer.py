@@ -5,10 +5,14 @@ from inspect import Parameter
 from typing import Union, get_args, get_origin
 
 from fastcore.docments import DocmentText
+from IPython.core.interactiveshell import InteractiveShell
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
 from nbdev import showdoc
+
+# nbdev keeps a shell for each notebook; at the end of a process each would collect all garbage anew, half a second each
+InteractiveShell.atexit_operations = lambda self: None
 
 top = get_config().config_path
 
