@@ -8,8 +8,8 @@ recipe.py: the test part is the same for all seeds, with its own shares of the c
 a long tail: with the classes in the order of their size, class k of c has n·ratio^(-k/(c-1)) pictures, so the largest
 has `ratio` times as many as the smallest. Each seed draws other pictures and has other weights of the head.
 
-Two regimes. `tuned`: a network with ImageNet weights is fine-tuned as in recipe.py. `head`: the network stays as it
-is, and a linear classifier is trained on its features, without augmentation; that takes a second.
+Two regimes. `tuned`: a network with ImageNet weights is fine-tuned as in recipe.py, at its rates. `head`: the network
+stays as it is, and a linear classifier is trained on its features, without augmentation; that takes a second.
 
 The loss is cross entropy (plain) or the balanced softmax with the counts of the training part (balanced). The third
 row is no training of its own: the predictions of the plain network, with `change_priors` applied."""
@@ -29,11 +29,11 @@ from sklearn.metrics import balanced_accuracy_score
 from accuracy import compare, verdict
 from cells import Results, bare_learner, figures, pick_seeds, plan, predict, record, run_cells
 from fastai_mix.losses import BalancedSoftmaxLossFlat, change_priors
-from recipe import Epochs, Tell, loader
+from recipe import Epochs, Tell, loader, rate
 from suspects import features
 
 sizes = {'clothing': 180, 'leaves': 293} # pictures of the largest class: 500 and 400 pictures in all
-regimes = {'tuned': dict(epochs=10, lr=.008), 'head': dict(epochs=200, lr=.01)} # tuned: those of recipe.py
+regimes = {'tuned': dict(epochs=10, **rate('pretrained')), 'head': dict(epochs=200, lr=.01)}
 measures = ('macro_f1','balanced_accuracy','accuracy','log_loss')
 settings = 'data','arch','size','regime','epochs','lr','ratio'
 
@@ -61,7 +61,7 @@ def tuned_probs(cell, data, train, test, loss, tell, weights):
     batches = Epochs(data.x[train], data.y[train], 32, len(train)//32, cell['size'], cell['seed'], None)
     learn = bare_learner(DataLoaders(batches, [], device='cpu'), batches, cell, weights, len(data.vocab),
         [Tell(tell, len(train)*(cell['epochs']+1))], loss=loss)
-    learn.fine_tune(cell['epochs'], cell['lr'])
+    learn.fine_tune(cell['epochs'], cell['lr'], lr_mult=cell['lr_mult'])
     return predict(learn.model, data.x[test], cell['size'], learn.model.default_cfg)
 
 def head_probs(cell, data, train, test, loss, weights):
