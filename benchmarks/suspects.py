@@ -11,12 +11,16 @@ The data and the noises are those of noise.py. A logistic regression on the feat
 probabilities out of five folds, `--seeds` times with other folds. Its strength of regularisation is the one with the
 best accuracy on the given labels, of four: true labels are for scoring alone. `ap` is the average precision and `auc`
 the area under the ROC curve of the order in which labels are looked at; precision, recall and F1 are those of the
-flags. Of cleanlab's scores the best on each noise is shown, and its flags by default and by the best of its filters:
-best by the true labels, which no user has.
+flags. cleanlab's three scores stand beside it, each with the flags of its default filter, and its other filters.
 
 With `--trained N` the probabilities are those of `CrossVal`, as a user gets them: the network itself is trained
 further on the noisy labels of N pictures, in three folds, by `fine_tune` at the rates of `best_rates`; each seed draws
-other pictures and folds. Rows of it have `trained`, N, and `epochs`."""
+other pictures and folds. Rows of it have `trained`, N, and `epochs`.
+
+What was tried for the score with the seeds 0 to 2 of the networks and of the frozen regression: no calibration, a
+temperature fitted to the given labels, and division by the entropy to the power of 1/4, 1/2 and 1, with and without
+that. The temperature won: it gained .000 to .019 of AP on the human noises and changed .002 at most on the others.
+Division by the entropy gained more on networks and lost up to .014 on the regression. Seeds from 3 on came after that."""
 import time,warnings
 from json import dumps,loads
 from pathlib import Path
@@ -79,15 +83,15 @@ def ours(probs, y, is_wrong):
         **flag_figures(found.wrong.to_numpy(), is_wrong))
 
 def cleanlabs(probs, y, is_wrong):
-    "The best score with the flags of the default filter, and with those of the best filter"
+    "A row for each score, with the flags of the default filter, and for each other filter"
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
-    orders = {k: order_figures(get_label_quality_scores(y, probs, method=k), is_wrong) for k in scores}
-    flags = {k: flag_figures(find_label_issues(y, probs, filter_by=k, n_jobs=1), is_wrong) for k in filters}
-    score = max(orders, key=lambda k: orders[k]['ap'])
-    best = max(flags, key=lambda k: flags[k]['f1'])
-    yield dict(method=f'cleanlab: {score}, {filters[0]}', **orders[score], **flags[filters[0]])
-    yield dict(method=f'cleanlab: {score}, {best}', **orders[score], **flags[best])
+    def flags(k): return flag_figures(find_label_issues(y, probs, filter_by=k, n_jobs=1), is_wrong)
+    by_default = flags(filters[0])
+    for k in scores:
+        order = order_figures(get_label_quality_scores(y, probs, method=k), is_wrong)
+        yield dict(method=f'cleanlab: {k}', **order, **by_default)
+    for k in filters[1:]: yield dict(method=f'cleanlab: {k}', **flags(k))
 
 def compare(probs, y, true, **common):
     "A row for each method"
@@ -127,10 +131,11 @@ def run_trained(data, noise, seed, n, folder, arch, weights, size, epochs):
     return compare(oof[data.vocab].to_numpy(), y, true, noise=noise, seed=seed, trained=n, epochs=epochs, size=size)
 
 def show(rows):
-    print(f"{'noise':8s} seed wrong  accuracy  {'method':58s} AP     AUC    precision recall F1")
+    print(f"{'noise':8s} seed wrong  accuracy  {'method':38s} AP     AUC    precision recall F1")
     for r in rows:
-        print(f"{r['noise']:8s} {r['seed']:4d} {r['share_wrong']:.3f} {r['accuracy']:9.3f}  {r['method']:58s} "
-            f"{r['ap']:.4f} {r['auc']:.4f} {r['precision']:9.3f} {r['recall']:6.3f} {r['f1']:.3f}")
+        order = f"{r['ap']:.4f} {r['auc']:.4f}" if 'ap' in r else ' '*13
+        print(f"{r['noise']:8s} {r['seed']:4d} {r['share_wrong']:.3f} {r['accuracy']:9.3f}  {r['method']:38s} "
+            f"{order} {r['precision']:9.3f} {r['recall']:6.3f} {r['f1']:.3f}")
 
 def _setting(row): return [row.get(k, 0) for k in ('noise','seed','trained','epochs','size')]
 
@@ -139,7 +144,9 @@ def write(out, rows):
     new,old = [*map(_setting, rows)],loads(out.read_text()) if out.exists() else dict(rows=[])
     kept = [o for o in old['rows'] if _setting(o) not in new]
     key = 'record_trained' if 'trained' in rows[0] else 'record'
-    out.write_text(dumps({**old, 'rows':kept+rows, key:record()}, indent=1)+'\n')
+    lines = ',\n'.join(map(dumps, kept+rows))
+    others = ',\n'.join(f'"{k}": {dumps(v)}' for k,v in {**old, key:record()}.items() if k!='rows')
+    out.write_text(f'{{"rows": [\n{lines}],\n{others}}}\n')
 
 @call_parse
 def main(
