@@ -14,6 +14,7 @@ if workers>1: os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//
 import matplotlib
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
 from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
@@ -23,6 +24,8 @@ matplotlib.use('agg')
 # what was imported is no garbage, which every collection would look through
 gc.collect()
 gc.freeze()
+# nbdev leaves a shell for each notebook, and at the end each would collect once more
+InteractiveShell.atexit_operations = lambda self: None
 
 # files that take minutes; first, so that no process is left alone with them
 slow_files = 'test_site.py','test_notebooks.py','test_slurm.py','test_compare.py','test_trust.py'
