@@ -97,6 +97,8 @@ def test_classes_without_labels_or_probability():
     probs = np.array([[.9,.1,0,0],[.2,.8,0,0],[.7,.3,0,0]])
     found = suspects(probs, [0,0,2])
     assert found.notna().all().all() and found.index[0]==2 and found.score.iloc[0]==0
+    nothing = suspects(np.array([[.9,.1],[0,0],[.2,.8]]), [0,1,1])
+    assert nothing.score.notna().all() and nothing.index[0]==1
 
 def test_classes_of_other_sizes():
     "Right labels of a rare class, which all get low probabilities, do not come before wrong ones of a common class"

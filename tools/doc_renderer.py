@@ -11,7 +11,7 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
 from nbdev import showdoc
 
-# nbdev keeps a shell for each notebook; at the end of a process each would collect all garbage anew, half a second each
+# nbdev keeps a shell for each notebook; at the end of a process each would collect all garbage anew
 InteractiveShell.atexit_operations = lambda self: None
 
 top = get_config().config_path

@@ -29,9 +29,9 @@ def _label_scores(
     y, # Given classes `[n]`
 ):
     "Calibrated probability of each given class with all classes on equal terms `[n]`"
-    on_equal_terms = _calibrated(probs, y)
-    on_equal_terms /= np.maximum(on_equal_terms.mean(0), np.finfo(float).tiny)
-    return on_equal_terms[np.arange(len(y)), y]/on_equal_terms.sum(1)
+    on_equal_terms,tiny = _calibrated(probs, y),np.finfo(float).tiny
+    on_equal_terms /= np.maximum(on_equal_terms.mean(0), tiny)
+    return on_equal_terms[np.arange(len(y)), y]/np.maximum(on_equal_terms.sum(1), tiny)
 
 # %% ../../nbs/09a_data.suspects.ipynb #c2c70645
 def _wrong_counts(
