@@ -17,9 +17,10 @@ from fastai_mix.data.folds import FoldSplitter, add_folds
 from fastai_mix.data.leaves import leaf_data
 from fastai_mix.files import read_json
 
+# they begin with all imports done, which take seconds
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['fastai.vision.all','fastai_mix.cli','fastai_mix.crossval',
-    'fastai_mix.callback.snapmix','fastai_mix.data.leaves'])
+    'fastai_mix.callback.snapmix','fastai_mix.data.leaves','fastai_mix.review'])
 
 def table(leaves):
     df = pd.read_csv(leaves/'train.csv').rename(columns={'labels':'label'})[['image_id','label']]

@@ -1,6 +1,6 @@
 """Does the page of suspect labels lose a decision when its server is killed? And how long does a page of 100,000 rows
 take, and a decision?"""
-import argparse,http.client,json,multiprocessing,os,random,shutil,sys,tempfile,threading,time
+import argparse,http.client,json,os,random,shutil,sys,tempfile,threading,time
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +10,7 @@ from PIL import Image
 
 from fastai_mix.decisions import DecisionFile, decision_kinds, read_decisions
 from fastai_mix.files import write_atomic
-
-processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['fastai_mix.review'])
+from kills import processes
 
 def make_table(folder, n_rows, n_pictures=50, side=256, seed=0):
     "A CSV of `n_rows` scored labels, and a JPEG for each, of `n_pictures` different ones"

@@ -1,9 +1,8 @@
 import gc
 import os
 import shutil
-import subprocess
-import sys
 import zlib
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 
@@ -16,9 +15,10 @@ import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
-from fastai_mix.data.folds import FoldSplitter, add_folds
+from fastai_mix.data.folds import add_folds
 from fastai_mix.data.leaves import leaf_data
-from helpers import Batches, block, noise, toy_model
+from kills import processes
+from helpers import Batches, fold_loaders, noise, run_script, toy_model
 
 matplotlib.use('agg')
 # what was imported is no garbage, which every collection would look through
@@ -102,10 +102,7 @@ def df(leaves):
 @pytest.fixture
 def get_dls(leaves):
     "A function `get_dls(df, fold)` for `CrossVal`; further arguments go to the DataBlock"
-    def f(df, fold, bs=8, **kwargs):
-        return block(leaves, FoldSplitter(fold, check=False), **kwargs).dataloaders(df, bs=bs, num_workers=0,
-            device='cpu')
-    return f
+    return partial(fold_loaders, leaves)
 
 @pytest.fixture
 def in_processes(tmp_path):
@@ -115,10 +112,14 @@ def in_processes(tmp_path):
         (tmp_path/'alone.py').write_text(alone.format(tests=str(Path(__file__).parent), code=indent(code, ' '*4)))
         res = []
         for n in ns:
-            out = subprocess.run([sys.executable, str(tmp_path/'alone.py'), str(n)], capture_output=True, text=True,
-                timeout=300, cwd=tmp_path)
-            assert not out.returncode, out.stderr
-            res.append([row.split()[1:] for row in out.stdout.splitlines() if row.startswith('OUT ')])
+            p = processes.Process(target=run_script, args=(tmp_path/'alone.py', n))
+            p.start()
+            p.join(300)
+            p.kill()
+            p.join()
+            said = (tmp_path/'alone.log').read_text()
+            assert p.exitcode==0, said
+            res.append([row.split()[1:] for row in said.splitlines() if row.startswith('OUT ')])
         return res
     return run
 

@@ -1,5 +1,8 @@
 "Networks, data and callbacks that several tests share."
 import json
+import os
+import runpy
+import sys
 import tracemalloc
 from collections import Counter
 from importlib import import_module
@@ -16,6 +19,15 @@ from fastai.vision.all import (Callback, CategoryBlock, ColReader, ConvLayer, Da
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from fastai_mix.callback.mix import MixCallback
+from fastai_mix.data.folds import FoldSplitter
+
+def run_script(path, *args):
+    "Run a script in this process, in its folder; what is printed goes to a file beside it, of suffix .log"
+    os.chdir(path.parent)
+    log = os.open(path.with_suffix('.log'), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for fd in (1,2): os.dup2(log, fd)
+    sys.argv = [str(path), *map(str, args)]
+    runpy.run_path(str(path), run_name='__main__')
 
 class Batches:
     "Samples of noise with their class painted into one corner, as a data set"
@@ -114,6 +126,10 @@ def block(leaves, splitter=None, **kwargs):
     return DataBlock((ImageBlock, CategoryBlock), get_y=ColReader('label'), splitter=splitter,
         **{'get_x':ColReader('image_id', pref=leaves/'images', suff='.jpg'), 'item_tfms':Resize(32),
         'batch_tfms':Dihedral(), **kwargs})
+
+def fold_loaders(leaves, df, fold, bs=8, **kwargs):
+    "DataLoaders of a fold of the leaves in a folder; further arguments go to the DataBlock"
+    return block(leaves, FoldSplitter(fold, check=False), **kwargs).dataloaders(df, bs=bs, num_workers=0, device='cpu')
 
 def tiny(dls, cbs=None, width=8, loss_func=None):
     "A Learner on two convolutions as body, and a head"

@@ -1,11 +1,7 @@
 "Settings compared on the same folds: intervals, what is refused, equal cost, kills."
 import random
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +14,7 @@ from fastai_mix.cli import main
 from fastai_mix.compare import Comparison, compare, compare_runs, difference_over_folds, difference_over_pictures
 from fastai_mix.crossval import CrossVal
 from fastai_mix.data.folds import add_folds
+from kills import processes
 from helpers import one, tiny
 
 def test_the_interval_over_folds_holds_what_it_says():
@@ -94,39 +91,29 @@ def test_settings_of_ones_own_and_wrong_ones(df, get_dls, tmp_path):
     with pytest.raises(ValueError, match='reference'): compare(settings=['plain','mixup'], reference='cutmix', **args)
     with pytest.raises(ValueError, match='epochs'): compare(settings=['plain','mixup'], epochs=0, **args)
 
-script = '''
-import sys
-sys.path.insert(0, {tests!r})
-import pandas as pd
-from fastai_mix.compare import compare
-from fastai_mix.data.folds import add_folds, FoldSplitter
-from helpers import block, tiny
-from pathlib import Path
-leaves = Path({leaves!r})
-df = pd.read_csv(leaves/'train.csv').rename(columns=dict(labels='label'))[['image_id','label']]
-df = add_folds(df, 'label', n_splits=3, id_col='image_id')
-def get_dls(df, fold):
-    return block(leaves, FoldSplitter(fold, check=False)).dataloaders(df, bs=8, num_workers=0, device='cpu')
-def fit(learn, epochs):
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-2)
-res = compare(df, get_dls, tiny, {path!r}, ['plain','mixup','snapmix-echo'], epochs=4, fit=fit)
-res.table.drop(columns='seconds').to_csv({out!r})
-'''
+def compare_three(df, get_dls, path):
+    def fit(learn, epochs):
+        with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-2)
+    res = compare(df, get_dls, tiny, path, ['plain','mixup','snapmix-echo'], epochs=4, fit=fit)
+    res.table.drop(columns='seconds').to_csv(path.with_suffix('.csv'))
 
-def test_a_killed_comparison_ends_with_the_same_table(leaves, tmp_path):
+def test_a_killed_comparison_ends_with_the_same_table(df, get_dls, tmp_path):
     def start(name):
-        text = script.format(tests=str(Path(__file__).parent), leaves=str(leaves), path=str(tmp_path/name),
-            out=str(tmp_path/f'{name}.csv'))
-        return subprocess.Popen([sys.executable, '-c', text], stdout=subprocess.DEVNULL)
-    assert start('whole').wait()==0
+        p = processes.Process(target=compare_three, args=(df, get_dls, tmp_path/name))
+        p.start()
+        return p
+    whole = start('whole')
+    whole.join()
+    assert whole.exitcode==0
     rng,kills = random.Random(0),0
     for _ in range(20):
         process,n = start('killed'),len(list(tmp_path.glob('killed/*/fold_*/fold.json')))
         # until another fold is done
-        while process.poll() is None and len(list(tmp_path.glob('killed/*/fold_*/fold.json')))<n+3: time.sleep(.02)
+        while process.is_alive() and len(list(tmp_path.glob('killed/*/fold_*/fold.json')))<n+3: time.sleep(.02)
         time.sleep(rng.random()*.1)
-        process.send_signal(signal.SIGKILL)
-        if process.wait()==0: break
+        process.kill()
+        process.join()
+        if process.exitcode==0: break
         kills += 1
     assert kills>=2 and (tmp_path/'killed.csv').read_text()==(tmp_path/'whole.csv').read_text()
 
