@@ -42,9 +42,9 @@ def shown(folder): return sorted(o.name for o in folder.iterdir() if o.name[0]!=
 
 def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     torch.manual_seed(0)
-    body = timm.create_model('resnet10t').state_dict()
+    body = timm.create_model('test_resnet').state_dict()
     save_file(body, tmp_path/'w.safetensors')
-    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'), mix='snapmix')
+    main(**table(), split_col='split', arch='test_resnet', weights=str(tmp_path/'w.safetensors'), mix='snapmix')
     run = tmp_path/'run'
     assert shown(run)==['config.json','confusion.png','ensemble','folds','history.csv','mix.png','model.safetensors',
         'predictions.csv','report.html']
@@ -65,16 +65,16 @@ def test_csv_with_split_from_weights(leaves, table, tmp_path, capsys):
     assert 'macro avg' in out and '60 pictures of 64×64' in out
     trained = stamps(run/'folds')
     # nothing is left to train
-    main(**table(), split_col='split', arch='resnet10t', weights=str(tmp_path/'w.safetensors'), mix='snapmix')
+    main(**table(), split_col='split', arch='test_resnet', weights=str(tmp_path/'w.safetensors'), mix='snapmix')
     assert stamps(run/'folds')==trained
     capsys.readouterr()
-    with pytest.raises(SystemExit): main(**table(), split_col='split', mix='none', arch='resnet10t')
+    with pytest.raises(SystemExit): main(**table(), split_col='split', mix='none', arch='test_resnet')
     assert '--mix snapmix there, none here' in capsys.readouterr().err and (run/'mix.png').exists()
 
 def test_a_folder_that_cannot_be_made_is_known_before_training(table, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, '_fit', lambda o, learn: pytest.fail('trained'))
     (tmp_path/'file').write_text('')
-    with pytest.raises(SystemExit): main(**{**table(), 'arch':'resnet10t', 'out':str(tmp_path/'file'/'run')})
+    with pytest.raises(SystemExit): main(**{**table(), 'arch':'test_resnet', 'out':str(tmp_path/'file'/'run')})
     assert 'cannot be made: Not a directory' in capsys.readouterr().err
 
 def test_folder_of_classes(leaves, tmp_path):
@@ -83,7 +83,7 @@ def test_folder_of_classes(leaves, tmp_path):
         if label=='multiple_diseases': continue
         (tmp_path/'d'/label).mkdir(parents=True, exist_ok=True)
         (tmp_path/'d'/label/f'{i}.jpg').write_bytes((leaves/'images'/f'{i}.jpg').read_bytes())
-    main(data=str(tmp_path/'d'), size=32, bs=8, epochs=1, folds=3, fold=2, arch='resnet10t', out=str(tmp_path/'run'))
+    main(data=str(tmp_path/'d'), size=32, bs=8, epochs=1, folds=3, fold=2, arch='test_resnet', out=str(tmp_path/'run'))
     preds = pd.read_csv(tmp_path/'run'/'predictions.csv')
     assert (preds.id.str.split('/').str[0]==preds.label).all()
 
@@ -98,7 +98,7 @@ def test_the_device_of_the_loaders_is_not_yet_that_of_the_network(table, monkeyp
     monkeypatch.setattr(cli, '_make_dls', elsewhere)
     monkeypatch.setattr(cli, '_make_out', stop)
     for mix in ('snapmix','none'):
-        with pytest.raises(Enough): main(**table(), arch='resnet10t', mix=mix)
+        with pytest.raises(Enough): main(**table(), arch='test_resnet', mix=mix)
 
 def test_a_model_may_have_a_tag(table, monkeypatch):
     class Enough(Exception): pass
@@ -114,7 +114,7 @@ def test_the_search_for_a_rate_writes_nothing_elsewhere(table, tmp_path, monkeyp
     (tmp_path/'here'/'models').write_text('a file where fastai would have its folder')
     monkeypatch.chdir(tmp_path/'here')
     monkeypatch.setattr(cli, '_fit', barely)
-    args = dict(table(), lr=None, arch='resnet10t', mix='none', fold=0, folds=3)
+    args = dict(table(), lr=None, arch='test_resnet', mix='none', fold=0, folds=3)
     main(**args)
     assert [o.name for o in (tmp_path/'here').iterdir()]==['models']
     assert {o.name for o in (tmp_path/'run').iterdir() if o.name[0]=='.'}<={'.lock'}
@@ -123,7 +123,7 @@ def test_the_same_command_again_in_the_folder_of_the_pictures(folders, tmp_path,
     monkeypatch.chdir(folders('cat','dog', n=8))
     monkeypatch.setattr(cli, '_fit', barely)
     for _ in range(2):
-        main(data='.', size=32, bs=4, epochs=1, lr=1e-3, folds=2, fold=0, arch='resnet10t', mix='none')
+        main(data='.', size=32, bs=4, epochs=1, lr=1e-3, folds=2, fold=0, arch='test_resnet', mix='none')
         assert len(pd.read_csv('fastai-mix-run/predictions.csv'))==8
         assert json.loads(open('fastai-mix-run/config.json').read())['vocab']==['cat','dog']
 
@@ -150,7 +150,7 @@ def test_home_in_options(folders, tmp_path, monkeypatch):
     folders('cat','dog', n=8)
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setattr(cli, '_make_out', stop)
-    with pytest.raises(Enough) as e: main(data='~/d', size=32, bs=4, folds=2, fold=0, arch='resnet10t', out='~/run')
+    with pytest.raises(Enough) as e: main(data='~/d', size=32, bs=4, folds=2, fold=0, arch='test_resnet', out='~/run')
     assert e.value.args[0].out==tmp_path/'run'
 
 def test_data_of_another_kind(csv, folders, tmp_path, capsys):
@@ -167,13 +167,13 @@ def test_data_of_another_kind(csv, folders, tmp_path, capsys):
         own = str(folders('cat','dog', root=data+'d'))
         for args in (dict(data=str(tmp_path/data)), dict(data=own, test=str(tmp_path/data))):
             with pytest.raises(SystemExit) as e:
-                main(**args, size=32, bs=2, folds=2, fold=0, arch='resnet10t', out=str(tmp_path/'run'))
+                main(**args, size=32, bs=2, folds=2, fold=0, arch='test_resnet', out=str(tmp_path/'run'))
             err = capsys.readouterr().err.strip().splitlines()
             expected = message if 'test' not in args else message.split(' or ')[0]
             assert e.value.code==2 and len(err)==1 and expected in err[0] and data in err[0], err
 
 def test_a_sample_that_is_no_csv(table, test_folder, tmp_path, capsys):
-    args = dict(table(), folds=3, arch='resnet10t', **test_folder())
+    args = dict(table(), folds=3, arch='test_resnet', **test_folder())
     for text,message in (('', 'sample.csv is empty'),
                          ('file;scab;rust\nTrain_3;0;0\n', "sample.csv has ';' between its columns"),
                          ('file,rust,rust\nTrain_3,0,0\n', "2 columns 'rust'"),
@@ -187,7 +187,7 @@ def test_pictures_whose_content_is_lost_are_refused(folders, tmp_path, capsys):
     d = folders('cat','dog', n=4)
     deep = np.asarray(noise().convert('L')).astype(np.uint16)*200+300
     Image.fromarray(deep).save(d/'dog'/'1.png')
-    args = dict(data=str(d), size=32, bs=2, folds=2, fold=0, epochs=1, lr=1e-3, arch='resnet10t', mix='none',
+    args = dict(data=str(d), size=32, bs=2, folds=2, fold=0, epochs=1, lr=1e-3, arch='test_resnet', mix='none',
         out=str(tmp_path/'run'))
     with pytest.raises(SystemExit) as e: main(**args)
     err = capsys.readouterr().err.strip().splitlines()
@@ -201,7 +201,7 @@ def test_a_picture_with_two_labels_is_said(leaves, table, tmp_path, capsys, monk
     labels = pd.read_csv(leaves/'train.csv').labels.replace('multiple_diseases', 'rust')
     i,j = labels[labels=='rust'].index[0],labels[labels=='scab'].index[0]
     shutil.copy(tmp_path/'images'/f'Train_{i}.jpg', tmp_path/'images'/f'Train_{j}.jpg')
-    args = dict(table(lambda t: pd.concat([t, t[t.label=='healthy'][:1].assign(label='scab')])), arch='resnet10t',
+    args = dict(table(lambda t: pd.concat([t, t[t.label=='healthy'][:1].assign(label='scab')])), arch='test_resnet',
         fold=0, folds=3, mix='none')
     main(**{**args, 'images': str(tmp_path/'images')})
     out = capsys.readouterr().out.splitlines()
@@ -214,7 +214,7 @@ def test_images_without_a_csv(folders, leaves, tmp_path, capsys):
                          (dict(test_images=str(d)), '--test-images names the folder'),
                          (dict(test_images=str(d), test=str(d)), '--test-images names the folder')):
         with pytest.raises(SystemExit):
-            main(data=str(d), size=32, bs=2, folds=2, fold=0, arch='resnet10t', out=str(tmp_path/'run'), **more)
+            main(data=str(d), size=32, bs=2, folds=2, fold=0, arch='test_resnet', out=str(tmp_path/'run'), **more)
         assert message in capsys.readouterr().err
 
 def test_oversample_of_what_is_no_class(table, capsys):
@@ -222,7 +222,7 @@ def test_oversample_of_what_is_no_class(table, capsys):
         read_oversample('a,b=3', ['c','d'])
     with pytest.raises(ValueError, match='may be .* or .*: rename a class'):
         read_oversample('a=3,b=2', ['a','b','a=3,b'])
-    with pytest.raises(SystemExit): main(**table(), arch='resnet10t', fold=0, folds=3, oversample='rost=3')
+    with pytest.raises(SystemExit): main(**table(), arch='test_resnet', fold=0, folds=3, oversample='rost=3')
     err = capsys.readouterr().err
     assert "oversample names 'rost', but the classes to train on are 'healthy', 'rust', 'scab'" in err
 
@@ -297,13 +297,13 @@ wrong = {
 @pytest.mark.parametrize('name', wrong)
 def test_wrong_input(name, table, tmp_path, capsys):
     kwargs,change,message = wrong[name]
-    with pytest.raises(SystemExit) as e: main(**{'arch':'resnet10t', **table(change), **kwargs})
+    with pytest.raises(SystemExit) as e: main(**{'arch':'test_resnet', **table(change), **kwargs})
     err = capsys.readouterr().err.strip().splitlines()
     assert e.value.code==2 and len(err)==1 and err[0].startswith('fastai-mix: ') and message in err[0], err
     assert not (tmp_path/'run').exists()
 
 def test_a_csv_in_another_encoding(table, test_folder, tmp_path, capsys):
-    args = dict(table(lambda t: t.replace('rust', 'Käfer')), arch='resnet10t', **test_folder(label='ä'))
+    args = dict(table(lambda t: t.replace('rust', 'Käfer')), arch='test_resnet', **test_folder(label='ä'))
     for name in ('sample.csv','t.csv'):
         (tmp_path/name).write_text((tmp_path/name).read_text(encoding='utf-8').replace('label', 'läbel'),
             encoding='latin-1')
@@ -328,10 +328,10 @@ def test_foreign_folder_is_not_written_to(table, tmp_path, capsys):
 
 def test_weights_that_do_not_fit(table, tmp_path, capsys):
     save_file(timm.create_model('resnet18').state_dict(), tmp_path/'w.safetensors')
-    with pytest.raises(SystemExit): main(**table(), arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
-    assert 'does not fit resnet10t' in capsys.readouterr().err
+    with pytest.raises(SystemExit): main(**table(), arch='test_resnet', weights=str(tmp_path/'w.safetensors'))
+    assert 'does not fit test_resnet' in capsys.readouterr().err
     (tmp_path/'w.pth').write_bytes(b'not weights')
-    with pytest.raises(SystemExit): main(**table(), arch='resnet10t', weights=str(tmp_path/'w.pth'))
+    with pytest.raises(SystemExit): main(**table(), arch='test_resnet', weights=str(tmp_path/'w.pth'))
     assert 'neither safetensors' in capsys.readouterr().err
 
 def test_weights_that_were_changed_since(table, tmp_path, capsys, monkeypatch):
@@ -371,7 +371,7 @@ def stamps(folder):
     return {f: f.stat().st_mtime_ns for f in folder.rglob('*') if f.name in ('model.safetensors','fold.json','oof.csv')}
 
 def test_all_folds_to_a_submission(leaves, table, test_folder, tmp_path, capsys):
-    run,args = tmp_path/'run',dict(table(), folds=3, arch='resnet10t', mix='snapmix,gridmask', oversample='rust=2',
+    run,args = tmp_path/'run',dict(table(), folds=3, arch='test_resnet', mix='snapmix,gridmask', oversample='rust=2',
         plc=True, tta='d4', **test_folder())
     main(**args)
     assert sorted(o.name for o in run.iterdir() if o.name[0]!='.') == ['config.json','confusion.png','ensemble',
@@ -414,7 +414,7 @@ def test_all_folds_to_a_submission(leaves, table, test_folder, tmp_path, capsys)
     assert stamps(run/'folds')==trained
 
 def test_folds_another_process_has_are_left_to_it(table, tmp_path, capsys, monkeypatch):
-    args,train = dict(table(), folds=3, arch='resnet10t', mix='none'),CrossVal._train
+    args,train = dict(table(), folds=3, arch='test_resnet', mix='none'),CrossVal._train
     monkeypatch.setattr(CrossVal, '_train', lambda self, fit, k, bar=True: k!=1 and train(self, fit, k, bar))
     main(**args)
     run = tmp_path/'run'
@@ -425,7 +425,7 @@ def test_folds_another_process_has_are_left_to_it(table, tmp_path, capsys, monke
     assert trained.items()<=stamps(run/'folds').items() and len(pd.read_csv(run/'oof.csv'))==60
 
 def test_echo(table, tmp_path, capsys, monkeypatch):
-    made,run,args = [],tmp_path/'run',dict(table(), folds=3, arch='resnet10t', mix='snapmix,cutmix,gridmask')
+    made,run,args = [],tmp_path/'run',dict(table(), folds=3, arch='test_resnet', mix='snapmix,cutmix,gridmask')
     def make(self, fit, k, bar=True): made.append(self.get_learner(self.get_dls(self.df, k)))
     monkeypatch.setattr(CrossVal, '_train', make)
     def refused(message, **kwargs):
@@ -444,7 +444,7 @@ def test_echo(table, tmp_path, capsys, monkeypatch):
     refused('--echo False there, True here', echo=True, p=.5)
 
 def test_echo_costs_what_plain_training_does(table, tmp_path, monkeypatch):
-    seen,args = [],dict(table(), epochs=5, folds=3, arch='resnet10t', mix='mixup')
+    seen,args = [],dict(table(), epochs=5, folds=3, arch='test_resnet', mix='mixup')
     def train(self, fit, k, bar=True):
         dls = self.get_dls(self.df, k)
         class Fit:
@@ -461,8 +461,8 @@ def test_echo_costs_what_plain_training_does(table, tmp_path, monkeypatch):
 
 def test_a_run_goes_on_with_the_rates_it_was_begun_with(table, tmp_path, monkeypatch):
     seen,run = [],tmp_path/'run'
-    save_file(timm.create_model('resnet10t', num_classes=7).state_dict(), tmp_path/'w.safetensors')
-    args = dict(table(), fold=0, folds=3, arch='resnet10t', weights=str(tmp_path/'w.safetensors'))
+    save_file(timm.create_model('test_resnet', num_classes=7).state_dict(), tmp_path/'w.safetensors')
+    args = dict(table(), fold=0, folds=3, arch='test_resnet', weights=str(tmp_path/'w.safetensors'))
     def train(self, fit, k, bar=True): fit(SimpleNamespace(fine_tune=lambda n, lr, lr_mult: seen.append((lr,lr_mult))))
     monkeypatch.setattr(CrossVal, '_train', train)
     main(**args)
@@ -472,7 +472,7 @@ def test_a_run_goes_on_with_the_rates_it_was_begun_with(table, tmp_path, monkeyp
     assert [o[1] for o in seen]==[best_rates()['lr_mult'],100] and {o[0] for o in seen}=={config['lr']}
 
 def test_a_run_without_a_mix_goes_on_as_it_was_begun(table, tmp_path, capsys, monkeypatch):
-    made,args,run = [],dict(table(), fold=0, folds=3, arch='resnet10t'),tmp_path/'run'
+    made,args,run = [],dict(table(), fold=0, folds=3, arch='test_resnet'),tmp_path/'run'
     def make(self, fit, k, bar=True): made.append(self.get_learner(self.get_dls(self.df, k)))
     monkeypatch.setattr(CrossVal, '_train', make)
     main(**args)
@@ -533,7 +533,7 @@ def test_a_run_of_an_earlier_version_has_cross_entropy_and_no_groups(table, tmp_
     assert '--loss ce there, smooth here' in capsys.readouterr().err
 
 def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
-    args,run = dict(table(), fold=2, folds=3, arch='resnet10t', mix='none', tta='flips', plc=True),tmp_path/'run'
+    args,run = dict(table(), fold=2, folds=3, arch='test_resnet', mix='none', tta='flips', plc=True),tmp_path/'run'
     main(**args, **test_folder(label=''))
     sub,preds = pd.read_csv(run/'submission.csv'),pd.read_csv(run/'test_predictions.csv').set_index('id')
     assert sub.label.tolist()==preds.loc[sub.file].idxmax(axis=1).tolist()
@@ -554,7 +554,7 @@ def test_one_fold_to_a_submission(table, test_folder, tmp_path, capsys):
 
 def test_a_table_of_test_pictures(leaves, table, tmp_path, capsys):
     pd.DataFrame({'image_id': ['Train_7','Train_2']}).to_csv(tmp_path/'test.csv', index=False)
-    args = dict(table(), fold=0, folds=3, arch='resnet10t', mix='none', test=str(tmp_path/'test.csv'))
+    args = dict(table(), fold=0, folds=3, arch='test_resnet', mix='none', test=str(tmp_path/'test.csv'))
     def refused(message):
         with pytest.raises(SystemExit) as e: main(**args)
         err = capsys.readouterr().err.strip().splitlines()
@@ -579,7 +579,7 @@ wrong_samples = {
 @pytest.mark.parametrize('name', wrong_samples)
 def test_wrong_sample(name, table, test_folder, tmp_path, capsys):
     kwargs,message = wrong_samples[name]
-    with pytest.raises(SystemExit) as e: main(**table(), folds=3, arch='resnet10t', **test_folder(**kwargs))
+    with pytest.raises(SystemExit) as e: main(**table(), folds=3, arch='test_resnet', **test_folder(**kwargs))
     err = capsys.readouterr().err.strip().splitlines()
     assert e.value.code==2 and len(err)==1 and message in err[0] and not (tmp_path/'run').exists()
 
@@ -600,7 +600,7 @@ def test_equal_pictures_come_into_one_fold(leaves, table, tmp_path, capsys):
     labels = pd.read_csv(leaves/'train.csv').labels.replace('multiple_diseases', 'rust')
     a = labels[labels=='rust'].index
     for i,j in zip(a[:4], a[4:8]): shutil.copy(tmp_path/'images'/f'Train_{i}.jpg', tmp_path/'images'/f'Train_{j}.jpg')
-    main(**{**table(), 'images':str(tmp_path/'images')}, folds=3, arch='resnet10t', mix='none')
+    main(**{**table(), 'images':str(tmp_path/'images')}, folds=3, arch='test_resnet', mix='none')
     fold = pd.read_csv(tmp_path/'run'/'oof.csv').fold
     assert all(fold[i]==fold[j] for i,j in zip(a[:4], a[4:8]))
 
@@ -616,7 +616,7 @@ def test_rows_are_repeated_in_training_only(table, monkeypatch):
     class Seen(Exception): pass
     def see(o, learn): raise Seen(*((dl.items.id, dl.items.label) for dl in learn.dls))
     monkeypatch.setattr(cli, '_fit', see)
-    with pytest.raises(Seen) as e: main(**table(), fold=0, folds=3, arch='resnet10t', oversample='rust=3')
+    with pytest.raises(Seen) as e: main(**table(), fold=0, folds=3, arch='test_resnet', oversample='rust=3')
     (ids,labels),(valid,_) = e.value.args
     assert set(ids[labels=='rust'].value_counts())=={3} and set(ids[labels!='rust'].value_counts())=={1}
     assert not valid.duplicated().any() and not set(ids)&set(valid) and len(valid)==20

@@ -119,7 +119,7 @@ def test_a_killed_comparison_ends_with_the_same_table(df, get_dls, tmp_path):
 
 def test_the_command_compares(leaves, tmp_path, capsys):
     args = dict(data=str(leaves/'train.csv'), label_col='labels', size=32, bs=8, epochs=2, lr=1e-3, fold=0, folds=3,
-        arch='resnet10t', out=str(tmp_path/'run'))
+        arch='test_resnet', out=str(tmp_path/'run'))
     main(**args, mix='mixup', compare='plain,mixup')
     out,table = capsys.readouterr().out,pd.read_csv(tmp_path/'run'/'comparison.csv')
     assert 'training with mixup, learning rate 0.001' in out and 'Compared with plain' in out

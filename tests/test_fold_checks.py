@@ -326,7 +326,7 @@ def test_one_logit_for_two_classes(name, two, get_dls, tmp_path):
     assert 'healthy' in cv.report()
 
 def test_an_ensemble_of_one_logit(two, get_dls, leaves, tmp_path):
-    make = partial(vision_learner, arch='resnet10t', pretrained=False, n_out=1, loss_func=BCEWithLogitsLossFlat())
+    make = partial(vision_learner, arch='test_resnet', pretrained=False, n_out=1, loss_func=BCEWithLogitsLossFlat())
     for name,get_learner in (('named',make), ('function', one_logit['function'])):
         cv = CrossVal(two, get_dls, get_learner, tmp_path/name).fit(fit(2))
         preds = cv.predict(two.iloc[:9])

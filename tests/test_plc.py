@@ -54,8 +54,8 @@ def rows_learner(plc, ds=None, dl=None, cbs=(), bs=8, **kwargs):
     return learn
 
 @pytest.mark.parametrize('when', ['batch','epoch','pass'])
-@pytest.mark.parametrize('kwargs', [{}, dict(drop_last=True, bs=7), dict(num_workers=4, bs=7),
-    dict(num_workers=4, bs=6, drop_last=True), dict(shuffle=False)], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(drop_last=True, bs=7), dict(num_workers=2, bs=7),
+    dict(num_workers=2, bs=6, drop_last=True), dict(shuffle=False)], ids=str)
 def test_corrects_the_right_rows(when, kwargs):
     ds = Rows(wrong=(3,10,11,30))
     learn = rows_learner(Unchecked(.5, warmup=1, when=when), ds, cbs=[Watch()], **kwargs)
