@@ -14,6 +14,7 @@ from scipy import stats
 from .args import check_callable, check_choice, check_count
 from .callback.mix import *
 from .crossval import *
+from .files import folder_lock, read_dict, write_json
 from .recipe import *
 from .scores import *
 
@@ -147,6 +148,20 @@ def compare_runs(
 # %% ../nbs/38a_compare.ipynb #a252c093
 def _fine_tune(learn, epochs): learn.fine_tune(epochs, **best_rates())
 
+def _claim_epochs(path, epochs):
+    "ValueError if the folder holds a comparison of other epochs"
+    path.mkdir(parents=True, exist_ok=True)
+    file = path/'compare.json'
+    with folder_lock(path):
+        if not file.exists(): return write_json(file, dict(epochs=epochs))
+        then = read_dict(file, 'give another folder', epochs=int)['epochs']
+    if then!=epochs:
+        raise ValueError(f"{path} is another comparison: epochs={then} there, {epochs} here. Give another folder")
+
+def _make_named(name):
+    mix,echo = read_setting(str(name))
+    return partial(make_mixes, mix, echo=echo)
+
 # %% ../nbs/38a_compare.ipynb #f5687cd4
 def _half_batches(dls):
     "`dls` with half of the batch size for training"
@@ -183,9 +198,10 @@ def compare(
     "Train each setting on the same folds at the same cost, and compare"
     check_count('epochs', epochs)
     if fit is not None: check_callable('fit', fit, 'fit(learn, epochs)')
-    if not isinstance(settings, dict): settings = {o: partial(make_setting, o) for o in settings}
+    if not isinstance(settings, dict): settings = {o: _make_named(o) for o in settings}
     if reference is not None: check_choice('reference', reference, settings)
     runs = {o: _make_run(o, cbs, df, get_dls, get_learner, Path(path)/o, **kwargs) for o,cbs in settings.items()}
+    _claim_epochs(Path(path), epochs)
     for cv,echo in runs.values():
         cv.fit(partial(fit or _fine_tune, epochs=(epochs+1)//2 if echo else epochs), folds, executor)
     return compare_runs({name: cv for name,(cv,_) in runs.items()}, reference, folds)

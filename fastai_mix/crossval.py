@@ -280,6 +280,13 @@ def _fit_by(self:CrossVal, executor, fit_fn, folds):
         task.result()
 
 @patch
+def _say_done(self:CrossVal, folds):
+    "Say in a line that `folds` were trained before, and how long"
+    if rank_distrib(): return
+    n_epoch = sorted({'+'.join(map(str, self._folder(k).info['n_epoch'])) for k in folds})
+    print(f"{printable(str(self.path))}: nothing to train, as {len(folds)} folds are done, with {' or '.join(n_epoch)} epochs")
+
+@patch
 def fit(self:CrossVal,
     fit_fn:Callable, # What to do with a Learner, such as `lambda learn: learn.fine_tune(5)`
     folds:list=None, # Which folds; None: all
@@ -289,9 +296,11 @@ def fit(self:CrossVal,
     folds = self.folds if folds is None else list(folds)
     check_callable('fit_fn', fit_fn, 'of a Learner, such as lambda learn: learn.fine_tune(5)')
     self._check_folds(folds)
+    to_train = [k for k in folds if not self.done(k)]
+    if not to_train: self._say_done(folds)
     if isinstance(executor, futures.ThreadPoolExecutor):
         raise ValueError("folds in threads of one process would share the random states: use a ProcessPoolExecutor")
-    if executor: self._fit_by(executor, fit_fn, [k for k in folds if not self.done(k)])
+    if executor: self._fit_by(executor, fit_fn, to_train)
     else: # again while there was one to train, as another process may have given up a fold since
         while any([self._train(fit_fn, k) for k in folds if not self.done(k)]): pass
     for k in [] if rank_distrib() else folds:

@@ -41,7 +41,13 @@ def model_shares(weights, k):
 
 # %% ../nbs/31a_ensemble.ipynb #3eed102d
 def _check_models(probs):
-    "Probabilities of several models as an array"
+    "Probabilities of several models as an array; ValueError for tables of other rows or columns than the first"
+    if isinstance(probs, (list,tuple)) and probs and all(isinstance(o, pd.DataFrame) for o in probs):
+        other = [i for i,o in enumerate(probs) if not all(a.equals(b) for a,b in zip(o.axes, probs[0].axes))]
+        if other:
+            raise ValueError(
+                f"table {other[0]} has other rows or columns than table 0, or another order of them: give it as "
+                "`table.reindex_like(first)`, or both as arrays if their rows and columns are the same")
     p = np.asarray(probs)
     if p.ndim==3 and len(p): return p
     raise ValueError(

@@ -252,17 +252,21 @@ class BalancedSoftmaxLossFlat(BaseLoss):
 
 # %% ../nbs/07_losses.ipynb #93c418a5
 def change_priors(
-    probs:Tensor|np.ndarray, # Probabilities of classes `[n,c]`, rows add to 1; left as they are
+    probs:Tensor|np.ndarray|pd.DataFrame, # Probabilities of classes `[n,c]`, rows add to 1; left as they are
     counts, # Pictures of each class in the training set `[c]`, above 0, in the order of the columns; shares do as well
     tau:float=1., # Power of the shares, 0 (nothing changes) or more; 1 as derived in the paper
 ): # `[n,c]`, of the kind of `probs`
     "Probabilities for equal shares of all classes, from those of a network trained with other shares, arXiv 2007.07314"
     if not isinstance(tau, Real) or not 0<=tau<math.inf: raise bad_arg('tau', tau, 'a number from 0 up')
+    if isinstance(probs, pd.DataFrame):
+        if isinstance(counts, pd.Series) and {*counts.index}=={*probs}: counts = counts[list(probs)]
+        return pd.DataFrame(change_priors(probs.to_numpy(), counts, tau), probs.index, probs.columns)
     counts = check_class_counts(counts)
     if probs.ndim!=2 or probs.shape[1]!=len(counts):
         raise ValueError(
             f"probs are of shape {list(probs.shape)}: expected a column for each of the {len(counts)} classes")
     share = (counts/counts.sum())**tau
-    share = share.to(probs.device, probs.dtype) if isinstance(probs, Tensor) else share.numpy().astype(probs.dtype)
+    if isinstance(probs, Tensor): share = share.to(probs.device, torch.result_type(probs, 1.))
+    else: share = share.numpy().astype(probs.dtype if probs.dtype.kind=='f' else float)
     weighted = probs/share
     return weighted/weighted.sum(1)[:,None]

@@ -51,6 +51,7 @@ def draw_beta(
 class MixCallback(BatchCallback):
     "Mix each training batch with itself; a subclass says how in `mix`"
     renamed = dict(how='partner_rule', before='previous')
+    pastes = False # are pictures pasted, and not blended?
     remove_hooks = None # a Callback would look for it in the model
     def __init__(self,
         p:float|Callable=1., # Chance that a batch is mixed, 0 to 1, or a function of the fraction of training done
@@ -97,6 +98,10 @@ def before_fit(self:MixCallback):
 def check_batch(self:MixCallback, x, y):
     super(MixCallback, self).check_batch(x, y)
     self.refuse_floats(y)
+    if self.pastes and y.ndim>2:
+        raise ValueError(
+            f"{type(self).__name__} pastes pictures, and these have targets per pixel, of shape {tuple(y.shape)}, "
+            "which it does not paste: use MixUp, or no mix")
 
 @patch
 def refuse_floats(self:MixCallback,
@@ -296,6 +301,7 @@ class MixUp(MixCallback):
 @delegates()
 class CutMix(MixCallback):
     "Replace a box of each picture by its partner's, arXiv 1905.04899"
+    pastes = True
     def __init__(self,
         alpha:float=1., # Parameter of Beta(α,α), above 0; 1 as in the paper (section 3.1): λ is uniform
         **kwargs
@@ -314,6 +320,7 @@ class CutMix(MixCallback):
 @delegates()
 class ResizeMix(MixCallback):
     "Paste the partner's whole picture, shrunk, into each picture, arXiv 2012.11101"
+    pastes = True
     def __init__(self,
         scale:tuple=(.1,.8), # Least and greatest side of the pasted picture, as shares of the side, 0 to 1; as in the paper
         **kwargs

@@ -40,6 +40,7 @@ def snapmix(
 class SnapMix(MixCallback):
     "Mix by cutting and pasting, labels weighted by class activation, arXiv 2012.04846"
     renamed = MixCallback.renamed | dict(sizes='lam_source', seen='watched')
+    pastes = True
     targets_unchecked = False # a Callback would look for it in the model
     def __init__(self,
         alpha:float=5., # Parameter of Beta(α,α) for λ, above 0; 5 as in the command the authors publish

@@ -58,7 +58,7 @@ def _flag_wrong(probs, y, score):
     for k,n_wrong in enumerate(_wrong_counts(probs, y)):
         rows = np.flatnonzero(y==k)
         wrong[rows[np.argsort(score[rows], kind='stable')[:n_wrong]]] = True
-    return wrong & (probs.argmax(1)!=y)
+    return wrong & (probs[np.arange(len(y)), y]<probs.max(1))
 
 # %% ../../nbs/09a_data.suspects.ipynb #215d1b9d
 def _check_probs(probs):
@@ -95,6 +95,12 @@ def _class_indices(labels, vocab, n, c):
     return y.astype(int)
 
 # %% ../../nbs/09a_data.suspects.ipynb #0b1d27ae
+def _in_order(probs, labels, vocab):
+    "A table of probabilities with columns in the order of `vocab` and rows in that of `labels`, if it has their names"
+    if vocab is not None and {*probs}=={*vocab}: probs = probs[list(vocab)]
+    index = labels.index if isinstance(labels, (pd.Series,pd.DataFrame)) else probs.index
+    return probs.loc[index] if index.is_unique and {*index}=={*probs.index} else probs
+
 def _one_label(probs, y, names):
     "Table of one label per picture, in the order of the pictures"
     rows,predicted = np.arange(len(y)),probs.argmax(1)
@@ -104,7 +110,7 @@ def _one_label(probs, y, names):
         score=score, wrong=_flag_wrong(probs, y, score)))
 
 def suspects(
-    probs:Tensor|np.ndarray, # Out-of-fold probabilities `[n,c]`, 0 to 1
+    probs:Tensor|np.ndarray|pd.DataFrame, # Out-of-fold probabilities `[n,c]`, 0 to 1
     labels, # Class indices or names `[n]`; with several labels per picture a table of 0 and 1 `[n,c]`
     vocab:list=None, # Names of the classes `[c]`, in the order of the columns; None: numbers
 )->pd.DataFrame: # A row per label, index as in `labels` if it is a Series or DataFrame
@@ -112,6 +118,7 @@ def suspects(
     `p_given`, `p_predicted`, `score` (0 surely wrong, 1 surely right) and `wrong` (does it look wrong?).
     With several labels per picture there is a row for each picture and `label`; `given` and `predicted` are True or
     False then"""
+    if isinstance(probs, pd.DataFrame): probs = _in_order(probs, labels, vocab)
     probs = _check_probs(probs)
     n,c = probs.shape
     names = np.array(list(range(c) if vocab is None else vocab), dtype=object)
