@@ -59,6 +59,13 @@ def in_words(
     *most,last = map(repr, options)
     return f"{', '.join(most)} or {last}" if most else last
 
+def counted(
+    n:int, # How many
+    noun:str, # What, as one
+)->str: # Such as `1 row` or `2 rows`
+    "A number of things"
+    return f"{n} {noun}{'' if n==1 else 's'}"
+
 def check_choice(
     name:str, # Of the argument
     value, # What was given

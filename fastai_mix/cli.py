@@ -13,12 +13,14 @@ if __name__=='__main__' and '__file__' in globals(): # not in a notebook
     sys.exit(fastai_mix.launch.main())
 
 # %% ../nbs/40_cli.ipynb #cf0bad6a
-import inspect,json,os,platform,shlex
+import filecmp,inspect,json,os,platform,shlex,time
+from contextlib import suppress
 
 from fastai.vision.all import *
 from fastcore.script import call_parse
 
 import fastai_mix
+from .args import counted
 from .callback.base import *
 from .checkpoint import write_atomic
 from .command import ended_in_a_line, own_path
@@ -30,13 +32,13 @@ from .data.pictures import *
 from fastai_mix.data.pictures import (CachedReader, height_width, is_cache, open_cache, reading_in_words, visible_names,
     worth_caching)
 from .data.read import *
-from .data.read import check_test, print_escaped, read_table
-from .decisions import apply_decisions, read_decisions, trusted_ids
-from .files import check_csv_text, folder_lock, package_versions, read_dict, remove_parts, write_csv
-from .fold_checks import check_class_names
+from .data.read import print_escaped
+from .decisions import read_decisions, trusted_ids
+from .files import folder_lock, link_or_copy, package_versions, read_dict, remove_parts, write_csv
 from .interpret import *
 from .options import *
-from .options import check_options, has_weights, views_by_name
+from fastai_mix.options import (check_options, has_weights, make_submission, read_protected, test_table, train_table,
+    views_by_name)
 from .predict import write_trained_on
 from .recipe import *
 from .report import write_run_report
@@ -47,7 +49,7 @@ _all_ = ['read_data', 'read_test', 'fold_data', 'read_oversample', 'read_weights
 
 # %% ../nbs/40_cli.ipynb #1d9cfb71
 _fixed = ('fold','mix','alpha','p','echo','arch','pretrained','weights','size','bs','epochs','folds','seed',
-    'oversample','plc','loss','group_col')
+    'oversample','plc','loss','group_col','rare','protect')
 
 def _read_config(opts):
     "The config of the run in `out`, None if there is none; ValueError if it is broken or of another run"
@@ -55,7 +57,8 @@ def _read_config(opts):
     if not file.exists(): return
     strange = f"--out {opts.out} holds something that is not a run of fastai-mix, or not one that can go on"
     # what earlier versions did not write
-    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None, lr_mult=100)
+    older = dict(echo=False, fold=None, scaled=False, halved=False, loss='ce', group_col=None, lr_mult=100,
+        rare='error', protect=None)
     try: config = older | read_dict(file, 'give another folder', versions=dict, lr=(int,float))
     except ValueError as e: raise ValueError(f"{strange}: {e}") from None
     lack = [k for k in (*_fixed, *([] if config['fold'] is None else ['pictures'])) if k not in config]
@@ -84,7 +87,7 @@ def _check_same_run(opts, config):
 
 _output_files = ('model.safetensors','predictions.csv','history.csv','labels.csv','mix.png','confusion.png',
     'config.json','oof.csv','report.txt','report.html','test_predictions.csv','submission.csv','comparison.csv',
-    'comparison.png')
+    'comparison.png','stopped.txt')
 _output_folders = 'folds','ensemble','compare'
 
 def _may_be_cache(f): return is_cache(f) or f.is_dir() and not visible_names(f)
@@ -110,52 +113,6 @@ def _make_out(opts):
     except OSError as e: raise ValueError(f"--out {opts.out} cannot be made: {e.strerror}") from None
     if not os.access(opts.out, os.W_OK):
         raise ValueError(f"--out {opts.out} may not be written to: give another folder")
-
-# %% ../nbs/40_cli.ipynb #2f874133
-def _check_rows(opts, df):
-    "ValueError if `--oversample` asks for more rows than anybody can train on"
-    oversample = read_oversample(opts.oversample, sorted(df.label.unique()))
-    counts = df.label.value_counts()
-    n_rows = 0
-    if isinstance(oversample, int): n_rows = float(oversample)*len(counts)
-    if isinstance(oversample, dict): n_rows = sum(n*oversample.get(k, 1.) for k,n in counts.items())
-    if n_rows>1e8:
-        raise ValueError(
-            f"--oversample {opts.oversample} makes {n_rows:.3g} rows to train on of {len(df)}: "
-            "expected less than 100 million")
-
-def _apply_decisions(opts, df):
-    "`df` with the labels that a person decided, see `fastai-mix-review`"
-    n_rows,df = len(df),apply_decisions(df, opts.decisions, given_col='given_label')
-    n_changed = (df.label!=df.given_label).sum()
-    print_escaped(f"--decisions {opts.decisions}: {n_changed} labels changed, {n_rows-len(df)} rows dropped")
-    return df.drop(columns='given_label').reset_index(drop=True)
-
-def _read_train(opts):
-    "The table of `--data` with its folds; ValueError if it cannot be trained on"
-    df = read_data(opts.data, opts.images, opts.image_col, opts.label_col, opts.split_col, opts.out, opts.group_col)
-    if opts.decisions: df = _apply_decisions(opts, df)
-    df = fold_data(df, opts.folds, opts.seed)
-    if opts.images and not any(o and Path(o).is_file() for o in (opts.data, opts.test)):
-        raise ValueError(
-            "--images names the folder of the pictures of a CSV: give the CSV with --data, or leave it out")
-    check_class_names(df.label.unique())
-    check_csv_text(df.id, 'picture name')
-    _check_rows(opts, df)
-    repeated = df.id[df.id.duplicated()]
-    if len(repeated) and (opts.fold is None or opts.plc):
-        raise ValueError(
-            f"{len(repeated)} rows name a picture again, the first {repeated.iloc[0]!r}: "
-            "drop them, and repeat rows with --oversample, which leaves those to validate on alone")
-    return df
-
-def _read_test(opts, df):
-    "The table of `--test`; ValueError if it shares pictures with `df`, or if the sample is not one of its pictures"
-    test = read_test(opts.test, opts.test_images or opts.images, opts.image_col, opts.sample, opts.out)
-    check_csv_text(test.id, 'picture name')
-    check_test(df, test)
-    if opts.sample: fill_sample(read_table(opts.sample), pd.DataFrame(0., test.id, sorted(df.label.unique())))
-    return test
 
 # %% ../nbs/40_cli.ipynb #edbf7206
 def _open_picture(file):
@@ -185,8 +142,9 @@ def _make_dls(opts, df, fold):
 def _make_learner(opts, dls):
     names = 'arch','mix','pretrained','weights','alpha','p','plc','echo','loss'
     learn = make_learner(dls, **{k: opts[k] for k in names})
-    if opts.plc and opts.decisions: # what a person decided is not corrected
-        learn.progressive_label_correction.protect = trusted_ids(read_decisions(opts.decisions))
+    if opts.plc: # what a person decided is not corrected
+        decided = trusted_ids(read_decisions(opts.decisions)) if opts.decisions else []
+        learn.progressive_label_correction.protect = decided+read_protected(opts) or None
     return learn
 
 def _check_forward(opts, learn):
@@ -204,9 +162,9 @@ def _prepare(opts):
     "Pictures with their folds, a Learner, and pictures to predict; ValueError for all that can be wrong"
     check_options(opts)
     _check_out(opts)
-    df = _read_train(opts)
-    test = _read_test(opts, df) if opts.test else None
-    n_train = min((df.fold!=k).sum() for k in (df.fold.unique() if opts.fold is None else [opts.fold]))
+    df = train_table(opts)
+    test = test_table(opts, df) if opts.test else None
+    n_train = min((df.fold!=k).sum() for k in (sorted({*df.fold}-{-1}) if opts.fold is None else [opts.fold]))
     if n_train<opts.bs: raise ValueError(f"--bs {opts.bs}: there are only {n_train} pictures to train on")
     set_seed(opts.seed)
     learn = _make_learner(opts, _make_dls(opts, df, ifnone(opts.fold, 0)))
@@ -223,7 +181,7 @@ def _show_conflicts(df):
     if not several.any(): return
     a,b = df[group==group[several].iloc[0]].drop_duplicates('label')[:2].itertuples()
     print_escaped(
-        f"{group[several].nunique()} pictures have several labels, the first {a.path} {a.label!r} "
+        f"{counted(group[several].nunique(), 'picture')} with several labels, the first {a.path} {a.label!r} "
         f"and {b.path} {b.label!r}: drop those that are wrong")
 
 def _show_unsafe(df, test):
@@ -232,7 +190,7 @@ def _show_unsafe(df, test):
     if not unsafe: return
     name,reason = next(iter(unsafe.items()))
     print_escaped(
-        f"{len(unsafe)} names of pictures or classes are unsafe in the tables this writes, "
+        f"{counted(len(unsafe), 'name')} of pictures or classes unsafe in the tables this writes, "
         f"the first {name!r}: {reason}")
 
 def _show_data(df, fold):
@@ -240,7 +198,7 @@ def _show_data(df, fold):
     from PIL import Image
     _show_conflicts(df)
     sizes = pd.DataFrame([Image.open(o).size for o in df.path], columns=['w','h'])
-    part = df.fold.map('fold {}'.format) if fold is None else (df.fold==fold).map({False:'train', True:'valid'})
+    part = df.fold.map(lambda k: 'train only' if k<0 else f'fold {k}') if fold is None else (df.fold==fold).map({False:'train', True:'valid'})
     counts = pd.crosstab(df.label, part)
     print_escaped(
         f"{len(df)} pictures of {sizes.w.min()}×{sizes.h.min()} to {sizes.w.max()}×{sizes.h.max()} pixels, "
@@ -255,7 +213,7 @@ def _with_fix(f, *args):
 
 def _pays_to_cache(opts, df):
     "Are the pictures large, and read more than once by the folds that are not done?"
-    folds = df.fold.unique() if opts.fold is None else [opts.fold]
+    folds = {*df.fold}-{-1} if opts.fold is None else [opts.fold]
     n_passes = opts.epochs*sum(not FoldFolder(opts.out/'folds', k).done for k in folds)
     return _cache_reader(opts) and worth_caching(df.path, opts.size, n_passes)
 
@@ -275,6 +233,7 @@ def _settle_lr(opts, learn):
     "The learning rate given, that of the recipe, or one that is found"
     if opts.lr is None: return next(iter(best_rates(has_weights(opts)).values()))
     if opts.lr!='find': return opts.lr
+    print_escaped('searching the learning rate, in 80 steps')
     # on clean batches: whether a batch is mixed changes its loss more than a step of the search does
     mixes,folder = [cb for cb in learn.cbs if isinstance(cb, BatchCallback)],opts.out/'.lr_find'
     shutil.rmtree(folder, ignore_errors=True) # of a process that was killed
@@ -303,7 +262,7 @@ def _show_training(opts):
 
 def _write_config(opts, **kwargs):
     versions = dict(package_versions(), fastai_mix=fastai_mix.__version__)
-    config = dict(opts, **kwargs, python=platform.python_version(), versions=versions)
+    config = dict(opts, **kwargs, folder=os.getcwd(), python=platform.python_version(), versions=versions)
     write_atomic(opts.out/'config.json', lambda f: f.write_text(json.dumps(config, indent=2, default=str)))
 
 # %% ../nbs/40_cli.ipynb #00e6e9ca
@@ -331,6 +290,7 @@ def _begin(opts, df, learn):
         config = _read_config(opts) # another process may have begun
         opts.lr = config['lr'] if config else _settle_lr(opts, learn)
         if not config: _write_config(opts, **inputs)
+        (opts.out/'stopped.txt').unlink(missing_ok=True)
     cv = _make_cv(opts, df, opts.out/'folds')
     if config: _check_inputs(opts, config, inputs)
     return cv
@@ -356,8 +316,9 @@ def _report_one(opts, df, cv):
     learn,folder,out = cv.learner(opts.fold),opts.out/'folds'/f'fold_{opts.fold}',opts.out
     with learn.no_bar(): probs,y = learn.tta_views(views=views_by_name[opts.tta])
     scores = Scores(probs, y, learn.dls.vocab)
-    print_escaped(f'\naccuracy {scores.accuracy:.4f}   macro-F1 {scores.macro_f1:.4f}\n\n{scores.report()}')
-    _copy(folder/'model.safetensors', out/'model.safetensors')
+    views = '' if opts.tta=='none' else f'   averaged over the views of --tta {opts.tta}'
+    print_escaped(f'\naccuracy {scores.accuracy:.4f}   macro-F1 {scores.macro_f1:.4f}{views}\n\n{scores.report()}')
+    link_or_copy(folder/'model.safetensors', out/'model.safetensors')
     own = df.loc[df.fold==opts.fold, ['id','label']]
     write_csv(out/'predictions.csv', _beside(own, pd.DataFrame(scores.probs, columns=scores.vocab)))
     write_csv(out/'history.csv', cv.fold_history(opts.fold).drop(columns=['time','fold']))
@@ -399,7 +360,8 @@ def _train_others(opts, df, cv):
     return compare_runs(runs, folds=folds)
 
 def _report_comparison(opts, df, cv, comparison):
-    print_escaped(f'\n{comparison}')
+    note = '' if opts.tta=='none' or opts.fold is None else f'\nwithout the views of --tta {opts.tta}'
+    print_escaped(f'\n{comparison}{note}')
     write_csv(opts.out/'comparison.csv', comparison.table.reset_index(names='setting'))
     comparison.plot()
     write_atomic(opts.out/'comparison.png', lambda f: plt.savefig(f, dpi=110, bbox_inches='tight', format='png'))
@@ -412,8 +374,7 @@ def _predict_test(opts, ensemble, test):
     "Write probabilities of the test pictures, and the submission if there is a sample"
     probs = ensemble.predict(test, views_by_name[opts.tta])
     write_csv(opts.out/'test_predictions.csv', _beside(test[['id']], probs))
-    if opts.sample:
-        write_csv(opts.out/'submission.csv', fill_sample(read_table(opts.sample), probs.set_axis(test.id)))
+    if opts.sample: write_csv(opts.out/'submission.csv', make_submission(opts, probs.set_axis(test.id)))
 
 def _command_line(opts):
     "The command with all options, those that were found or set by default as well"
@@ -424,6 +385,13 @@ def _command_line(opts):
 
 def _write_page(opts, df, cv):
     write_run_report(opts.out, df, cv, _cache_reader(opts) or ColReader('path'), _command_line(opts))
+
+def _share_weights(out):
+    "Keep the weights of the ensemble, which are those of the folds, on the disk once"
+    of_folds = list(out.glob('folds/fold_*/model.safetensors'))
+    for file in (out/'ensemble').glob('*.safetensors'):
+        same = next((o for o in of_folds if filecmp.cmp(o, file, shallow=False)), None)
+        if same and not file.samefile(same): link_or_copy(same, file)
 
 def _report(opts, df, cv, test):
     "Report on the networks that are trained"
@@ -436,6 +404,7 @@ def _report(opts, df, cv, test):
     _write_config(opts, **inputs) # without scores: this is not finished
     scores,ensemble = (_report_all if opts.fold is None else _report_one)(opts, df, cv)
     ensemble.export(out/'ensemble')
+    _share_weights(out)
     write_trained_on(out/'ensemble', df if opts.fold is None else df[df.fold!=opts.fold])
     if test is not None: _predict_test(opts, ensemble, test)
     _write_page(opts, df, cv)
@@ -457,9 +426,16 @@ def _run(opts):
     with folder_lock(opts.out): _report_comparison(opts, df, cv, comparison)
 
 # %% ../nbs/40_cli.ipynb #99fdf2a8
-def _how_to_go_on(out):
-    begun = os.path.isfile(out/'config.json')
-    return f'the same command goes on with {out}' if begun else 'nothing has been trained'
+def _how_to_go_on(opts):
+    "What there is of a run that ends early, and how it goes on; its folder says so too, in `stopped.txt`"
+    out = opts.out
+    if not os.path.isfile(out/'config.json'): return 'nothing has been trained'
+    folders = sorted(out.glob('folds/fold_*'), key=lambda o: int(o.name[5:]))
+    done,begun = ([o.name[5:] for o in folders if (o/'fold.json').exists()==is_done] for is_done in (True,False))
+    text = (f"stopped {time.strftime('%Y-%m-%d %H:%M:%S')}\nfolds trained: {', '.join(done) or 'none'}\n"
+        f"folds begun: {', '.join(begun) or 'none'}\nthe same command goes on:\n{_command_line(opts)}\n")
+    with suppress(OSError): write_atomic(out/'stopped.txt', lambda f: f.write_text(text, encoding='utf-8'))
+    return f'the same command goes on with {out}'
 
 # %% ../nbs/40_cli.ipynb #6fdc23b9
 @call_parse
@@ -470,7 +446,7 @@ def main(
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
     group_col:str=None, # The CSV's column of groups (a plant, a person): the pictures of one stay in one fold
-    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, also with -early; gridmask, ema (default: none, fine-tuning 20 epochs: snapmix-early)
+    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, also with -early; gridmask, ema (default: none; fine-tuning 20 epochs or more, snapmix-early)
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
     p:float=None, # Chance that a batch is mixed (default: 1)
     echo:bool=False, # Train on each batch clean too, with half of `bs` and `epochs`: as many pictures
@@ -484,13 +460,16 @@ def main(
     lr:str=None, # Learning rate; find: by `lr_find` (default: .004)
     fold:int=None, # Fold to validate on, of `folds` (default: 0)
     folds:int=None, # Number of stratified folds (default: 5); without `fold`, all are trained, one network each
+    rare:str='error', # Classes with fewer pictures than folds: error, or train (train on them, predict them in no fold)
     oversample:str=None, # Repeat rows to train on: class=3, several with commas; balance; sqrt; or rows per class
     plc:bool=False, # Correct labels while training (ProgressiveLabelCorrection)
+    protect:str=None, # CSV whose column `image_col` names pictures with labels that `plc` leaves alone
     loss:str='ce', # ce (cross entropy), smooth (with labels smoothed by .1) or balanced (softmax for rare classes)
     test:str=None, # Pictures to predict: a folder, or a CSV with `image_col`; none of those in `data`
     test_images:str=None, # Folder the pictures of the CSV of `test` are in (default: `images`)
     tta:str='none', # Views to average over, of test pictures and of those one fold validates on: none, flips or d4
     sample:str=None, # Sample submission to fill for the test pictures: identities, and a column per class or of labels
+    prob_of:str=None, # For a sample with one column: the class whose probability fills it (default: the likeliest label)
     seed:int=0, # Seed of folds, weights and training
     out:str='fastai-mix-run', # Folder for weights, predictions and pictures; the same command goes on where it was
     cache:str=None, # Folder for small copies of large photographs (default: `pictures` in `out`); runs may share it
@@ -499,7 +478,7 @@ def main(
 ):
     "Train a classifier, and report on it"
     opts = AttrDict(locals())
-    paths = 'data','images','weights','test','test_images','sample','out','cache','decisions'
+    paths = 'data','images','weights','test','test_images','sample','out','cache','decisions','protect'
     opts.update({k: own_path(opts[k]) for k in paths if opts[k]})
     opts.out = Path(opts.out)
-    with ended_in_a_line(partial(_how_to_go_on, opts.out)): _run(opts)
+    with ended_in_a_line(partial(_how_to_go_on, opts)): _run(opts)

@@ -135,7 +135,7 @@ def _predict_fold(self:CrossVal, learn, k, vocab):
     if probs.isnan().any():
         raise ValueError(
             f"the network of {learn.path.name} predicts NaN, as its training diverged: "
-            f"remove {learn.path/'checkpoints'}, and train with a lower learning rate")
+            "train with a lower learning rate, in another folder")
     table = pd.DataFrame(probs.numpy(), columns=vocab).assign(id=ids, label=self._text_labels()[ids].values)
     return table[['id','label',*vocab]],gather.n_logits
 

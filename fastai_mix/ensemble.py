@@ -132,6 +132,18 @@ class Ensemble(Patched):
         return pd.DataFrame(blend(torch.cat(probs), self.how, self.weights), index, self.vocab)
 
 # %% ../nbs/31a_ensemble.ipynb #2828ebaa
+def _check_takes_labels(col, names):
+    "ValueError if a sample's one column is called as a class, or holds a probability"
+    if str(col.name) in names:
+        raise ValueError(
+            f"the sample's column {col.name!r} is a class: prob_of={names[str(col.name)]!r} puts its probability there")
+    numbers = pd.to_numeric(col, errors='coerce')
+    share = next((o for o in col[(0<numbers) & (numbers<1)] if str(o) not in names), None)
+    if share is not None:
+        raise ValueError(
+            f"the sample's column {col.name!r} holds {share}, which is no class: "
+            f"prob_of={next(iter(names.values()))!r} puts a probability there, as does any other class")
+
 def _check_sample(sample, probs, prob_of):
     "ValueError unless `probs` can fill the columns of `sample`"
     id_col,*cols = sample.columns
@@ -148,9 +160,7 @@ def _check_sample(sample, probs, prob_of):
     if len(cols)>1 and unknown:
         raise ValueError(
             f"the sample's columns {first_few(unknown)} are no classes: the ensemble knows {first_few(names)}")
-    if len(cols)==1 and prob_of is None and not unknown:
-        raise ValueError(
-            f"the sample's column {cols[0]!r} is a class: prob_of={names[str(cols[0])]!r} puts its probability there")
+    if len(cols)==1 and prob_of is None: _check_takes_labels(sample[cols[0]], names)
     if prob_of is not None and (len(cols)>1 or prob_of not in probs):
         raise ValueError(
             f"prob_of={prob_of!r}: expected one of {first_few(probs)}, "

@@ -20,11 +20,11 @@ import fastai_mix
 
 # %% ../nbs/41_launch.ipynb #a6c177e1
 groups = {
-    'data': 'data images image_col label_col predicted_col score_col split_col group_col fold folds oversample',
+    'data': 'data images image_col label_col predicted_col score_col split_col group_col fold folds rare oversample',
     'training': 'arch pretrained weights size bs epochs lr loss seed',
     'mix': 'mix alpha p echo compare',
-    'labels': 'decisions plc',
-    'prediction': 'test test_images tta sample also_trained',
+    'labels': 'decisions plc protect',
+    'prediction': 'test test_images tta sample prob_of also_trained',
     'output': 'out cache no_cache port check'}
 
 examples = {

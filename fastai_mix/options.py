@@ -13,9 +13,14 @@ import os
 import timm
 from fastai.vision.all import *
 
-from .args import bad_arg, check_choice, check_count, check_positive, check_share
+from .args import bad_arg, check_choice, check_count, check_positive, check_share, counted
 from .callback.plc import *
-from .files import load_weights
+from .data.read import *
+from .data.read import check_test, print_escaped, read_table
+from .decisions import apply_decisions
+from .ensemble import fill_sample
+from .files import check_csv_text, load_weights
+from .fold_checks import check_class_names
 from .interpret import *
 from .recipe import *
 from .losses import *
@@ -56,8 +61,11 @@ def _check_together(opts):
     "ValueError for an option that another excludes, or one that lacks another"
     check_choice('--tta', opts.tta, views_by_name)
     check_choice('--loss', opts.loss, loss_names)
+    check_choice('--rare', opts.rare, ('error','train'))
     if opts.pretrained and opts.weights:
         raise ValueError("--pretrained takes timm's weights and --weights those of a file: give one of them")
+    if opts.prob_of and not opts.sample:
+        raise ValueError("--prob-of says whose probability fills the one column of --sample: give that too")
     if opts.sample and not opts.test:
         raise ValueError("--sample says how predictions of test pictures are written: give these with --test")
     if opts.test_images and not (opts.test and Path(opts.test).is_file()):
@@ -104,6 +112,9 @@ def _settle_compare(opts):
     for name in names:
         try: read_setting(name)
         except ValueError as e: raise ValueError(f"--compare {opts.compare}: {e}") from None
+    own = setting_name(opts.mix, opts.echo) if opts.p==1 and opts.alpha==5 else None
+    if names and {*names}=={own}:
+        raise ValueError(f"--compare {opts.compare} names only what is trained anyway: name another setting, such as ema")
 
 def has_weights(
     opts, # What the command was given
@@ -184,6 +195,77 @@ def make_loss(
     if name=='ce': return None
     if name=='smooth': return LabelSmoothingCrossEntropyFlat()
     return BalancedSoftmaxLossFlat(dls.train.items['label'].value_counts().reindex(list(dls.vocab), fill_value=0))
+
+# %% ../nbs/39_options.ipynb #4cce2772
+def _check_rows(opts, df):
+    "ValueError if `--oversample` asks for more rows than anybody can train on"
+    oversample = read_oversample(opts.oversample, sorted(df.label.unique()))
+    counts = df.label.value_counts()
+    n_rows = 0
+    if isinstance(oversample, int): n_rows = float(oversample)*len(counts)
+    if isinstance(oversample, dict): n_rows = sum(n*oversample.get(k, 1.) for k,n in counts.items())
+    if n_rows>1e8:
+        raise ValueError(
+            f"--oversample {opts.oversample} makes {n_rows:.3g} rows to train on of {len(df)}: "
+            "expected less than 100 million")
+
+def _apply_decisions(opts, df):
+    "`df` with the labels that a person decided, see `fastai-mix-review`"
+    n_rows,df = len(df),apply_decisions(df, opts.decisions, given_col='given_label')
+    n_changed = (df.label!=df.given_label).sum()
+    print_escaped(
+        f"--decisions {opts.decisions}: {counted(n_changed, 'label')} changed, {counted(n_rows-len(df), 'row')} dropped")
+    return df.drop(columns='given_label').reset_index(drop=True)
+
+def _check_repeated(opts, df):
+    "ValueError for rows that name a picture again; in one fold, a picture may have several labels"
+    keys = ['id'] if opts.fold is None or opts.plc else ['id','label']
+    repeated = df.id[df.duplicated(keys)]
+    if len(repeated):
+        raise ValueError(
+            f"{counted(len(repeated), 'row')} of --data with a picture that an earlier row names, the first "
+            f"{repeated.iloc[0]!r}: drop them, and repeat rows with --oversample, which leaves those to validate on alone")
+
+def _check_protected(opts, df):
+    "ValueError if `--protect` names pictures that are not there"
+    if not opts.plc: raise ValueError("--protect names pictures whose labels --plc leaves alone: give that too")
+    unknown = [o for o in read_protected(opts) if o not in {*df.id}]
+    if unknown:
+        raise ValueError(
+            f"--protect {opts.protect} names {counted(len(unknown), 'picture')} that --data does not have, "
+            f"the first {unknown[0]!r}")
+
+def read_protected(opts):
+    "Names of the pictures that `--protect` names"
+    return read_table(opts.protect, opts.image_col)[opts.image_col].tolist() if opts.protect else []
+
+def train_table(opts):
+    "The table of `--data` with its folds; ValueError if it cannot be trained on"
+    df = read_data(opts.data, opts.images, opts.image_col, opts.label_col, opts.split_col, opts.out, opts.group_col)
+    if opts.decisions: df = _apply_decisions(opts, df)
+    df = fold_data(df, opts.folds, opts.seed, opts.rare)
+    if opts.images and not any(o and Path(o).is_file() for o in (opts.data, opts.test)):
+        raise ValueError(
+            "--images names the folder of the pictures of a CSV: give the CSV with --data, or leave it out")
+    check_class_names(df.label.unique())
+    check_csv_text(df.id, 'picture name')
+    _check_rows(opts, df)
+    _check_repeated(opts, df)
+    if opts.protect: _check_protected(opts, df)
+    return df
+
+def test_table(opts, df):
+    "The table of `--test`; ValueError if it shares pictures with `df`, or if the sample is not one of its pictures"
+    test = read_test(opts.test, opts.test_images or opts.images, opts.image_col, opts.sample, opts.out)
+    check_csv_text(test.id, 'picture name')
+    check_test(df, test)
+    if opts.sample: make_submission(opts, pd.DataFrame(0., test.id, sorted(df.label.unique())))
+    return test
+
+def make_submission(opts, probs):
+    "`probs`, whose index holds the names of the pictures, in the form of `--sample`"
+    try: return fill_sample(read_table(opts.sample), probs, opts.prob_of)
+    except ValueError as e: raise ValueError(f"--sample {opts.sample}: {e}".replace('prob_of=', '--prob-of ')) from None
 
 # %% ../nbs/39_options.ipynb #592729b9
 def make_learner(

@@ -13,7 +13,7 @@ import hashlib,os
 from fastai.vision.all import *
 from fastcore.script import call_parse
 
-from .args import check_choice
+from .args import check_choice, counted
 from .command import ended_in_a_line, own_path
 from .data.check import *
 from .data.read import picture_table, print_escaped
@@ -75,7 +75,8 @@ def _readable(df):
     o = faults.iloc[0]
     text = f"{len(faults)} of {len(df)} pictures cannot be read, the first {o.path} {o.fault} ({o.detail})"
     if len(faults)==len(df): raise ValueError(text)
-    print_escaped(f'{text}: they are left out')
+    print_escaped(f'{text}: left out')
+    for o in faults[1:].itertuples(): print_escaped(f'  also {o.path} {o.fault} ({o.detail})')
     return df[~df.id.isin(faults.id)].reset_index(drop=True)
 
 # %% ../nbs/42_predict.ipynb #8e49b74f
@@ -95,6 +96,12 @@ def _image_col(run):
     try: return json.loads((Path(run)/'config.json').read_text(encoding='utf-8')).get('image_col') or 'image_id'
     except (OSError, ValueError, AttributeError): return 'image_id'
 
+def _is_predicted(file):
+    "Is this a table that the command wrote?"
+    try:
+        with open(file, 'rb') as f: return f.read(12)==b'id,predicted'
+    except OSError: return False
+
 def _check_out(opts):
     "ValueError if `out` cannot be written"
     out = Path(opts.out)
@@ -104,6 +111,8 @@ def _check_out(opts):
     if not os.access(folder, os.W_OK): raise ValueError(f"--out {out}: {folder} may not be written to")
     if any(os.path.realpath(o)==os.path.realpath(out) for o in opts.pictures):
         raise ValueError(f"--out {out} is what is to be predicted: give another file")
+    if out.exists() and not _is_predicted(out):
+        raise ValueError(f"--out {out} is there, and no table of this command: give another file, or remove it")
 
 def _check_new(opts, folder, df):
     "ValueError for pictures that the networks were trained on"
@@ -137,7 +146,7 @@ def _predict(opts):
     predicted = probs.idxmax(axis=1)
     write_csv(opts.out, pd.concat([df[['id']], predicted.rename('predicted'), probs], axis=1))
     counts = ', '.join(f'{k} {n}' for k,n in predicted.value_counts().items())
-    print_escaped(f'written to {opts.out}: {len(df)} pictures ({counts})')
+    print_escaped(f"written to {opts.out}: {counted(len(df), 'picture')} ({counts})")
 
 # %% ../nbs/42_predict.ipynb #ed5766e2
 @call_parse

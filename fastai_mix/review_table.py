@@ -157,12 +157,18 @@ def _read_csv(file, images, **cols):
         table[classes] if classes else None)
 
 # %% ../nbs/34a_review_table.ipynb #a0a0f265
+def _where_it_was(config, name):
+    "The path that a run was given, from the folder where its command ran, if it is still there"
+    path = config.get(name)
+    first = path and Path(config.get('folder') or '.', path)
+    return first if first and first.exists() else path
+
 def _run_table(config, images, data):
     "The user's table of a run, with its columns of pictures and labels, and the table of pictures as the run read it"
-    data = data or config.get('data')
+    data = data or _where_it_was(config, 'data')
     if data is None: data,image_col,label_col = drawn_leaves(),'image_id','labels'
     else: image_col,label_col = config.get('image_col', 'image_id'),config.get('label_col', 'label')
-    data,images = Path(data),images or config.get('images')
+    data,images = Path(data),images or _where_it_was(config, 'images')
     df = read_data(data, images, image_col, label_col, open_all=False)
     if data.is_dir(): return df[['id','label']].rename(columns={'id':'image_id'}),df,'image_id','label',data
     return read_table(data),df,image_col,label_col,Path(images or data.parent)

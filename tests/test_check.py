@@ -402,7 +402,7 @@ def test_the_command_says_one_line_of_unsafe_names(capsys):
     _show_unsafe(df[:1], None)
     assert capsys.readouterr().out==''
     _show_unsafe(df, df[:2].assign(id=['a','@t']))
-    assert capsys.readouterr().out==("3 names of pictures or classes are unsafe in the tables this writes, "
+    assert capsys.readouterr().out==("3 names of pictures or classes unsafe in the tables this writes, "
         "the first '=b': a formula in a spreadsheet\n")
 
 def test_drop(pictures):

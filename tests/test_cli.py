@@ -141,7 +141,7 @@ def test_a_file_linked_into_two_classes_is_said(folders, capsys):
     assert df.label.tolist()==['cat']*3+['dog']*4
     cli._show_conflicts(df)
     out = capsys.readouterr().out
-    assert out.startswith('1 pictures have several labels')
+    assert out.startswith('1 picture with several labels')
     assert f"{d/'cat'/'1.png'} 'cat' and {d/'dog'/'z.png'} 'dog'" in out
 
 def test_home_in_options(folders, tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_picture_with_two_labels_is_said(leaves, table, tmp_path, capsys, monk
     main(**{**args, 'images': str(tmp_path/'images')})
     out = capsys.readouterr().out.splitlines()
     said = [o for o in out if 'several labels' in o]
-    assert len(said)==1 and said[0].startswith('2 pictures have several labels, the first ')
+    assert len(said)==1 and said[0].startswith('2 pictures with several labels, the first ')
 
 def test_images_without_a_csv(folders, leaves, tmp_path, capsys):
     d = folders('cat','dog', n=4)
@@ -263,7 +263,11 @@ wrong = {
     'fold of five':       (dict(fold=5), None, 'it is 0 to 4'),
     'one fold':           (dict(folds=1), None, '--folds 1'),
     'folds and split':    (dict(folds=3, split_col='split'), None, 'leave out --fold and --folds'),
-    'a name twice':       (dict(folds=3), lambda t: pd.concat([t, t.iloc[:2]]), '2 rows name a picture again'),
+    'a name twice':       (dict(folds=3), lambda t: pd.concat([t, t.iloc[:2]]),
+                           '2 rows of --data with a picture that an earlier row names'),
+    'a row twice':        (dict(fold=0, folds=3), lambda t: pd.concat([t, t.iloc[:1]]),
+                           '1 row of --data with a picture that an earlier row names'),
+    'protect alone':      (dict(protect='t.csv'), None, 'names pictures whose labels --plc leaves alone: give that too'),
     'oversample':         (dict(oversample='rust:3'), None, '--oversample rust:3'),
     'oversample class':   (dict(oversample='rost=3', folds=3), None, "oversample names 'rost'"),
     'oversample less':    (dict(oversample='rust=.5'), None, 'a multiple of 1 or more'),
@@ -290,7 +294,7 @@ wrong = {
     'few groups':         (dict(group_col='plant', folds=3), lambda t: t.assign(plant=t.index%2),
                            'has 2 groups, too few for 3 folds: use --folds 2, or merge or drop that class, or leave '
                            'out --group-col'),
-    'group is the class': (dict(group_col='label', folds=3), None, 'has 1 groups, too few for 3 folds: merge or drop'),
+    'group is the class': (dict(group_col='label', folds=3), None, 'has 1 group, too few for 3 folds: merge or drop'),
     'class only in test': (dict(split_col='split'), setting('label', 'new', slice(50,52)), 'never in train'),
 }
 
@@ -574,6 +578,8 @@ def test_a_table_of_test_pictures(leaves, table, tmp_path, capsys):
 wrong_samples = {
     'unknown picture': (dict(ids=(3,9)), 'lacks 1 rows of the sample: Train_9'),
     'other classes':   (dict(scab=0., rost=0.), 'columns rost are no classes'),
+    'one class':       (dict(rust=0.), "column 'rust' is a class: --prob-of 'rust' puts its probability there"),
+    'a probability':   (dict(target=.5), "column 'target' holds 0.5, which is no class: --prob-of 'healthy' puts"),
 }
 
 @pytest.mark.parametrize('name', wrong_samples)
@@ -805,10 +811,66 @@ def test_decisions_are_trained_on_and_trusted(table, tmp_path, capsys, monkeypat
     decisions.add(kept, label, 'keep', label)
     monkeypatch.setattr(cli, 'make_learner', lambda *a, **k: made.append(make(*a, **k)) or made[-1])
     main(**args, decisions=str(tmp_path/'decisions.csv'))
-    assert '1 labels changed, 1 rows dropped' in capsys.readouterr().out
+    assert '1 label changed, 1 row dropped' in capsys.readouterr().out
     oof = pd.read_csv(tmp_path/'run'/'oof.csv', dtype={'id':str}).set_index('id')
     assert len(oof)==59 and dropped not in oof.index and oof.label[changed]==other and oof.label[kept]==label
     assert made and all(o.progressive_label_correction.protect==[changed,kept] for o in made)
     for wrong in ('none.csv','t.csv'):
         with pytest.raises(SystemExit): main(**args, decisions=str(tmp_path/wrong))
         assert f'{wrong}' in capsys.readouterr().err.splitlines()[-1]
+
+def test_a_run_that_is_stopped_says_what_is_there(table, tmp_path, capsys, monkeypatch):
+    args,fit = dict(table(), folds=3, arch='test_resnet', mix='none'),cli._fit
+    def stop(opts, learn):
+        if learn.path.name=='fold_1': raise KeyboardInterrupt
+        fit(opts, learn)
+    monkeypatch.setattr(cli, '_fit', stop)
+    with pytest.raises(SystemExit) as e: main(**args)
+    text = (tmp_path/'run'/'stopped.txt').read_text()
+    assert e.value.code==130 and 'folds trained: 0\nfolds begun: 1\n' in text
+    assert f"fastai-mix --data {tmp_path/'t.csv'}" in text.splitlines()[-1]
+    monkeypatch.setattr(cli, '_fit', fit)
+    main(**args)
+    assert not (tmp_path/'run'/'stopped.txt').exists()
+
+def test_weights_are_on_the_disk_once(table, tmp_path):
+    main(**table(), fold=0, folds=3, arch='test_resnet', mix='none')
+    run,read = tmp_path/'run',lambda: load_ensemble(tmp_path/'run'/'ensemble').groups[0][0].model.state_dict()
+    fold,*others = (run/'folds'/'fold_0'/'model.safetensors'),(run/'model.safetensors'),*(run/'ensemble').glob('*.safetensors')
+    assert len(others)==2 and all(o.samefile(fold) for o in others)
+    shutil.copytree(run, tmp_path/'copy') # where each has a file of its own
+    weights = read()
+    (run/'folds'/'fold_0'/'model.safetensors').unlink()
+    assert all(torch.equal(v, read()[k]) for k,v in weights.items())
+
+def test_a_rare_class_is_trained_on_and_predicted_in_no_fold(table, test_folder, tmp_path, capsys):
+    change = setting('label', 'rare', slice(0,2))
+    main(**table(change), folds=3, arch='test_resnet', mix='none', rare='train', test=test_folder()['test'])
+    oof = pd.read_csv(tmp_path/'run'/'oof.csv')
+    assert (oof.fold==-1).sum()==2 and oof.rare[oof.fold==-1].isna().all() and oof.rare[oof.fold>=0].notna().all()
+    assert 'rare' in pd.read_csv(tmp_path/'run'/'test_predictions.csv') and 'train only' in capsys.readouterr().out
+    assert (tmp_path/'run'/'report.html').exists()
+
+def test_protected_labels_are_not_corrected(table, tmp_path, capsys, monkeypatch):
+    args,made,make = dict(table(), folds=2, arch='test_resnet', mix='none', plc=True),[],cli.make_learner
+    monkeypatch.setattr(cli, 'make_learner', lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+    ids = pd.read_csv(tmp_path/'t.csv', dtype=str).image_id[:7]
+    ids.to_frame().to_csv(tmp_path/'trusted.csv', index=False)
+    main(**args, protect=str(tmp_path/'trusted.csv'))
+    assert made and all(o.progressive_label_correction.protect==ids.tolist() for o in made)
+    labels = pd.read_csv(tmp_path/'run'/'labels.csv', index_col=0)
+    assert (labels.loc[ids].times==0).all()
+    pd.DataFrame(dict(image_id=['none'])).to_csv(tmp_path/'other.csv', index=False)
+    with pytest.raises(SystemExit): main(**dict(args, out=str(tmp_path/'run2')), protect=str(tmp_path/'other.csv'))
+    assert "names 1 picture that --data does not have, the first 'none'" in capsys.readouterr().err
+
+def test_a_sample_of_one_probability(table, test_folder, tmp_path):
+    args = dict(table(), fold=0, folds=3, arch='test_resnet', mix='none', prob_of='rust')
+    main(**args, **test_folder(target=.5))
+    sub,probs = (pd.read_csv(tmp_path/'run'/f'{o}.csv') for o in ('submission','test_predictions'))
+    assert np.allclose(sub.target, probs.set_index('id').rust[sub.file])
+
+def test_views_of_one_fold_are_named(table, capsys):
+    main(**table(), fold=0, folds=3, arch='test_resnet', mix='none', tta='flips', compare='ema')
+    out = capsys.readouterr().out
+    assert 'averaged over the views of --tta flips' in out and 'without the views of --tta flips' in out

@@ -86,7 +86,7 @@ def test_groups_are_never_split(t, seed, train, label_col):
         res = add_folds(df, label_col, k, group_col='group', seed=seed, label_delim=' ' if label_col=='tags' else None,
             rare='train' if train else 'error')
     except ValueError as e:
-        assert 'groups' in str(e)
+        assert 'group' in str(e)
         return
     assert (res.groupby('group').fold.nunique()==1).all()
     assert set(res.fold)-{-1}==set(range(k))
@@ -152,7 +152,7 @@ def test_columns_of_one_class_and_rows_without_label():
 
 def test_rare_classes():
     df = pd.DataFrame({'label': ['a']*20+['b']*20+['c']*2+['d']})
-    with pytest.raises(ValueError, match="'c' has 2 rows, 'd' has 1 rows, too few for 3 folds: merge or drop"):
+    with pytest.raises(ValueError, match="'c' has 2 rows, 'd' has 1 row, too few for 3 folds: merge or drop"):
         add_folds(df, 'label', 3)
     with pytest.raises(ValueError, match="'c' has 2 rows, too few for 3 folds: use n_splits=2, or rare='train'"):
         add_folds(df[:-1], 'label', 3)

@@ -1,4 +1,5 @@
 "Names of the package: `fastai_mix.NAME`, and fastai's names that hide ours."
+import pickle
 import subprocess
 import sys
 import warnings
@@ -61,7 +62,7 @@ def warned(learn):
     return [str(o.message) for o in found if 'fastai_mix' in str(o.message)]
 
 def test_a_hidden_mix_is_named_once(toy, user):
-    message, = warned(toy(cbs=[of_fastai.MixUp(), GridMask()]))
+    message, = warned(toy(cbs=of_fastai.MixUp())) # with no callback of this package
     assert message.startswith("MixUp of this Learner is fastai's") and '`fastai_mix.MixUp`' in message
     assert not warned(toy(cbs=[of_fastai.MixUp(), GridMask()]))
     message, = warned(toy(cbs=[of_fastai.CutMix(), GridMask()]))
@@ -75,6 +76,9 @@ def test_a_mix_of_fastai_that_hides_nothing(toy, user):
     assert not warned(both())
     user(SnapMix=ours.SnapMix)
     assert not warned(toy(cbs=[GridMask()])) and len(warned(both()))==1
+
+def test_a_mix_of_fastai_is_pickled_without_this_package():
+    assert b'fastai_mix' not in pickle.dumps(of_fastai.MixUp())
 
 def test_without_the_import_of_all(toy, user, monkeypatch):
     monkeypatch.delitem(sys.modules, 'fastai_mix.all')

@@ -11,10 +11,10 @@ from helpers import block
 
 def options(**kwargs):
     "What the command has if only `kwargs` are given"
-    nothing = dict.fromkeys(('mix','p','compare','lr','weights','sample','test','test_images','split_col','group_col',
-        'fold','folds','cache','size'))
+    nothing = dict.fromkeys(('mix','p','compare','lr','weights','sample','prob_of','test','test_images',
+        'split_col','group_col','fold','folds','cache','size'))
     return AttrDict({**nothing, **dict(data='pictures', echo=False, bs=32, epochs=10, seed=0, alpha=5., tta='none',
-        loss='ce', pretrained=False, no_cache=False, out=Path('run')), **kwargs})
+        loss='ce', pretrained=False, no_cache=False, rare='error', out=Path('run')), **kwargs})
 
 @pytest.mark.parametrize('given,fold,folds', [(dict(),0,5), (dict(fold=2),2,5), (dict(folds=3),None,3),
     (dict(fold=1, folds=3),1,3), (dict(split_col='split'),0,None)])
@@ -29,6 +29,9 @@ def test_folds(given, fold, folds):
     (dict(cache='small'),None), (dict(loss='balance'),"--loss balance: expected 'ce', 'smooth' or 'balanced'"),
     (dict(loss='balanced'),None), (dict(group_col='plant'),None),
     (dict(group_col='plant', split_col='split'),'--split-col .* --group-col .*leave one of them out'),
+    (dict(rare='drop'),"--rare drop: expected 'error' or 'train'"), (dict(prob_of='a'),'--prob-of says .*give that too'),
+    (dict(mix='none', compare='plain'),'--compare plain names only what is trained anyway'),
+    (dict(mix='mixup', compare='mixup,plain'),None), (dict(mix='mixup', p=.5, compare='mixup'),None),
     (dict(size=8),'--size 8'), (dict(seed=-1),'--seed -1'), (dict(folds=1),'--folds 1')])
 def test_options_that_make_no_sense(given, message):
     if message is None: return check_options(options(**given))

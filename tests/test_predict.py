@@ -120,6 +120,15 @@ def test_wrong_input(runs, others, refused, tmp_path):
     refused('ensemble.json', tmp_path/'e', good, out=str(tmp_path/'p.csv'))
     assert not (tmp_path/'p.csv').exists()
 
+def test_files_that_are_no_predictions_are_not_written_over(runs, others, refused, tmp_path):
+    shutil.copytree(runs/'one', tmp_path/'run')
+    shutil.copy(others/'Train_1.jpg', tmp_path/'a.jpg')
+    for file in (tmp_path/'a.jpg', tmp_path/'run'/'config.json', tmp_path/'run'/'predictions.csv'):
+        before = file.read_bytes()
+        refused('is there, and no table of this command', tmp_path/'run', others/'Train_2.jpg', out=str(file))
+        assert file.read_bytes()==before
+    for _ in range(2): main(str(runs/'one'), str(others/'Train_2.jpg'), out=str(tmp_path/'p.csv'))
+
 def test_an_interrupt(runs, others, refused, tmp_path, monkeypatch):
     def interrupted(*args): raise KeyboardInterrupt
     monkeypatch.setattr(predict, 'load_ensemble', interrupted)

@@ -201,7 +201,7 @@ def test_groups_that_cannot_be_folded(tmp_path):
         fold_data(write(tmp_path), 3)
     assert sorted(fold_data(write(tmp_path), 2).fold.value_counts())==[4,4]
     one = grouped([0,0,0,0,1,1,1,2], list('aaaabbba'), [(3,4)])(tmp_path) # equal pictures make one of two groups
-    with pytest.raises(ValueError, match="has 1 groups, too few for 2 folds: merge or drop"): fold_data(one, 2)
+    with pytest.raises(ValueError, match="has 1 group, too few for 2 folds: merge or drop"): fold_data(one, 2)
 
 def test_a_class_that_one_fold_would_have_alone(tmp_path, monkeypatch):
     import fastai_mix.data.read as read

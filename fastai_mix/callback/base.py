@@ -36,6 +36,11 @@ def warn_of_hidden_mix(
             f"{name} of this Learner is fastai's, which hides that of fastai_mix: write `fastai_mix.{name}`, "
             "or import fastai_mix.all after fastai.vision.all")
 
+@patch
+def before_fit(self:MixHandler):
+    "Warn if this mix hides that of this package"
+    warn_of_hidden_mix(self.learn)
+
 # %% ../../nbs/20_callback.base.ipynb #18cfde9d
 def _keep_arguments(init):
     "An `__init__` that keeps its arguments in `made_with`; a base class adds only arguments that are not there yet"
@@ -69,7 +74,6 @@ class FitCallback(Callback):
     def __call__(self, event_name):
         inner_validation = self.learn.lock.locked()
         if event_name in ('before_fit','after_fit') and inner_validation: return
-        if event_name=='before_fit': warn_of_hidden_mix(self.learn)
         return super().__call__(event_name)
 
     def relabel(self,

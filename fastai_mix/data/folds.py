@@ -13,7 +13,7 @@ from numbers import Integral, Number
 from fastai.basics import *
 from fastcore.meta import method
 
-from ..args import bad_arg, check_choice, check_count
+from ..args import bad_arg, check_choice, check_count, counted
 from .check import check_leaks
 from .table import *
 from .table import label_matrix
@@ -63,14 +63,14 @@ def _foldable(has, classes, n_splits, unit_name, rare):
         too_few = (0<n_units) & (n_units<n_splits)
         if not too_few.any(): break
         if rare=='error':
-            counts = ', '.join(f'{c!r} has {n} {unit_name}' for c,n in zip(classes[too_few], n_units[too_few]))
+            counts = ', '.join(f'{c!r} has {counted(n, unit_name)}' for c,n in zip(classes[too_few], n_units[too_few]))
             least = n_units[too_few].min()
             fix = f"use n_splits={least}" if least>1 else "merge or drop that class"
             raise ValueError(
                 f"{counts}, too few for {n_splits} folds: {fix}, or rare='train' to keep them for training")
         keep &= ~(has@too_few) # a group leaves whole, which may take another class below the number of folds
     if keep.sum()>=n_splits: return keep
-    raise ValueError(f"{keep.sum()} {unit_name} are left for {n_splits} folds: use a smaller n_splits")
+    raise ValueError(f"{counted(keep.sum(), unit_name)} left for {n_splits} folds: use a smaller n_splits")
 
 def _shuffled_groups(unit, seed):
     "Numbers of groups `unit`, renumbered at random: before 1.8 scikit-learn's own shuffle undid the stratification"
@@ -129,7 +129,7 @@ def add_folds(
     has = has[order]
     unit,rows_of_unit = _units(df.iloc[order], group_col)
     unit_has = rows_of_unit@has
-    unit_name = 'groups' if group_col else 'rows'
+    unit_name = 'group' if group_col else 'row'
     keep = _foldable(unit_has, classes, n_splits, unit_name, rare)
     one_class_each = (has.sum(1)==1).all() and not is_listy(label_col)
     if one_class_each: fold = _fold_by_class(has.indices, unit, keep, n_splits, seed, bool(group_col))
@@ -137,7 +137,7 @@ def add_folds(
     empty = set(range(n_splits))-set(fold)
     if empty:
         raise ValueError(
-            f"fold {min(empty)} is empty, as {keep.sum()} {unit_name} are few: use n_splits={n_splits-len(empty)}")
+            f"fold {min(empty)} is empty, with {counted(keep.sum(), unit_name)} in all: use n_splits={n_splits-len(empty)}")
     res = df.assign(**{col: fold[np.argsort(order)]})
     if id_col and not df[id_col].is_unique: id_col = None # its rows are together by their group
     res.attrs['add_folds'] = dict(label_col=label_col, label_delim=label_delim, id_col=id_col, group_col=group_col)

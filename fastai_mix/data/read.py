@@ -17,6 +17,7 @@ from .check import *
 from .folds import *
 from .leaves import *
 from .pictures import is_cache
+from ..args import counted
 from ..files import printable
 
 # %% ../../nbs/03a_data.read.ipynb #b12a5f03
@@ -37,6 +38,14 @@ def _tell_apart(a, b):
     "Two names, escaped if they would look the same"
     return f'{a!r} and {b!r}' if _look(repr(a))!=_look(repr(b)) else f'{a!a} and {b!a}'
 
+def _show_numbers(labels):
+    "A line for two classes that are the same number"
+    by_number = {}
+    for label in labels:
+        try: twin = by_number.setdefault(float(label), label)
+        except ValueError: continue
+        if twin!=label: print_escaped(f"{twin!r} and {label!r} are two classes, though they are the same number")
+
 def _check_looks(labels):
     "ValueError if two classes look the same; a line for two that differ only in case"
     by_look,by_case = {},{}
@@ -47,6 +56,7 @@ def _check_looks(labels):
         twin = by_case.setdefault(_look(label).casefold(), label)
         if twin!=label:
             print_escaped(f"{twin!r} and {label!r} are two classes, though only the case of letters differs")
+    _show_numbers(sorted(set(labels)))
 
 # %% ../../nbs/03a_data.read.ipynb #12d2e502
 _splits = dict(
@@ -217,7 +227,7 @@ def _check_cols(file, table, names, cols):
     "ValueError if `table` lacks one of `cols`, or has two of that name; with no `cols`, if any name is there twice"
     try: check_columns(table, *cols, table=str(file))
     except ValueError as e:
-        raise ValueError(f"{e}; --image-col, --label-col, --split-col and --group-col say which are meant") from None
+        raise ValueError(f"{e}; --image-col and the other options of columns say which are meant") from None
     twice = [o for o in cols or table if names.count(o)>1]
     if twice: raise ValueError(f"{file} has {names.count(twice[0])} columns {twice[0]!r}: give them different names")
 
@@ -431,11 +441,11 @@ def _joined(a, b):
 def _pictures_together(df):
     "Units of rows that must stay in one fold, and what they are called: equal pictures, and the rows of a group"
     same = picture_groups(df, 'path', near=None)
-    if 'group' not in df: return same,'different pictures' if same.duplicated().any() else 'rows'
+    if 'group' not in df: return same,'different picture' if same.duplicated().any() else 'row'
     unit = pd.Series(_joined(same, df.group), df.index)
     n_joined = (df.groupby(unit.to_numpy()).group.nunique()-1).sum()
     if n_joined: print_escaped(f"{n_joined} groups have a picture of another group, and come into one fold with it")
-    return unit,'groups'
+    return unit,'group'
 
 def _check_trained(df):
     "ValueError if a class is in one fold only: it could not be learned for it"
@@ -449,18 +459,19 @@ def fold_data(
     df:pd.DataFrame, # From `read_data`
     folds:int=5, # Number of folds
     seed:int=0, # Of the folds
+    rare:str='error', # Classes with fewer pictures than folds: see `add_folds`
 )->pd.DataFrame: # `df` with a column `fold`; rows to neither train nor validate on are gone
     "Stratified folds, or one: `test` in the column `split`, else `holdout`, `valid`, `eval` or `dev`, in any spelling"
     if 'split' in df: return _split_fold(df)
     unit,kind = _pictures_together(df)
     n_units = unit.groupby(df.label).nunique()
     least = n_units.min()
-    if least<folds:
+    if least<folds and rare=='error':
         fix = 'merge or drop that class' + (', or leave out --group-col' if 'group' in df else '')
         raise ValueError(
-            f"{n_units.idxmin()!r} has {least} {kind}, too few for {folds} folds: "
-            f"{f'use --folds {least}, or ' if least>1 else ''}{fix}")
-    try: df = add_folds(df.assign(same=unit), 'label', folds, None if kind=='rows' else 'same', seed=seed)
+            f"{n_units.idxmin()!r} has {counted(least, kind)}, too few for {folds} folds: "
+            f"{f'use --folds {least}, or ' if least>1 else ''}{fix}, or give --rare train to keep it for training")
+    try: df = add_folds(df.assign(same=unit), 'label', folds, None if kind=='row' else 'same', seed=seed, rare=rare)
     except ValueError as e: raise ValueError(str(e).replace('n_splits=', '--folds ')) from None
-    if kind=='groups': _check_trained(df)
+    if kind=='group': _check_trained(df[df.fold>=0])
     return df
