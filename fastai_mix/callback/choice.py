@@ -101,12 +101,19 @@ def before_fit(self:MixChoice):
     for m in self._callbacks: m.learn = self.learn; m.before_fit()
 
 @patch
-def check_batch(self:MixChoice, x, y):
+def check_batch(self:MixChoice,
+    x:Tensor, # Pictures of the first training batch `[n,c,H,W]`
+    y:Tensor, # Their targets
+):
+    "Refuse what one of the mixes cannot change, chosen or not"
     super(MixChoice, self).check_batch(x, y)
     for m in self._callbacks: m.check_batch(x, y)
 
 @patch
-def watch(self:MixChoice, x):
+def watch(self:MixChoice,
+    x:Tensor, # Pictures of a clean batch `[n,c,H,W]`, which is mixed after the step that trains on it
+):
+    "Let the chosen mix watch that step"
     if isinstance(self.chosen, MixCallback): self.chosen.watch(x)
 
 @patch

@@ -95,7 +95,11 @@ def before_fit(self:MixCallback):
     loss_reduction(self.loss_func)
 
 @patch
-def check_batch(self:MixCallback, x, y):
+def check_batch(self:MixCallback,
+    x:Tensor, # Pictures of the first training batch `[n,c,H,W]`
+    y:Tensor, # Their targets: class indices or numbers `[n]`, rows `[n,c]`, or one per pixel `[n,H,W]`
+):
+    "Refuse targets that cannot be mixed: floats if the loss takes indices, and those per pixel if pictures are pasted"
     super(MixCallback, self).check_batch(x, y)
     self.refuse_floats(y)
     if self.pastes and y.ndim>2:

@@ -108,7 +108,10 @@ def clean_logits(self:SnapMix,
     return self.clean_pass.logits.detach()
 
 @patch
-def watch(self:SnapMix, x):
+def watch(self:SnapMix,
+    x:Tensor, # Pictures of a clean batch `[n,c,H,W]`, which is mixed after the step that trains on it
+):
+    "Keep the features of that step for the maps of `mix`, where they can be reused"
     self.watched = self.activation.watch(x, *self.more_inputs(x)) if self.reuses_forward else None
 
 @patch
@@ -132,7 +135,12 @@ def make_params(self:SnapMix,
     return draw(), draw()
 
 @patch
-def mix(self:SnapMix, x, y, partner):
+def mix(self:SnapMix,
+    x:Tensor, # Pictures `[n,c,H,W]`, never written to
+    y:Tensor, # Their targets: class indices `[n]`, or rows of classes `[n,c]`
+    partner:Tensor, # Index of each sample's partner `[n]`, int64
+)->tuple: # Mixed pictures `[n,c,H,W]`; weight of the own target `[n]`; weight of the partner's target `[n]`
+    "Paste a box of each partner; each weight is the share of the class's map that is seen, so both need not sum to 1"
     self.box,self.src_box = self.make_params(x)
     clean = self._forward_of_maps(x)
     own = _targets_of_maps(y, clean.logits.shape[1])
@@ -190,7 +198,11 @@ def refuse_numbers(self:SnapMix,
         "for numbers use MixUp or CutMix")
 
 @patch
-def check_batch(self:SnapMix, x, y):
+def check_batch(self:SnapMix,
+    x:Tensor, # Pictures of the first training batch `[n,c,H,W]`
+    y:Tensor, # Their targets: class indices `[n]`, or classes with shares `[n,c]`, 0 to 1
+):
+    "Refuse targets that are no classes, which have no map"
     super(SnapMix, self).check_batch(x, y)
     self.refuse_numbers(y, class_count(self.dls))
     self.targets_unchecked = True # against the model's outputs, once there are some
