@@ -81,7 +81,8 @@ def title_of(nb): return re.search(r"""^title: *['"]?(.*?)['"]?$""", nb.cells[0]
 
 def add_pages(cfg, proc, sources):
     "Add to `_proc` the pages that no notebook makes: the changes, all names, and that for an unknown address"
-    copy2(cfg.config_path/'CHANGELOG.md', proc/'changelog.md')
+    changes = sources['changelog.html'] = cfg.config_path/'CHANGELOG.md'
+    copy2(changes, proc/'changelog.md')
     (proc/'404.md').write_text(not_found, encoding='utf-8')
     listed = re.findall(r'- (\S+)\.ipynb', (proc/'sidebar.yml').read_text(encoding='utf-8'))
     titles = {f'{o}.html': title_of(read_nb(proc/f'{o}.ipynb')) for o in listed if f'{o}.html' in sources}
@@ -89,16 +90,20 @@ def add_pages(cfg, proc, sources):
 
 def modidx(cfg): return import_module(f'{cfg.lib_path.name}._modidx').d['syms']
 
+def as_webp(im, **kwargs):
+    buf = io.BytesIO()
+    im.save(buf, 'webp', method=6, **kwargs)
+    return buf.getvalue()
+
 def save_picture(data, folder, known):
     "Write a picture to `folder`, as WebP where that is smaller; its name"
     raw = base64.b64decode(data)
     name = hashlib.sha256(raw).hexdigest()[:16]
     if name not in known:
-        im,buf = Image.open(io.BytesIO(raw)),io.BytesIO()
-        im.save(buf, 'webp', quality=85, method=6)
-        small = buf.tell()<len(raw)
-        file = folder/f"{name}.{'webp' if small else im.format.lower()}"
-        file.write_bytes(buf.getvalue() if small else raw)
+        im = Image.open(io.BytesIO(raw))
+        best = min(raw, as_webp(im, quality=85), as_webp(im, lossless=True), key=len)
+        file = folder/f"{name}.{im.format.lower() if best is raw else 'webp'}"
+        file.write_bytes(best)
         known[name] = (file.name, im.size)
     return known[name]
 
@@ -129,16 +134,18 @@ def fix_links(soup, up, home):
         name = a.get_text().removesuffix('()')
         if name.lower()==frag and name!=frag and '://' not in path and a.code: a['href'] = f'{path}#{name}'
 
-def links_about(page, source, cfg):
-    "Links that a page has about itself: to change it, to take it along, to run it"
-    if source is None: return []
-    path = source.relative_to(cfg.config_path).as_posix()
+def links_about(page, sources, lessons, cfg):
+    "Links that a page has about itself: to change it, and if it has code to take it along, and to run it"
+    if page not in sources: return []
+    path,docs = (o.relative_to(cfg.config_path).as_posix() for o in (sources[page], cfg.doc_path))
     repo = cfg.git_url.rstrip('/').removeprefix('https://github.com/')
-    name = Path(page).with_suffix('.ipynb').name
-    return [('Edit this page', f'https://github.com/{repo}/edit/{cfg.branch}/{path}'), ('Download as a notebook', name),
-        ('Open in Colab', f'https://colab.research.google.com/github/{repo}/blob/{cfg.branch}/{path}')]
+    edit = ('Edit this page', f'https://github.com/{repo}/edit/{cfg.branch}/{path}')
+    if page not in lessons: return [edit]
+    nb = Path(page).with_suffix('.ipynb')
+    return [edit, ('Download as a notebook', nb.name), ('Open in Colab',
+        f'https://colab.research.google.com/github/{repo}/blob/{cfg.branch}/{docs}/{nb.as_posix()}')]
 
-def finish_page(page, site, cfg, source, known, faults):
+def finish_page(page, site, cfg, links, known, faults):
     "A page with what smalldocs leaves out"
     soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
     name,up = page.relative_to(site).as_posix(),page_html.up(page, site)
@@ -146,6 +153,7 @@ def finish_page(page, site, cfg, source, known, faults):
     place_pictures(soup, page, site, known, faults)
     page_html.wrap_code(soup)
     page_html.keep_options(soup)
+    page_html.keep_intervals(soup)
     page_html.mark_slow(soup)
     for o in soup.select('main .math.display'): o['tabindex'] = '0'
     page_html.finish_tables(soup)
@@ -156,8 +164,9 @@ def finish_page(page, site, cfg, source, known, faults):
     if name!='api.html': page_html.unlink_words(soup)
     fix_links(soup, up, home)
     page_html.shorten_contents(soup)
+    page_html.shorten_crumbs(soup)
     page_html.add_contents(soup)
-    page_html.add_links(soup, links_about(name, source, cfg))
+    page_html.add_links(soup, links)
     page_html.add_skip_link(soup)
     page_html.add_meta(soup, home+name, cfg.version)
     if name=='404.html': page_html.root_links(soup, f'{cfg.doc_baseurl}/')
@@ -194,6 +203,14 @@ def fonts_of_the_reader(site):
     for css in (site/'site_libs'/'themes').rglob('*.css'):
         css.write_text(re.sub(r'@import url\([^)]*\);?', '', css.read_text(encoding='utf-8')), encoding='utf-8')
 
+def one_font_for_icons(site):
+    "Take out the second file of the font of icons, for browsers of before 2016"
+    icons = site/'site_libs'/'bootstrap-icons'
+    css = icons/'bootstrap-icons.min.css'
+    css.write_text(re.sub(r',url\("fonts/bootstrap-icons\.woff\?\w*"\) format\("woff"\)', '',
+        css.read_text(encoding='utf-8')), encoding='utf-8')
+    (icons/'fonts'/'bootstrap-icons.woff').unlink()
+
 # what readers ask for, for pages that say it in other words
 search_words = {'recipe.html': 'best settings default defaults', 'explain/recipe.html': 'best settings default',
     'howto/settings.html': 'best settings default hyperparameters', 'howto/choose.html': 'best settings mix',
@@ -222,10 +239,12 @@ def finish_script(site):
         ".slice(0, limit)", 'window.searchPages(index, fuse, q, limit)')
     js.write_text(text+(tools/'site.js').read_text(encoding='utf-8'), encoding='utf-8')
 
-def finish_index(site):
-    "The search index as a script, without the heads of tables of parameters"
+def finish_index(site, soups):
+    "The search index as a script, without the heads of tables of parameters, and without headings that were taken out"
     index = site/'search.json'
-    entries = json.loads(index.read_text(encoding='utf-8'))
+    names = {page.relative_to(site).as_posix(): soup for page,soup in soups.items()}
+    there = {f'{name}#{o["id"]}' for name,soup in names.items() for o in soup.select('[id]')}
+    entries = [o for o in json.loads(index.read_text(encoding='utf-8')) if '#' not in o['href'] or o['href'] in there]
     words = dict(search_words)
     for o in entries:
         del o['objectID'] # the same as its href
@@ -248,9 +267,10 @@ def llms(cfg, site, soups):
             + (f": {what['content']}" if what else ''))
     (site/'llms.txt').write_text('\n'.join(out)+'\n', encoding='utf-8')
 
-def write_lessons(proc, sources, home):
-    "Each page as a notebook that runs, by its name in the site"
-    return {page: nb2str(lesson(read_nb((proc/page).with_suffix('.ipynb')), page, home)) for page in sources}
+def write_lessons(proc, sources, home, repo):
+    "Each page that has code as a notebook that runs, by its name in the site"
+    made = {page: lesson(read_nb((proc/page).with_suffix('.ipynb')), page, home, repo) for page in sources}
+    return {page: nb2str(nb) for page,nb in made.items() if nb}
 
 def build(out):
     "Build the site into the folder `out`; its faults"
@@ -258,15 +278,15 @@ def build(out):
     home = f'{cfg.doc_host}{cfg.doc_baseurl}/'
     proc,sources = stage(cfg)
     try:
+        lessons = write_lessons(proc, sources, home, cfg.git_url.rstrip('/'))
         add_pages(cfg, proc, sources)
-        lessons = write_lessons(proc, sources, home)
         made = smalldocs.build(proc, quiet=True)
         site = made.out.resolve()
         (site/'figures').mkdir(exist_ok=True)
         copytree(tools/'katex', site/'site_libs'/'katex', dirs_exist_ok=True)
         known,faults = {},[o for o in made.warnings if not re.search('format-links|commonmark|output-file', o)]
-        soups = {page: finish_page(page, site, cfg, sources.get(page.relative_to(site).as_posix()), known, faults)
-            for page in sorted(site.rglob('*.html'))}
+        def links(page): return links_about(page.relative_to(site).as_posix(), sources, lessons, cfg)
+        soups = {o: finish_page(o, site, cfg, links(o), known, faults) for o in sorted(site.rglob('*.html'))}
         keep_names_without_docs(soups)
         llms(cfg, site, soups)
         for page,soup in soups.items():
@@ -274,8 +294,9 @@ def build(out):
             write_markdown(page, soup)
         for page,text in lessons.items(): (site/page).with_suffix('.ipynb').write_text(text, encoding='utf-8')
         fonts_of_the_reader(site)
+        one_font_for_icons(site)
         finish_script(site)
-        finish_index(site)
+        finish_index(site, soups)
         (site/'.nojekyll').touch()
         rmtree(out, ignore_errors=True)
         copytree(site, out)

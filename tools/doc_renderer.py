@@ -96,6 +96,8 @@ class TableRenderer(showdoc.BasicMarkdownRenderer):
             f'`{defaults[k]}`' if k in defaults else '',
             v.get('docment') or (kwargs_doc(fn) if v.get('kind')==Parameter.VAR_KEYWORD else None))
             for k,v in params.items()]
+        # what a class takes that is written in C, `*args` and `**kwargs`, says nothing
+        rows = [o for o in rows if o[-1] or not o[0].startswith('`*')]
         anno = ret.get('anno', Parameter.empty)
         if ret.get('docment') or anno not in (Parameter.empty, None):
             rows.append(('**returns**', type_name(anno), '', ret.get('docment')))

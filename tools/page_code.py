@@ -116,18 +116,24 @@ def label_cells(nb):
         kind = 'slow' if has_option(c, 'slow') else None if runs(c) else 'not-run'
         if kind: c.source = f'#| label: {kind}-{i}\n{c.source}'
 
-def lesson(nb, page, home):
-    "A notebook of what a page shows: its text, and its code without outputs; links lead to the site at `home`"
+def lesson_cell(c, page, home):
+    "A cell of a page as one that runs anywhere: links lead to the site at `home`, code that is not run becomes text"
     folder = posixpath.dirname(page)
     def link(m): return f"]({home}{posixpath.normpath(posixpath.join(folder, m[1]))}.html{m[2] or ''})"
-    def source(c):
-        if c.cell_type=='code': return re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
-        return re.sub(r'\]\((?!https?:)([^)#\s]+)\.ipynb(#[^)]*)?\)', link, c.source)
+    if c.cell_type=='markdown':
+        return mk_cell(re.sub(r'\]\((?!https?:)([^)#\s]+)\.ipynb(#[^)]*)?\)', link, c.source), 'markdown')
+    code = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
+    return mk_cell(code) if runs(c) else mk_cell(f'```python\n{code.strip()}\n```', 'markdown')
+
+def lesson(nb, page, home, repo):
+    "A notebook of what a page shows, without outputs; its first code installs the package on Colab; None without code"
     title = re.search(r"""^title: *['"]?(.*?)['"]?$""", nb.cells[0].source, re.M)
     shown = shown_cells(nb)
     kept = [c for c in nb.cells if c in shown or (c.cell_type=='markdown' and not c.source.startswith('<!-- WARN'))]
-    cells = [mk_cell(f'# {title[1] if title else "fastai_mix"}', 'markdown')]
-    cells += [mk_cell(source(c), c.cell_type) for c in kept]
+    if not any(c.cell_type=='code' and runs(c) for c in kept): return
+    cells = [mk_cell(f'# {title[1] if title else "fastai_mix"}', 'markdown'),
+        mk_cell(f'! [ -e /content ] && pip install -Uqq git+{repo} # on Colab, which lacks the package')]
+    cells += [lesson_cell(c, page, home) for c in kept]
     for i,c in enumerate(cells): c['id'] = f'cell-{i}' # or each build would draw others
     kernel = dict(display_name='Python 3', language='python', name='python3')
     return dict2nb(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5))

@@ -1,12 +1,13 @@
 "What a page needs beyond what smalldocs writes: code that wraps, tables that stack, names for what has none."
 import re
+from html import escape
 
 from bs4 import BeautifulSoup
 
 from page_code import tests_in
 
 # words of prose that are names in some library as well
-never_linked = {'run','test','maps','merge','splitter','Module','stop','predict'}
+never_linked = {'run','test','maps','merge','splitter','Module','stop','predict','review','card','compare','oversample'}
 
 def up(page, site): return '../'*(len(page.relative_to(site).parts)-1)
 
@@ -46,6 +47,15 @@ def keep_options(soup):
         if kept==html: continue
         code.clear()
         code.extend([*nodes(f'<pre>{kept}</pre>')[0].children])
+
+def keep_intervals(soup):
+    "Have a figure with its error, or the two ends of an interval, stay on one line of a cell of a table"
+    n = r'[-+−]?[\d.,]*\d%?'
+    interval = rf'{n} ± {n}|\[{n}[,;–] ?{n}\]'
+    for text in soup.select_one('main').find_all(string=re.compile(r' ± |\[')):
+        if text.find_parent(['td','th']) is None or text.find_parent('code'): continue
+        html = re.sub(interval, r'<span class="interval">\g<0></span>', escape(text))
+        if '<span' in html: text.replace_with(*nodes(html))
 
 def wrap_code(soup):
     "Put each line of code into a span, fold those that only test, and name the button that copies the rest"
@@ -118,10 +128,10 @@ def finish_tables(soup):
             'aria-label': 'Table'}))
 
 def text_between(head, end):
-    "What a page says after a heading and before `end`; a picture or a table counts as text"
+    "What a page says after a heading and before `end`, or to its end; a picture or a table counts as text"
     text = ''
     for o in head.find_all_next(True):
-        if o is end: break
+        if o is end or 'page-navigation' in o.get('class', []): break
         if o.name in ('img','svg','pre','table'): return o.name
         if 'source-link' not in o.get('class', []): text += ''.join(o.find_all(string=True, recursive=False))
     return text.strip()
@@ -129,14 +139,32 @@ def text_between(head, end):
 def drop_empty_headings(soup):
     "Take out headings without text, and those with nothing before the next heading of their rank or above"
     heads = soup.select('main h2, main h3, main h4')
-    for head,following in zip(heads, heads[1:]):
-        is_last = following.name<=head.name
-        if not head.get_text(strip=True) or (is_last and not text_between(head, following)): head.decompose()
+    for head,following in zip(heads, [*heads[1:], None]):
+        is_last = following is None or following.name<=head.name
+        if not head.get_text(strip=True) or (is_last and not text_between(head, following)): drop_heading(soup, head)
+
+def drop_heading(soup, head):
+    "Take a heading out, with its line of the contents, and its section if nothing else is in it"
+    section = head.find_parent('section')
+    for a in soup.select('#TOC a'):
+        if a['href'].removeprefix('#') in (head.get('id'), head.get('data-anchor-id')): a.find_parent('li').decompose()
+    head.decompose()
+    if section is not None and not section.find(True): section.decompose()
 
 def unlink_words(soup):
-    "Take off the links that were made of common words"
-    for a in soup.select('main a[href]'):
-        if [*a.children]==[a.code] and a.get_text() in never_linked: a.unwrap()
+    "Take off the links that were made of common words, and of the names of parameters"
+    names = soup.select('table.params td:first-child a')
+    words = [a for a in soup.select('main a[href]') if [*a.children]==[a.code] and a.get_text() in never_linked]
+    for a in {id(a): a for a in (*names, *words)}.values(): a.unwrap()
+
+def shorten_crumbs(soup):
+    "Say the name of a section once above a page: 'Benchmarks', 'Time' and not 'Benchmarks', 'Benchmarks: time'"
+    for last in soup.select('.breadcrumb-item:last-child a'):
+        section = last.find_parent('li').find_previous_sibling('li')
+        if section is None: continue
+        name,title = section.get_text(),last.get_text()
+        if title==name: section.decompose()
+        elif title.startswith(f'{name}: '): last.string = title.removeprefix(f'{name}: ').capitalize()
 
 def add_skip_link(soup):
     soup.body.insert(0, nodes('<a class="skip-link" href="#quarto-document-content">Skip to content</a>')[0])
