@@ -101,7 +101,7 @@ def plot_history(history, metrics):
         for column,(colour,label) in columns.items():
             if column in history: _curves(ax, history, column, colour, label)
         ax.set(xlabel='epoch', title=title)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.legend()
     plots = [('loss',losses), *([('metrics on the validation set',scores)] if scores else [])]
     figures = (plot(partial(draw, title=o, columns=c), f'Learning curves: {o} by epoch') for o,c in plots)

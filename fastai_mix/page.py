@@ -29,7 +29,7 @@ _colours = (f':root{{color-scheme:light dark;{_variables(_light)}}}'
 _text_style = '''
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,"Segoe UI",Roboto,sans-serif;
-  overflow-wrap:anywhere;-webkit-text-size-adjust:100%}
+  overflow-wrap:break-word;-webkit-text-size-adjust:100%}
 main,header,footer{max-width:60rem;margin:0 auto;padding:0 1rem}
 header{padding-top:2.2rem} footer{padding-bottom:3rem;color:var(--soft);font-size:.85rem}
 h1{font-size:1.7rem;line-height:1.25;margin:0 0 .3rem;font-weight:650;letter-spacing:-.01em}
@@ -40,7 +40,7 @@ nav{margin:1rem 0 1.4rem;font-size:.9rem;line-height:1.9} nav a{margin-right:1re
 main>section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1.2rem 1.3rem;
   margin:0 0 1.1rem;scroll-margin-top:.5rem} main>section>:last-child{margin-bottom:0}
 pre{background:var(--paper);border:1px solid var(--line);border-radius:.4rem;padding:.7rem .9rem;margin:.5rem 0 1rem;
-  white-space:pre-wrap;font:.85rem/1.5 ui-monospace,Menlo,Consolas,monospace}
+  white-space:pre-wrap;overflow-wrap:anywhere;font:.85rem/1.5 ui-monospace,Menlo,Consolas,monospace}
 pre span{display:inline-block} code{font:1em ui-monospace,Menlo,Consolas,monospace}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.2rem,1fr));gap:.7rem;margin:1rem 0;padding:0}
 .facts div{border:1px solid var(--line);border-radius:.5rem;padding:.6rem .8rem;background:var(--paper)}
@@ -48,10 +48,12 @@ pre span{display:inline-block} code{font:1em ui-monospace,Menlo,Consolas,monospa
 .facts dd small{display:block;font-weight:400;color:var(--soft);font-size:.8rem}
 '''
 _table_style = '''
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem;margin:.6rem 0 1rem;max-width:100%}
+.scroll{overflow-x:auto;margin:.6rem 0 1rem} .scroll:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{text-align:left;padding:.3rem .7rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600} thead th{color:var(--soft);font-size:.85rem;vertical-align:bottom}
-.number{text-align:right;white-space:nowrap;overflow-wrap:normal}
+td{max-width:22rem} .number{text-align:right;white-space:nowrap;max-width:none}
+td small{white-space:normal} td small span{display:inline-block;white-space:nowrap}
 .bar{display:block;height:.28rem;border-radius:.2rem;background:var(--first);width:calc(var(--share)*100%);
   min-width:1px;margin-top:.15rem}
 .full{width:100%} .full .number{min-width:3.2rem;width:16%}
@@ -81,31 +83,41 @@ img{display:block;width:100%;height:auto;border-radius:.3rem;background:var(--pa
 .behind:target{display:block} .behind:focus{outline:none}
 @media (max-width:40rem){main>section{padding:.9rem .8rem;border-radius:.4rem} main,header,footer{padding:0 .6rem}
   header{padding-top:1.2rem} h1{font-size:1.35rem} table{font-size:.8rem} th,td{padding-right:.4rem}
+  td{max-width:10rem} thead th{font-size:.74rem} td small{font-size:.72rem} .number{max-width:none}
   .full .number{min-width:0;width:auto} .full td:first-child{min-width:3.2rem}
-  .confusion td{min-width:1.7rem;height:1.9rem} .confusion tbody th{max-width:5.5rem} .wide{display:none}
+  .confusion td{min-width:1.7rem;height:1.9rem} .wide{display:none}
   .pictures{grid-template-columns:repeat(auto-fill,minmax(4.4rem,1fr))}
   .pictures.pairs{grid-template-columns:repeat(2,minmax(0,1fr))}}
 @media print{body{background:#fff;font-size:10.5pt} main,header,footer{padding:0;max-width:none}
   main>section{border:0;padding:0;margin-bottom:1.4rem;background:none} nav{display:none} h2,h3{break-after:avoid}
   figure,tr,.facts,pre,.plot{break-inside:avoid} a{color:inherit;text-decoration:none} .plot svg{max-width:15cm}
-  *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+  *{print-color-adjust:exact;-webkit-print-color-adjust:exact} .scroll{overflow:visible}}
 '''
 
 # %% ../nbs/33a_page.ipynb #0e6bb9a5
+def breakable(name):
+    "A name that may be broken behind `_`, `-`, `.` and `/`, as parts of an element"
+    first,*more = re.split(r'(?<=[-_./])(?=.)', name)
+    return [first, *(o for part in more for o in (ft('wbr', void_=True), part))]
+
 def number(x, digits=3):
     "A number as text; a dash for NaN"
     return '–' if x!=x else f'{x:,}' if isinstance(x, int) else f'{x:.{digits}f}'
+
+def scrolling(wide, name, cls=''):
+    "A box in which what may be wider than the page is moved sideways, by keys as well"
+    return ft('div', wide, cls=f'scroll {cls}'.strip(), tabindex='0', role='group', aria_label=name)
 
 def table(head, rows, n_text=1, **kwargs):
     "A table: the first `n_text` columns hold text, the others numbers"
     def cell(tag, i, o, **kw): return ft(tag, o, cls='number' if i>=n_text else None, **kw)
     heads = ft('tr', *(cell('th', i, o, scope='col') for i,o in enumerate(head)))
     body = (ft('tr', *(cell('td', i, o) for i,o in enumerate(row))) for row in rows)
-    return ft('table', ft('thead', heads), ft('tbody', *body), **kwargs)
+    return scrolling(ft('table', ft('thead', heads), ft('tbody', *body), **kwargs), f"Table of {', '.join(head)}")
 
 def facts(*items):
     "Big numbers: (name, value, what to know about it)"
-    return ft('dl', *(ft('div', ft('dt', name), ft('dd', value, ft('small', more))) for name,value,more in items),
+    return ft('dl', *(ft('div', ft('dt', name), ft('dd', value, ' ', ft('small', more))) for name,value,more in items),
         cls='facts')
 
 def section(id, title, *parts):

@@ -14,7 +14,7 @@ from fastcore.xml import ft
 from .data.suspects import suspects
 from .figures import picture, plot_folds, plot_history, plot_reliability, thumbnail, with_map
 from .files import printable
-from .page import command, facts, html_page, number, section, table
+from .page import breakable, command, facts, html_page, number, scrolling, section, table
 from .scores import *
 
 # %% ../nbs/33c_sections.ipynb #b6fbcb15
@@ -30,9 +30,10 @@ class Results:
         history:pd.DataFrame=None, # Losses and metrics, a row per epoch
         labels:pd.DataFrame=None, # Given and current labels of a callback that corrects them
         faults:pd.DataFrame=None, # Of `check_images`
+        looked_for:str='', # What the pictures were looked through for, in a sentence or two
         maps:Callable=None, # `maps(rows)`: a dictionary of the picture and semantic map of each of `rows`
         comparison:pd.DataFrame=None, # Scores of other trainings to compare with
-        repeat:dict=None, # Texts of commands, by what they do, and `versions`, a dictionary
+        repeat:dict=None, # Commands, or pairs of a command and words, by what they do; and `versions`, a dictionary
     ):
         store_attr()
         self.ids,self.vocab = [printable(o) for o in ids],[printable(o) for o in vocab]
@@ -57,32 +58,47 @@ def share_interval(k, n, z=1.96):
     return (p+zn/2-half)/(1+zn),(p+zn/2+half)/(1+zn)
 
 # %% ../nbs/33c_sections.ipynb #c137b2c1
+score_names = dict(accuracy='accuracy', macro_f1='macro-F1', log_loss='log-loss', auc='AUC')
+
 def _percent(x): return f'{100*x:.1f}%'
+
+def _n_folds(r): return 1 if r.fold is None else len(set(r.fold))
 
 def _compared(row, measure):
     "A score, and how far it is from that of the reference, with an interval of 95%"
     diff,low,high = (float(row.get(f'{measure}_{o}', 0)) for o in ('diff','low','high'))
     if not (diff or low or high): return number(float(row[measure]), 4)
-    text = f'{diff:+.4f} [{low:+.4f}, {high:+.4f}]'
-    return number(float(row[measure]), 4),ft('small', ft('b', text) if low>0 or high<0 else text)
+    text = ft('span', f'{diff:+.4f}'),' ',ft('span', f'[{low:+.4f}, {high:+.4f}]')
+    return number(float(row[measure]), 4),ft('small', *([ft('b', *text)] if low>0 or high<0 else text))
+
+def _reference(comparison):
+    "The setting whose differences are all 0"
+    diffs = comparison[[o for o in comparison if o.endswith(('_diff','_low','_high'))]].astype(float)
+    return printable(comparison.iloc[(diffs==0).all(axis=1).argmax(),0])
+
+def _about_comparison(r):
+    k = _n_folds(r)
+    scores,noise = 'of the pictures held out','these pictures, not over other trainings'
+    if k>1: scores,noise = f'means over the {k} folds (those above are of all pictures together)','the folds'
+    return (f'These scores are {scores}. Below each is its difference to {_reference(r.comparison)}, '
+        f'with an interval of 95% over {noise}; bold is beyond noise.')
 
 def _comparison(r):
     "Scores of other trainings, with their differences to a reference"
     if r.comparison is None: return []
-    measures = [o for o in ('accuracy','macro_f1','log_loss') if o in r.comparison]
-    name = r.comparison.columns[0]
+    measures,name = [o for o in score_names if o in r.comparison],r.comparison.columns[0]
     rows = [[printable(row[name]), *(_compared(row, o) for o in measures)] for _,row in r.comparison.iterrows()]
-    words = 'Below a score its difference to the reference, with an interval of 95%. Bold: beyond noise.'
-    return [ft('h3', 'Against other trainings'), ft('p', words, cls='soft'), table([name, *measures], rows, 9)]
+    head = [name, *(score_names[o] for o in measures)]
+    return [ft('h3', 'Against other trainings'), ft('p', _about_comparison(r), cls='soft'), table(head, rows)]
 
 def _scores(r):
     scores,counts = score_probs(r.probs, r.y),np.bincount(r.y, minlength=len(r.vocab))
     right,n = int((r.preds==r.y).sum()),len(r)
     low,high = map(_percent, share_interval(right, n))
-    least = _percent(counts.max()/n)
+    least,pooled = _percent(counts.max()/n),', all folds pooled' if _n_folds(r)>1 else ''
     items = [('accuracy', _percent(scores['accuracy']), f'95% interval {low} to {high}'),
         ('commonest class', least, 'accuracy of always naming it'),
-        ('macro-F1', number(scores['macro_f1']), 'mean over classes'),
+        ('macro-F1', number(scores['macro_f1']), f'mean over classes{pooled}'),
         ('log-loss', number(scores['log_loss']), 'less is better'),
         ('AUC', number(scores['auc']), 'each class against the rest')]
     words = (f'{right:,} of {n:,} predictions are right. Always naming the commonest class, '
@@ -93,19 +109,19 @@ def _history(r):
     if r.history is None or not len(r.history): return
     known = {'fit','epoch','fold','train_loss','valid_loss','time','n'}
     metrics = [o for o in r.history.select_dtypes('number') if o not in known][:2]
-    return section('training', 'Training', plot_history(r.history, metrics))
+    history = r.history.rename(columns=score_names)
+    return section('training', 'Training', plot_history(history, [score_names.get(o, o) for o in metrics]))
 
 def _folds(r):
-    if r.fold is None or len(set(r.fold))<2: return
-    scores = score_table(r.probs, r.y, r.fold)
-    names = ['accuracy','macro_f1','log_loss','auc']
+    if _n_folds(r)<2: return
+    scores = score_table(r.probs, r.y, r.fold).rename(columns=score_names)
+    names = list(score_names.values())
     def n(k, o): return '' if k in ('mean','std') else f'{int(o.n):,}'
     rows = [[printable(k), n(k, o), *(number(o[c]) for c in names)] for k,o in scores.iterrows()]
-    dots = plot_folds(scores.drop(['pooled','mean','std'])[['accuracy','macro_f1','auc']])
+    dots = plot_folds(scores.drop(['pooled','mean','std'])[['accuracy','macro-F1','AUC']])
     words = ('The spread says how much a score depends on which pictures are held out. '
-        'A line marks the mean; pooled is of all rows.')
-    head = ['fold','n','accuracy','macro-F1','log-loss','AUC']
-    return section('folds', 'Folds', ft('p', words, cls='soft'), dots, table(head, rows, cls='full'))
+        'A line marks the mean of the folds; pooled is of all pictures together, as the scores above.')
+    return section('folds', 'Folds', ft('p', words, cls='soft'), dots, table(['fold','n',*names], rows, cls='full'))
 
 # %% ../nbs/33c_sections.ipynb #c20a420a
 def _classes(r):
@@ -154,7 +170,7 @@ def _thumbnails(r, rows, side=88):
     return dict(zip(rows, parallel(make, rows, threadpool=True, progress=False))) if r.source and rows else {}
 
 def _captioned(r, i, thumbs, side, *words):
-    caption = ft('figcaption', *words, ft('div', r.ids[i], cls='name'))
+    caption = ft('figcaption', *words, ft('div', *breakable(r.ids[i]), cls='name'))
     return ft('figure', picture(thumbs.get(i), r.ids[i], side), caption)
 
 def _cell_name(r, given, predicted):
@@ -183,7 +199,8 @@ def _matrix(r, cells, shown, cls):
         tds = (_cell(r, g, p, len(cells.get((g,p), ())), n_given[g], (g,p) in shown) for p in range(c))
         return ft('tr', ft('th', r.vocab[g], scope='row'), *tds)
     head = ft('tr', ft('td', cls='none'), *(ft('th', o, scope='col') for o in r.vocab))
-    return ft('table', ft('thead', head), ft('tbody', *map(row, range(c))), cls=f'confusion {cls}')
+    matrix = ft('table', ft('thead', head), ft('tbody', *map(row, range(c))), cls='confusion')
+    return scrolling(matrix, 'Confusion matrix', cls)
 
 def _pairs(r, cells, shown, n=20):
     "The classes that are confused most, as a list"
@@ -224,26 +241,37 @@ def _worst(r):
     def figure(i):
         plain,mapped = pairs[i]
         images = [picture(plain, r.ids[i], 128), *([picture(mapped, f'Map of {r.ids[i]}', 128)] if mapped else [])]
-        words = ft('b', r.vocab[r.y[i]]), f' → {r.vocab[r.preds[i]]} {100*r.probs[i].max():.0f}%'
-        return ft('figure', ft('div', *images, cls='pair'), ft('figcaption', *words, ft('div', r.ids[i], cls='name')))
+        given,predicted = (breakable(r.vocab[o[i]]) for o in (r.y,r.preds))
+        words = ft('b', *given),' → ',*predicted,f' {100*r.probs[i].max():.0f}%'
+        name = ft('div', *breakable(r.ids[i]), cls='name')
+        return ft('figure', ft('div', *images, cls='pair'), ft('figcaption', *words, name))
     has_maps = any(mapped for _,mapped in pairs.values())
     about_maps = ' The right picture is bright where the network saw the predicted class.' if has_maps else ''
     words = ft('p', f'Given → predicted, with its probability.{about_maps}', cls='soft')
     return section('worst', 'Worst errors', words, ft('div', *map(figure, rows), cls='pictures pairs'))
 
+def _doubt(r):
+    "A paragraph if the accuracy is within chance of that of always naming the commonest class"
+    least = np.bincount(r.y).max()/len(r)
+    if share_interval((r.preds==r.y).sum(), len(r))[0]>least: return
+    words = ('The network does not clearly beat always naming the commonest class, which is right for '
+        f'{_percent(least)}, so this section says little about labels.')
+    return ft('p', ft('b', words))
+
 def _suspects(r):
     found = suspects(r.probs, pd.Series(r.y), r.vocab)
     flagged = found[found.wrong]
-    if not len(flagged): return section('suspects', 'Suspect labels', ft('p', 'No label looks wrong.'))
+    if not len(flagged): return section('suspects', 'Suspect labels', _doubt(r), ft('p', 'No label looks wrong.'))
     first = flagged.head(24)
     thumbs = _thumbnails(r, [int(i) for i in first.index])
     def figure(o):
-        likely = f' looks like {o.predicted} {100*o.p_predicted:.0f}%, given {100*o.p_given:.0f}%'
-        return _captioned(r, o.Index, thumbs, 88, ft('b', o.given), likely)
+        likely = f' {100*o.p_predicted:.0f}%, given {100*o.p_given:.0f}%'
+        words = ft('b', *breakable(o.given)),' looks like ',*breakable(o.predicted),likely
+        return _captioned(r, o.Index, thumbs, 88, *words)
     words = (f'{len(flagged):,} of {len(r):,} labels look wrong, by the confusions between confident predictions. '
         f'These are the {len(first)} most suspect. Look at them before you change them.')
     figures = ft('div', *map(figure, first.itertuples()), cls='pictures')
-    return section('suspects', 'Suspect labels', ft('p', words), figures)
+    return section('suspects', 'Suspect labels', _doubt(r), ft('p', words), figures)
 
 def _corrections(r):
     if r.labels is None: return
@@ -260,18 +288,23 @@ def _corrections(r):
 # %% ../nbs/33c_sections.ipynb #ab849c67
 def _faults(r):
     if r.faults is None: return
-    if not len(r.faults):
-        return section('pictures', 'Pictures', ft('p', 'All pictures can be read, and none is there twice.'))
+    looked_for = ft('p', r.looked_for) if r.looked_for else None
+    if not len(r.faults): return section('pictures', 'Pictures', looked_for, ft('p', 'No fault was found.'))
     def rows(o): return [[printable(row.id), printable(row.detail)] for row in o.head(12).itertuples()]
     parts = [(ft('h3', f'{name}: {len(o):,}'), table(['picture','what was found'], rows(o), 2)) for name,o in
         r.faults.groupby('fault', sort=False)]
     words = 'The first twelve of each kind; check_images names them all.'
-    return section('pictures', 'Pictures', ft('p', words, cls='soft'), *(o for part in parts for o in part))
+    return section('pictures', 'Pictures', looked_for, ft('p', words, cls='soft'), *(o for part in parts for o in part))
+
+def _how(name, how):
+    "A heading, a command and words about it, of which one may be missing"
+    code,words = how if isinstance(how, tuple) else (how,None)
+    return [ft('h3', name), *([ft('p', words, cls='soft')] if words else []), *([command(code)] if code else [])]
 
 def _repeat(r):
     repeat = dict(r.repeat or {})
     versions = repeat.pop('versions', None)
-    parts = [o for name,text in repeat.items() for o in (ft('h3', name), command(text))]
+    parts = [o for name,how in repeat.items() for o in _how(name, how)]
     if versions:
         text = ' · '.join(f'{k} {v}' for k,v in versions.items())
         parts += [ft('h3', 'Versions'), ft('p', text, cls='soft')]
