@@ -11,7 +11,9 @@ __all__ = ['write_run_report']
 import platform,shlex
 
 from fastai.vision.all import *
+from PIL import Image
 
+from .args import counted
 from .callback.plc import ProgressiveLabelCorrection
 from .crossval import *
 from .data.check import *
@@ -20,15 +22,21 @@ from .data.rows import in_order, item_names
 from .files import package_versions, printable, read_json, write_atomic
 from .interpret import *
 from .interpret import class_maps, draw_top_losses
+from .losses import loss_name
 from .scores import *
 from .sections import *
 from .sections import results_html
 
 # %% ../nbs/33_report.ipynb #0f8c872b
-def find_faults(ids, paths, labels, n_max=1000):
-    "Faults of pictures; of more than `n_max` only equal bytes, as reading them all takes long"
-    df = pd.DataFrame({'id': list(ids), 'path': [str(o) for o in paths], 'label': list(labels)})
-    if len(df)<=n_max: return check_images(df, label_col='label', id_col='id', min_side=0, progress=False)
+def _why_unreadable(path):
+    "Why a file does not open as a picture; None if it does"
+    try: Image.open(path).close()
+    except Exception as e: return str(e) # Pillow raises errors of many kinds
+
+def _quick_faults(df):
+    "Files that do not open, and pictures of equal bytes"
+    why = pd.Series(list(parallel(_why_unreadable, df.path, threadpool=True, progress=False)), df.index, dtype=object)
+    unread = df.assign(fault='not an image', detail=why)[why.notna()]
     df['group'] = picture_groups(df, 'path', near=None)
     first,n_labels = df.groupby('group').id.transform('first'),df.groupby('group').label.transform('nunique')
     again = df[df.group.duplicated()]
@@ -36,7 +44,18 @@ def find_faults(ids, paths, labels, n_max=1000):
     unlike = df[n_labels>1]
     detail = [f'{o!r} here, another label elsewhere' for o in unlike.label]
     unlike = unlike.assign(fault='conflicting labels', detail=detail)
-    return pd.concat([again, unlike])[['id','fault','detail']]
+    return pd.concat([unread, again, unlike])[['id','fault','detail']]
+
+def _cost(path): return max(os.path.getsize(path), 2**15) if os.path.isfile(path) else 0
+
+def find_faults(ids, paths, labels, n_bytes=2**30):
+    "Faults of pictures, and in words what was looked for: of files of more than `n_bytes` only what takes no decoding"
+    df = pd.DataFrame({'id': list(ids), 'path': [str(o) for o in paths], 'label': list(labels)})
+    if sum(map(_cost, df.path))<=n_bytes:
+        faults = check_images(df, label_col='label', id_col='id', min_side=0, progress=False)
+        return faults,f'{len(df):,} pictures were decoded, and compared by their bytes and by what they show.'
+    return _quick_faults(df),(f'{len(df):,} files were opened, and their bytes compared. As there are many, files that '
+        'are cut off and pictures that look nearly the same were not looked for; check_images finds them.')
 
 def item_source(ds, i):
     "The file of item `i` of a data set, or the picture that it reads"
@@ -67,7 +86,46 @@ def _maps(learn, dl, items, preds, rows):
     ims,maps = class_maps(learn, dl, items, preds)
     return {i: (ims[k], None if maps is None else maps[k]) for k,i in enumerate(rows)}
 
-def _ran_with(**more):
+_usual_cbs = TrainEvalCallback,Recorder,CastToTensor,ProgressCallback,ParamScheduler
+
+def _trained_with(learn):
+    "In a line what a Learner was last trained with"
+    arch,rec,bs = (getattr(*o, None) for o in ((learn,'arch'), (learn,'recorder'), (learn.dls.train,'bs')))
+    net = arch if isinstance(arch, str) else getattr(arch, '__name__', type(learn.model).__name__)
+    own = [type(o).__name__ for o in learn.cbs if not isinstance(o, _usual_cbs)]
+    lrs,values = getattr(rec, 'lrs', None),getattr(rec, 'values', None)
+    fit = [f"last fit: {counted(len(values), 'epoch')}, learning rate up to {max(lrs):.2g}"] if lrs and values else []
+    return ' · '.join([net, loss_name(learn.loss_func), *([f'batches of {bs}'] if bs else []), *own, *fit])
+
+_imports = 'from fastai.vision.all import *\nfrom fastai_mix.all import *\n'
+
+def _columns_read(df): return f"the columns that pictures are read from, of {', '.join(map(printable, list(df)[:12]))}"
+
+def _items_like(ds):
+    "Code of items as those of a data set, and words about them; None if it takes no items"
+    items = getattr(ds, 'items', None)
+    if items is None or not hasattr(ds, 'tls'): return
+    if isinstance(items, pd.DataFrame):
+        return "pd.read_csv('pictures.csv')",f'pictures.csv has {_columns_read(items)}.'
+    if all(isinstance(o, Path) for o in items): return "get_image_files('PICTURES')",'PICTURES is a folder of pictures.'
+    return 'items','items are as those that the data were made from.'
+
+def _learner_how_to(learn, ds):
+    "How to predict with a Learner and to repeat its training, and versions"
+    like = _items_like(ds)
+    how = {'Predict other pictures': (None, 'learn.get_preds(dl=dl), where dl reads pictures as in validation.')}
+    if like:
+        code,words = like
+        keep = "learn.export(Path.cwd()/'learner.pkl')",'Where it was trained:'
+        predict = (f"{_imports}learn = load_learner('learner.pkl')\ndl = learn.dls.test_dl({code})\n"
+            'probs,_ = learn.get_preds(dl=dl)')
+        more = 'learn.tta_views(dl=dl) averages over mirrored and turned views. A Learner is code: load only your own.'
+        how = {'Keep the Learner': keep, 'Predict other pictures': (predict, f'{words} {more}')}
+    seed = ('set_seed(0, reproducible=True)',
+        'A Learner does not know its seed. One that is set before the data are made lets a fit be repeated:')
+    return how | {'Trained with': (None, _trained_with(learn)), 'Repeat the training': seed, 'versions': _ran_with()}
+
+def _ran_with():
     import fastai_mix
     return dict(package_versions(), fastai_mix=fastai_mix.__version__, python=platform.python_version())
 
@@ -88,11 +146,12 @@ def report(self:Learner,
     ids = item_names(ds)
     r = Results([ids[i] for i in items], scores.targs, scores.probs/scores.probs.sum(1, keepdims=True), scores.vocab,
         source=lambda k: item_source(ds, items[k]), history=_learner_history(self), labels=_learner_labels(self),
-        repeat=dict(versions=_ran_with()))
+        repeat=_learner_how_to(self, ds))
     r.maps = lambda rows: _maps(self, dl, [items[k] for k in rows], r.preds[rows], rows)
     sources = [item_source(ds, i) for i in items] if hasattr(ds, 'tls') else []
     if sources and all(isinstance(o, (str,Path)) for o in sources):
-        r.faults = find_faults(r.ids, sources, [r.vocab[k] for k in r.y])
+        r.faults,looked_for = find_faults(r.ids, sources, [r.vocab[k] for k in r.y])
+        r.looked_for = f'{looked_for} Copies among those trained on were not looked for; check_leaks finds them.'
     return _write(path, results_html(r, title, f'{len(r):,} pictures of the validation set, {len(r.vocab)} classes.'))
 
 # %% ../nbs/33_report.ipynb #7a4cbf88
@@ -122,17 +181,23 @@ class _FoldReader:
             found |= _maps(learn, dl, [items[self.names[i]] for i in own], preds[own], own)
         return found
 
+def _cv_how_to(cv):
+    "How to predict with the networks of all folds and to repeat their training, and versions"
+    return {'Predict other pictures': ('probs = cv.predict(df)', f'df has {_columns_read(cv.df)}.'),
+        'Repeat the run': (None, 'By the same code with another folder: in this one all folds are done. '
+            f'Fold k is trained from seed {cv.seed} + k.'), 'versions': _ran_with()}
+
 def _cv_results(cv):
     probs,y,fold = cv.validated()
     reader = _FoldReader(cv, cv.ids[cv.df[cv.fold_col].isin(cv.folds)], fold)
     try: labels = cv.labels
     except ValueError: labels = None # no callback corrects them
     r = Results(reader.names, y, probs, cv.vocab, reader.source, reader.fold, cv.history, labels,
-        repeat={'Seeds': f'fold k is trained from seed {cv.seed} + k', 'versions': _ran_with()})
+        repeat=_cv_how_to(cv))
     r.maps = lambda rows: reader.maps(rows, r.preds)
     sources = [reader.source(i) for i in range(len(r))]
     if all(isinstance(o, (str,Path)) for o in sources):
-        r.faults = find_faults(r.ids, sources, [r.vocab[k] for k in r.y])
+        r.faults,r.looked_for = find_faults(r.ids, sources, [r.vocab[k] for k in r.y])
     return r
 
 # %% ../nbs/33_report.ipynb #481e8071
@@ -169,16 +234,23 @@ def _read(file, **kwargs):
 
 def _text_table(file): return _read(file, dtype={'id':str, 'label':str, 'row':str}, keep_default_na=False)
 
+def _into_another(command):
+    "The command with another `--out`"
+    words = shlex.split(command)
+    if '--out' in words: words[words.index('--out')+1] += '-again'
+    return shlex.join(words)
+
 def _how_to(out, config, repeat):
     "Commands and versions, by what they are for"
     folder = shlex.quote(str(out))
-    load = f"from fastai_mix.all import *\nload_ensemble({str(out/'ensemble')!r}).predict(get_image_files('pictures'))"
+    load = f"{_imports}load_ensemble({str(out/'ensemble')!r}).predict(get_image_files('PICTURES'))"
     seed,folds = config.get('seed', 0),config.get('folds')
     each = f'; fold k of {folds} is trained from {seed} + k' if folds else ''
     versions = dict(config.get('versions', {}), python=config.get('python', ''))
-    predict = f'fastai-mix-predict {folder} PICTURES --out predicted.csv'
-    return {'Predict other pictures': predict, 'The same in Python': load, 'Repeat the run': repeat,
-        'Seed': f'{seed}{each}', 'versions': {k: v for k,v in versions.items() if v}}
+    predict = f'fastai-mix-predict {folder} PICTURES --out predicted.csv','PICTURES is a folder of pictures.'
+    again = _into_another(repeat),'Into another folder: in its own all is done, and nothing would be trained.'
+    return {'Predict other pictures': predict, 'The same in Python': load, 'Repeat the run': again,
+        'Seed': (None, f'{seed}{each}'), 'versions': {k: v for k,v in versions.items() if v}}
 
 def _run_results(out, df, cv, get_x, repeat):
     "What a run of the command has written, and its pictures"
@@ -192,7 +264,7 @@ def _run_results(out, df, cv, get_x, repeat):
     rows,table,probs = rows[has_probs],table[has_probs],probs[has_probs]
     fold = df.fold.to_numpy()[rows]
     r = Results(table.id, table.label.map(vocab.index), probs, vocab, lambda i: get_x(df.iloc[rows[i]]), fold,
-        _read(out/'history.csv'), _text_table(out/'labels.csv'), find_faults(df.id, df.path, df.label),
+        _read(out/'history.csv'), _text_table(out/'labels.csv'), *find_faults(df.id, df.path, df.label),
         comparison=_text_table(out/'comparison.csv'), repeat=_how_to(out, config, repeat))
     reader = _FoldReader(cv, cv.ids[rows], fold)
     r.maps = lambda rows: reader.maps(rows, r.preds)
@@ -201,11 +273,12 @@ def _run_results(out, df, cv, get_x, repeat):
 def _run_summary(r, config, df):
     "What was trained and on what, in a line"
     mix = 'no mix' if config['mix']=='none' else config['mix']
-    how = f"{config['arch']}, {mix}, {config['size']} pixels, {config['epochs']} epochs"
+    how = f"{config['arch']}, {mix}, {config['size']} pixels, {counted(config['epochs'], 'epoch')}"
     seen = f'{len(r):,} of them held out and predicted'
     if config['fold'] is None:
-        seen = f"{config['folds']} folds, each picture predicted by the network not trained on it"
-    return f"{len(df):,} pictures from {printable(config['data'] or 'the embedded leaves')}, {seen}. {how}."
+        seen = f"{config['folds']} folds; each picture is predicted by the network not trained on it"
+    data = printable(config['data'] or 'the embedded leaves')
+    return f'{len(df):,} pictures, {len(r.vocab)} classes, {seen}. Data: {data}. Training: {how}.'
 
 # %% ../nbs/33_report.ipynb #4982ab78
 def write_run_report(

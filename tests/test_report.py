@@ -2,15 +2,19 @@
 import json
 import re
 import shlex
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from fastai.vision.all import AttrDict, nn
+from fastai.vision.all import (AttrDict, CategoryBlock, DataBlock, ImageBlock, RandomSplitter, Resize, get_image_files,
+    nn, vision_learner)
 from fastai_mix import cli, report
 from fastai_mix.cli import main
 from fastai_mix.crossval import CrossVal
+from fastai_mix.data.leaves import leaf_dls
 from fastai_mix.figures import reliability, thumbnail
 from fastai_mix.launch import command_parser
 from fastai_mix.options import check_options
@@ -21,7 +25,18 @@ bs4 = pytest.importorskip('bs4')
 
 def soup(file): return bs4.BeautifulSoup(file.read_text(encoding='utf-8'), 'html.parser')
 
+def page_of(r): return bs4.BeautifulSoup(results_html(r), 'html.parser')
+
 def headings(page): return [o.get_text() for o in page.select('main>section>h2')]
+
+def below(page, heading, tag='pre'): return page.find('h3', string=heading).find_next_sibling(tag).get_text()
+
+def run_pasted(code):
+    "The value of the last line of `code`"
+    *lines,last = code.splitlines()
+    names = {}
+    exec('\n'.join(lines), names)
+    return eval(last, names)
 
 def results(n=60, vocab=('a','b','c'), source=lambda i: noise(i%9), seed=0, **kwargs):
     "Predictions of which two in three are right"
@@ -82,8 +97,41 @@ def test_in_a_browser(hostile_file, browser, tmp_path, how):
         assert not violations(browser, {})
         media(browser, theme, 375)
         assert browser.execute_script('return document.documentElement.scrollWidth')<=375
-        assert browser.execute_script("""return [...document.querySelectorAll('div, table, pre')]
+        assert browser.execute_script("""return [...document.querySelectorAll('div:not(.scroll), table, pre')]
             .filter(o => o.scrollWidth>o.clientWidth+1).length""")==0
+
+def test_words_of_tables_stay_whole_on_a_telephone(browser, tmp_path):
+    compared = pd.DataFrame({'setting': ['plain','snapmix-early','mixup+ema']})
+    for m in ('accuracy','macro_f1','log_loss'):
+        for o in ('','_diff','_low','_high'): compared[m+o] = [.5,.6,.6] if not o else [0,.1,.1]
+    file = tmp_path/'r.html'
+    vocab = ['healthy','multiple_diseases','rust','scab','powdery_mildew','black_rot']
+    faults = pd.DataFrame(dict(id='picture', fault='duplicate', detail=['same bytes as another picture']))
+    r = results(vocab=vocab, comparison=compared, fold=np.arange(60)%3, faults=faults)
+    file.write_text(results_html(r), encoding='utf-8')
+    for width in (320,375):
+        media(browser, 'light', width)
+        browser.get(file.as_uri())
+        assert browser.execute_script('return document.documentElement.scrollWidth')<=width
+        assert not browser.execute_script("""
+            const broken = [], words = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT)
+            while (words.nextNode()) {
+                const node = words.currentNode
+                if (node.parentElement.closest('pre, svg')) continue
+                for (const m of node.data.matchAll(/[^\\s-]+/g)) {
+                    const range = document.createRange()
+                    range.setStart(node, m.index)
+                    range.setEnd(node, m.index+m[0].length)
+                    if (new Set([...range.getClientRects()].map(o => Math.round(o.top))).size>1) broken.push(m[0])
+                }
+            }
+            return broken""")
+        assert browser.execute_script("""return [...document.querySelectorAll('.scroll')].filter(o =>
+            o.getBoundingClientRect().right>innerWidth || o.scrollWidth>o.clientWidth && o.tabIndex<0).length""")==0
+        overlaps = browser.execute_script("""return [...document.querySelectorAll('#scores td')].filter(o =>
+            [...o.querySelectorAll('span')].some(s =>
+                s.getBoundingClientRect().right>o.getBoundingClientRect().right+1)).length""")
+        assert not overlaps
 
 def test_a_cell_shows_its_pictures_by_click_and_by_key(hostile_file, browser):
     from selenium.webdriver.common.keys import Keys
@@ -148,6 +196,46 @@ def test_comparison_table():
     assert [o.get_text() for o in page.select('#scores td')]==['plain','0.5000','1.0000',
         '<b>','0.6000+0.1000 [+0.0200, +0.1800]','0.9000-0.1000 [-0.3000, +0.1000]']
     assert [o.get_text() for o in page.select('#scores td b')]==['+0.1000 [+0.0200, +0.1800]'] # beyond noise
+    text = page.select_one('#scores').get_text()
+    assert 'difference to plain' in text and 'of the pictures held out' in text
+
+def test_scores_have_one_name_and_say_what_they_are_of():
+    table = pd.DataFrame({'setting': ['mixup','plain'], 'macro_f1': [.4,.5], 'macro_f1_diff': [-.1,0],
+        'macro_f1_low': [-.2,0], 'macro_f1_high': [0,0], 'log_loss': 1.})
+    history = pd.DataFrame(dict(fold=[0,1,2], epoch=0, train_loss=1., valid_loss=1., macro_f1=.5))
+    page = page_of(results(comparison=table, fold=np.arange(60)%3, history=history))
+    text = page.get_text()
+    assert 'macro_f1' not in text and 'log_loss' not in text and 'means over the 3 folds' in text
+    assert 'difference to plain' in text and 'mean over classes, all folds pooled' in text
+    assert [o.get_text() for o in page.select('#scores th')]==['setting','macro-F1','log-loss']
+    assert 'folds' not in page_of(results()).select_one('#scores').get_text()
+    assert page.select_one('#training').get_text().startswith('Training1epoch') # no half epochs beside the one
+
+def test_suspects_of_a_network_that_knows_nothing():
+    y = np.arange(60)%3
+    probs = np.tile([.4,.3,.3], (60,1)) + np.random.default_rng(0).random((60,3))*.02
+    r = Results(range(60), y, probs/probs.sum(1, keepdims=True), list('abc'), lambda i: noise(i%9))
+    words = 'does not clearly beat always naming the commonest class, which is right for 33.3%'
+    assert words in page_of(r).select_one('#suspects').get_text()
+    assert 'clearly beat' not in page_of(results()).get_text()
+
+def test_what_was_looked_for_in_pictures(tmp_path):
+    for i in range(4): noise(i, (90,90)).save(tmp_path/f'{i}.jpg', quality=95)
+    noise(0, (90,90)).save(tmp_path/'near.jpg', quality=90)
+    shutil.copyfile(tmp_path/'1.jpg', tmp_path/'twice.jpg')
+    (tmp_path/'cut.jpg').write_bytes((tmp_path/'2.jpg').read_bytes()[:-500])
+    (tmp_path/'text.jpg').write_text('no picture')
+    paths = sorted(tmp_path.iterdir())
+    args = [o.stem for o in paths],paths,['a']*len(paths)
+    faults,words = report.find_faults(*args)
+    assert {*faults.fault}=={'near duplicate','duplicate','truncated','not an image'}
+    assert '8 pictures were decoded' in words
+    faults,words = report.find_faults(*args, n_bytes=8*2**15-1)
+    assert {*zip(faults.id, faults.fault)}=={('twice','duplicate'),('text','not an image')}
+    assert 'cut off' in words and 'nearly the same were not looked for' in words
+    none = faults[:0]
+    text = page_of(results(faults=none, looked_for=words)).select_one('#pictures').get_text()
+    assert words in text and 'No fault was found' in text and 'can be read' not in text
 
 def test_thumbnails_of_what_can_be_read(tmp_path):
     noise(0, (300,200)).save(tmp_path/'a.jpg')
@@ -162,12 +250,39 @@ def test_a_learner_without_files_or_history(toy, tmp_path):
     page = soup(file)
     assert page.h1.get_text()=='Toy' and 'Training' not in headings(page) and len(page.select('.confusion td.right a'))
     learn.fit(1)
-    assert 'Training' in headings(soup(learn.report(file)))
+    page = soup(learn.report(file))
+    assert 'Training' in headings(page) and 'where dl reads pictures' in below(page, 'Predict other pictures', 'p')
+    assert 'batches of 8' in below(page, 'Trained with', 'p') and '1 epoch,' in below(page, 'Trained with', 'p')
+    assert 'does not know its seed' in below(page, 'Repeat the training', 'p') and 'torch ' in page.get_text()
+    learn.arch = partial(nn.Flatten)
+    assert report._trained_with(learn).startswith('Sequential · CrossEntropyLossFlat · ')
+
+def file_dls(leaves):
+    block = DataBlock((ImageBlock, CategoryBlock), get_y=lambda o: int(o.stem.split('_')[1])%2,
+        splitter=RandomSplitter(seed=0), item_tfms=Resize(32))
+    return block.dataloaders(get_image_files(leaves/'images'), bs=8, num_workers=0)
+
+@pytest.mark.parametrize('items', ['table','files'])
+def test_a_learner_predicts_as_its_report_says(leaves, tmp_path, monkeypatch, items):
+    monkeypatch.chdir(tmp_path)
+    dls = leaf_dls(leaves, size=32, bs=8) if items=='table' else file_dls(leaves)
+    learn = vision_learner(dls, 'test_resnet', pretrained=False)
+    page = soup(learn.report())
+    if items=='table': pd.read_csv(leaves/'train.csv')[:3].to_csv('pictures.csv', index=False)
+    else: some_pictures(leaves, 'PICTURES')
+    exec(below(page, 'Keep the Learner'), dict(learn=learn, Path=Path))
+    probs = run_pasted(below(page, 'Predict other pictures')+'\nprobs')
+    assert probs.shape==(3, dls.c) and 'check_leaks' in page.select_one('#pictures').get_text()
 
 def test_a_network_without_maps(toy, tmp_path):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3*16*16, 3))
     page = soup(toy(model=flat).report(tmp_path/'r.html'))
     assert len(page.select('#worst img'))==len(page.select('#worst figure'))>0
+
+def some_pictures(leaves, folder):
+    "A folder of three leaves"
+    Path(folder).mkdir()
+    for i in range(3): shutil.copy(leaves/'images'/f'Train_{i}.jpg', folder)
 
 @pytest.fixture(scope='module')
 def run5(tmp_path_factory, leaves):
@@ -197,6 +312,19 @@ def test_five_folds_of_the_command(run5):
     assert '--fold ' not in again and f"torch {config['versions']['torch']}" in again
     assert 'fold k of 5 is trained from 0 + k' in again
     assert (run5/'report.html').stat().st_size<5e6 and not page.select('script')
+    assert below(page, 'Repeat the run').endswith(f'--out {run5}-again') and 'in its own all is done' in again
+
+def test_the_python_of_a_report_runs_as_pasted(run5, leaves, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    some_pictures(leaves, 'PICTURES')
+    probs = run_pasted(below(soup(run5/'report.html'), 'The same in Python'))
+    assert len(probs)==3 and np.allclose(probs.sum(axis=1), 1)
+
+def test_the_first_line_takes_any_name():
+    config = dict(arch='resnet18', mix='none', size=32, epochs=1, data='pictures', fold=None, folds=3)
+    line = report._run_summary(results(), config, pd.DataFrame(index=range(60)))
+    assert line=='60 pictures, 3 classes, 3 folds; each picture is predicted by the network not trained on it. '\
+        'Data: pictures. Training: resnet18, no mix, 32 pixels, 1 epoch.'
 
 def test_one_fold_of_the_command_and_an_error_in_the_report(leaves, tmp_path, capsys, monkeypatch):
     args = dict(data=str(leaves/'train.csv'), label_col='labels', size=32, bs=8, epochs=1, lr=1e-3, arch='test_resnet',
