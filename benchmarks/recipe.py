@@ -4,6 +4,7 @@
     python benchmarks/recipe.py --root DIR --weights lite0.safetensors --phase choose
     python benchmarks/recipe.py --root DIR --weights lite0.safetensors --phase again
     python benchmarks/recipe.py --root DIR --weights lite0.safetensors --phase test
+    python benchmarks/recipe.py --root DIR --weights lite0.safetensors --phase twice
     python benchmarks/recipe.py --report [--json]
 
 DIR holds the sets as folders or zip files with `labels.csv`: clothing, apple, grocery, cifar10n; the leaves are drawn.
@@ -33,7 +34,11 @@ above; at 40 epochs the settings `-early` were added when others had been valida
 than plain training's on average over the sets. The highest score wins; of those within .002 of it the one that stands
 first in the list below, as it is the simpler one; plain training if no score is above 0. Then fastai's default rates
 with nothing else, plain training and the winner, both at the rates above, are trained with the seeds 0 to 4 and scored
-on the test parts, once."""
+on the test parts, once.
+
+`twice` asks what of `echo` is its mix, and what that each picture is trained on twice in a step. It trains plainly on
+batches of 16 pictures, each of them twice and augmented anew each time (batch augmentation, Hoffer et al., CVPR 2020),
+in half of the epochs, as many steps and pictures as with `echo`; seeds 10 and 11, validation parts."""
 import time,warnings
 from functools import partial
 from json import dumps
@@ -61,6 +66,7 @@ compared = {('pretrained',10): [o for o in candidates if o not in ('manifold-ech
     ('pretrained',20): ['plain','snapmix-early'],
     ('pretrained',40): ['plain','ema','mixup','manifold','mixup-early','cutmix-early','snapmix-early','snapmix-echo'],
     ('scratch',20): ['plain','ema','mixup','mixup-echo','manifold','manifold-echo','snapmix-echo']}
+of_echo = ['plain','twice','mixup-echo','cutmix-echo','snapmix-echo']
 # what is drawn from the training part: pictures a class, or a share of all
 sets = {'clothing': dict(per_class=40), 'apple': dict(share=.25), 'grocery': dict(per_class=5),
     'leaves': dict(share=400/1200), 'cifar10n': dict(per_class=40)}
@@ -107,13 +113,14 @@ class Data:
         return train,valid if len(valid)<=1500 else self.cut(valid, 1500, seed)[1],test
 
 class Epochs(Batches):
-    "Epochs of batches that go on where the one before ended"
+    "Epochs of batches that go on where the one before ended; each picture is `repeats` times in a batch"
+    repeats = 1
     def __iter__(self):
         if not hasattr(self, 'generators'):
             self.generators = [torch.Generator().manual_seed(2*self.seed+i) for i in range(2)]
             self.drawn = self.order(self.generators[0])
         for _ in range(self.steps):
-            i = [next(self.drawn) for _ in range(self.bs)]
+            i = [next(self.drawn) for _ in range(self.bs)]*self.repeats
             yield normalize(self.augment(self.x[i], self.generators[1]), self.cfg),self.y[i]
 
 class Tell(Callback):
@@ -126,10 +133,11 @@ class Tell(Callback):
 
 def make_learner(cell, data, train, weights, device, tell=lambda part: None, keep=()):
     "Learner of `cell`; its weights are the same for all candidates of a seed"
-    cbs = [] if cell['mix']=='smooth' else make_setting(cell['mix'])
-    echo = any(getattr(cb, 'echo', False) for cb in cbs)
-    bs,n_epochs = (16,cell['epochs']//2) if echo else (32,cell['epochs'])
+    cbs = [] if cell['mix'] in ('smooth','twice') else make_setting(cell['mix'])
+    halved = cell['mix']=='twice' or any(getattr(cb, 'echo', False) for cb in cbs)
+    bs,n_epochs = (16,cell['epochs']//2) if halved else (32,cell['epochs'])
     batches = Epochs(data.x[train], data.y[train], bs, len(train)//bs, cell['size'], cell['seed'], None)
+    if cell['mix']=='twice': batches.repeats = 2
     total = len(train)*(cell['epochs']+(cell['regime']=='pretrained'))
     learn = bare_learner(DataLoaders(batches, [], device=device), batches, cell,
         weights if cell['regime']=='pretrained' else None, len(data.vocab), [Tell(tell, total), *cbs], keep,
@@ -176,32 +184,40 @@ def make_cells(phase, names, regime, length, winners):
         arms = [('plain',defaults[regime]), *((m,rate(regime)) for m in ('plain',*winners))]
         yield from (cell(d, regime, length, m, s, 'test', lr) for s in range(5) for d in names for m,lr in arms)
         return
+    if phase=='twice':
+        yield from (cell(d, regime, length, m, s, 'valid') for s in (10,11) for d in names for m in of_echo)
+        return
     seed,mixes = (10,compared[regime,length]) if phase=='choose' else (11,['plain',*winners])
     yield from (cell(d, regime, length, m, seed, 'valid') for d in names for m in mixes)
 
 def rate(regime): return {k: v for k,v in regimes[regime].items() if k in ('lr','lr_mult')}
+
+def beyond_plain(d, mixes):
+    "Means over sets of what each of `mixes` scores beyond plain training with the same pictures and seed"
+    scores,at,rows = ['accuracy','macro_f1','log_loss'],['data','seed'],[]
+    plain = d[d['mix']=='plain'].set_index(at)
+    for mix in (o for o in mixes if o in set(d['mix'])):
+        diff = (d[d['mix']==mix].set_index(at)[scores]-plain[scores]).dropna()
+        by_set = diff.groupby('data').mean()
+        if len(by_set)>=3: rows.append(dict(mix=mix, n=len(diff), **by_set.mean(), by_set=by_set.accuracy.to_dict()))
+    return rows
 
 def choose(lines):
     "Scores of all candidates of each regime, length and rate on the validation parts, and the winner by the rule"
     df = pd.DataFrame([o for o in lines if o['part']=='valid']).fillna({'lr_mult': 0})
     res = []
     for (regime,length,lr,mult),d in df.groupby(['regime','epochs','lr','lr_mult'], sort=False):
-        at = ['data','seed']
-        plain = d[d['mix']=='plain'].set_index(at)
-        rows = []
-        for mix in (o for o in compared[regime,length] if o in set(d['mix'])):
-            own = d[d['mix']==mix].set_index(at)
-            diff = (own[['accuracy','macro_f1','log_loss']]-plain[['accuracy','macro_f1','log_loss']]).dropna()
-            by_set = diff.groupby('data').mean()
-            if len(by_set)<3: continue
-            rows.append(dict(mix=mix, n=len(diff), **by_set.mean().to_dict(), by_set=by_set.accuracy.to_dict()))
+        rows = beyond_plain(d[d.seed==10], compared[regime,length])
         if len(rows)<2: continue
-        best = sorted((o for o in rows if o['log_loss']<=0 and o['mix']!='plain'), key=lambda o: -o['accuracy'])[:2]
-        final = [o for o in rows if o in best or o['mix']=='plain'] # in the order of the list
+        able = [o for o in rows if o['log_loss']<=0 and o['mix']!='plain']
+        best = [o['mix'] for o in sorted(able, key=lambda o: -o['accuracy'])[:2]]
+        final = beyond_plain(d, [o['mix'] for o in rows if o['mix'] in ('plain',*best)]) # in the order of the list
+        again = {o['mix']: o for o in final}
         top = max(o['accuracy'] for o in final)
         own = dict(lr=lr, lr_mult=mult) if mult else dict(lr=lr)
-        res.append(dict(regime=regime, epochs=length, rate=own, of_recipe=own==rate(regime), rows=rows,
-            best=[o['mix'] for o in best], winner=next(o['mix'] for o in final if o['accuracy']>=top-.002)))
+        res.append(dict(regime=regime, epochs=length, rate=own, of_recipe=own==rate(regime),
+            rows=[again.get(o['mix'], o) for o in rows], best=best,
+            winner=next(o['mix'] for o in final if o['accuracy']>=top-.002)))
     return res
 
 def test_table(lines):
@@ -218,6 +234,23 @@ def test_table(lines):
                 for to in ('default','plain'):
                     if arm!=to and to in by: row[k][f'to_{to}'] = compare(o[k], by[to][k])
             res.append(row)
+    return res
+
+def twice_table(lines):
+    "`echo`, and plain training on batches with each picture twice: paired differences to plain training, and to that"
+    df = pd.DataFrame([o for o in lines if o['part']=='valid' and o['mix'] in of_echo])
+    res = []
+    for (regime,length),d in df.groupby(['regime','epochs'], sort=False):
+        d = d[(d[list(rate(regime))]==rate(regime)).all(axis=1)]
+        by = {m: o.set_index(['data','seed']).sort_index() for m,o in d.groupby('mix', sort=False)}
+        if 'twice' not in by: continue
+        cells = by['twice'].index
+        for mix in (o for o in of_echo[1:] if o in by and cells.isin(by[o].index).all()):
+            own,row = by[mix].loc[cells],dict(regime=regime, epochs=length, mix=mix, n=len(cells))
+            for k in ('accuracy','log_loss'):
+                row[k] = {f'to_{to}': compare(own[k], by[to].loc[cells, k]) for to in ('plain','twice') if to!=mix}
+            diff = own.accuracy-by['plain'].loc[cells].accuracy
+            res.append(dict(row, by_set=diff.groupby('data').mean().to_dict()))
     return res
 
 def rate_name(cell):
@@ -244,7 +277,7 @@ def rate_table(lines):
 
 def in_words(rate): return ', '.join(f'{k} {v:g}' for k,v in rate.items())
 
-def show(chosen, tests, tried):
+def show(chosen, tests, tried, twice):
     for t in tried:
         print(f"{t['regime']:10s} {t['data']:9s} accuracy at "
             + ' '.join(f'{k}: {v:.3f}' for k,v in t['accuracy'].items()))
@@ -265,6 +298,13 @@ def show(chosen, tests, tried):
                 if 'se' in (c := r[k].get(f'to_{to}', {})):
                     print(f"  {k:9s} beyond {to} {c['diff']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}] {verdict(c, k)}")
 
+    for o in twice:
+        print(f"\n{o['regime']} {o['epochs']} epochs {o['mix']} n={o['n']}, accuracy beyond plain by set: "
+            + ' '.join(f'{k} {v:+.3f}' for k,v in o['by_set'].items()))
+        for k in ('accuracy','log_loss'):
+            for to,c in o[k].items():
+                print(f"  {k:9s} beyond {to[3:]} {c['diff']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}] {verdict(c, k)}")
+
 def loader(root):
     "A function that returns the pictures of a set, and keeps the last ones"
     kept = {}
@@ -279,7 +319,7 @@ def loader(root):
 def main(
     root:Path=Path('.'), # Folder with the sets
     weights:str=None, # File of ImageNet weights of lite0, such as weights.py writes
-    phase:str='choose', # rates, choose, again (the two best once more) or test
+    phase:str='choose', # rates, choose, again (the two best once more), test or twice
     data:str=','.join(sets), # Sets, with commas between them
     regime:str='pretrained', # pretrained or scratch
     epochs:int=None, # Length of the cells; None: the shortest of the regime
@@ -310,5 +350,6 @@ def main(
     lines = out.lines()
     valid = [o for o in lines if o['part']=='valid']
     chosen,tests,tried = choose(lines) if valid else [],test_table(lines),rate_table(lines)
-    show(chosen, tests, tried)
-    if json: print(dumps(dict(chosen=chosen, tests=tests, rates=tried, record=record())))
+    twice = twice_table(lines)
+    show(chosen, tests, tried, twice)
+    if json: print(dumps(dict(chosen=chosen, tests=tests, rates=tried, twice=twice, record=record())))
