@@ -18,7 +18,7 @@ from fastcore.script import call_parse
 from .crossval import CrossVal
 from .data.read import print_escaped
 from .decisions import count_decisions, read_decisions
-from .files import folder_lock
+from .files import folder_lock, printable
 from .review_moves import FileMoves, moved_in_words
 from .review_pictures import SemanticMaps, find_maps
 from .review_sets import frame_sets, read_sets
@@ -50,6 +50,8 @@ class LabelReview:
         height:int=780, # Of that frame, in pixels
     ):
         self.folder,self.height,self.framed,self.opened = Path(folder),height,framed,ExitStack()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{printable(self.folder)} is a file: give a folder for the decisions")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.opened.enter_context(folder_lock(self.folder, wait=False))
         try:

@@ -108,6 +108,14 @@ def pick_columns(
 # %% ../nbs/34a_review_table.ipynb #99b0dcb9
 def _numbers(table, col): return pd.to_numeric(table[col], errors='coerce') if col in table else np.nan
 
+def _scores(table, col):
+    "Scores of a table of text, NaN where there are none; ValueError for other ones"
+    if col not in table: return np.nan
+    scores = _numbers(table, col)
+    wrong = table[col][table[col].notna() & ~scores.between(0, 1)]
+    if not len(wrong): return scores
+    raise ValueError(f"the column {col!r} holds {wrong.iloc[0]!r}: expected scores from 0, surely wrong, to 1, surely right")
+
 def _probability_columns(table, own, labels):
     "Columns of probabilities, one per class, if there are such for all labels"
     cols = [c for c in table if c not in own and c not in ('fold','split')]
@@ -117,7 +125,7 @@ def _score_rows(table, found):
     "Rows of a table with a score for each label, in its order if there is no score"
     wrong = table.get('is_label_issue', pd.Series('', table.index)).astype(str).str.lower().isin(['true','1'])
     rows = pd.DataFrame(dict(given=table[found['label_col']], wrong=wrong, fold=table.get('fold', ''),
-        score=_numbers(table, found['score_col']), p_given=_numbers(table, 'p_given'),
+        score=_scores(table, found['score_col']), p_given=_numbers(table, 'p_given'),
         p_predicted=_numbers(table, 'p_predicted')))
     return rows.assign(predicted=table[found['predicted_col']]) if found['predicted_col'] else rows
 

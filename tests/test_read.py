@@ -232,3 +232,14 @@ def test_pictures_in_a_folder_beside_the_csv(csv, tmp_path):
     (tmp_path/'train images').rename(tmp_path/'.hidden')
     (tmp_path/'other'/'a.png').unlink()
     with pytest.raises(ValueError, match='2 of 2 pictures cannot be used'): read_data(file)
+
+def test_a_column_that_holds_no_classes(csv):
+    names = [f'{i}.png' for i in range(6)]
+    file = csv('image_id,label\n'+''.join(f'{o},{i/7}\n' for i,o in enumerate(names)), *names)
+    with pytest.raises(ValueError, match='6 pictures with 6 different labels: name the column of classes'): fold_data(read_data(file), 2)
+
+def test_classes_of_the_same_number_are_said(csv, capsys):
+    names = [f'{i}.png' for i in range(4)]
+    read_data(csv('image_id,label\n'+''.join(f'{o},{k}\n' for o,k in zip(names, ['1','1.0','a','01'])), *names))
+    assert capsys.readouterr().out.splitlines()==["'01' and '1' are two classes, though they are the same number",
+        "'01' and '1.0' are two classes, though they are the same number"]

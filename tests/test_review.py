@@ -289,3 +289,7 @@ def test_command_says_what_is_wrong(tmp_path, capsys):
         with pytest.raises(SystemExit) as e: main(str(source))
         assert e.value.code==2
         assert capsys.readouterr().err.startswith('fastai-mix-review: no ')
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path/'out').write_text('')
+    with pytest.raises(ValueError, match='out is a file: give a folder'): LabelReview(make_table(tmp_path/'p'), tmp_path/'out')

@@ -1,5 +1,5 @@
 "Runs, tables and folders are read as what they are, and decisions go back into the user's own table."
-import io,json,os,shlex
+import io,json,os,re,shlex,shutil
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +208,21 @@ def test_a_run_on_the_drawn_leaves_is_found_where_the_command_draws_them(leaves,
     main(epochs=1, size=32, bs=8, arch='test_resnet', fold=0, folds=3, lr=1e-3, out=str(tmp_path/'run'))
     table = read_review(tmp_path/'run')
     assert len(table.rows)==20 and all(Path(o).is_file() for o in table.rows.path)
+
+@pytest.mark.parametrize('score', ['7','-.1','x','nan?'])
+def test_scores_that_are_none(score, csv):
+    file = csv(f'image_id,label,predicted,score\na.png,x,y,.5\nb.png,y,x,{score}\n', 'a.png', 'b.png')
+    with pytest.raises(ValueError, match=f"'score' holds '{re.escape(score)}': expected scores from 0"): read_review(file)
+    file.write_text('image_id,label,predicted,score\na.png,x,y,.5\nb.png,y,x,\n')
+    assert read_review(file).rows.score.tolist()[0]==.5
+
+def test_a_run_is_of_the_pictures_where_its_command_ran(run, tmp_path, monkeypatch):
+    config = json.loads((run/'config.json').read_text())
+    (run/'config.json').write_text(json.dumps(dict(config, data='t.csv', images='p', folder=str(tmp_path))))
+    other = tmp_path/'elsewhere' # has files of the same names
+    shutil.copytree(tmp_path/'p', other/'p')
+    shutil.copy(tmp_path/'t.csv', other)
+    monkeypatch.chdir(other)
+    assert {o.parent for o in read_review(run).rows.path}=={tmp_path/'p'}
+    shutil.rmtree(tmp_path/'p') # the project was moved
+    assert {o.parent for o in read_review(run).rows.path}=={Path('p')}

@@ -466,6 +466,10 @@ def fold_data(
     unit,kind = _pictures_together(df)
     n_units = unit.groupby(df.label).nunique()
     least = n_units.min()
+    if least<folds and df.label.nunique()>len(df)/2:
+        raise ValueError(
+            f"{counted(len(df), 'picture')} with {df.label.nunique()} different labels: "
+            "name the column of classes with --label-col")
     if least<folds and rare=='error':
         fix = 'merge or drop that class' + (', or leave out --group-col' if 'group' in df else '')
         raise ValueError(
