@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from fastai.vision.all import *
 from torch.nn.parameter import is_lazy
 
-from .args import Patched, check_callable
+from .args import Patched, check_callable, counted
 from .checkpoint import *
 from .data.folds import *
 from .data.rows import row_ids
@@ -284,7 +284,7 @@ def _say_done(self:CrossVal, folds):
     "Say in a line that `folds` were trained before, and how long"
     if rank_distrib(): return
     n_epoch = sorted({'+'.join(map(str, self._folder(k).info['n_epoch'])) for k in folds})
-    print(f"{printable(str(self.path))}: nothing to train, as {len(folds)} folds are done, with {' or '.join(n_epoch)} epochs")
+    print(f"{printable(self.path)}: nothing to train, {counted(len(folds), 'fold')} done with {' or '.join(n_epoch)} epochs")
 
 @patch
 def fit(self:CrossVal,

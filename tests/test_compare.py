@@ -133,3 +133,12 @@ def test_the_command_compares(leaves, tmp_path, capsys):
     assert len(history)==1 # half of the epochs
     with pytest.raises(SystemExit): main(**args, mix='mixup', compare='plain,snap')
     assert "--compare plain,snap: setting 'snap'" in capsys.readouterr().err
+
+def test_a_folder_takes_one_number_of_epochs(df, get_dls, tmp_path, capsys):
+    args = dict(df=df, get_dls=get_dls, get_learner=tiny, path=tmp_path, fit=lambda learn, epochs: one(learn), folds=[0])
+    table = compare(settings=['plain','ema'], epochs=1, **args).table
+    with pytest.raises(ValueError, match='epochs=1 there, 6 here'): compare(settings=['plain','mixup'], epochs=6, **args)
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(compare(settings=['plain','ema'], epochs=1, **args).table, table)
+    assert capsys.readouterr().out.count('nothing to train, 1 fold done with 1 epochs')==2
+    with pytest.raises(ValueError, match="setting 'recipe'"): compare(settings=['plain','recipe'], epochs=1, **args)

@@ -214,3 +214,11 @@ def test_a_sample_in_the_same_order():
     assert fill_sample(sample[['id']].assign(label=''), probs).label.tolist()==['y','y','x']
     with pytest.raises(ValueError, match='1 rows more than once'):
         fill_sample(pd.DataFrame({'id': ['a','a'], 'x': 0., 'y': 0.}), probs.set_axis(['a','a','c']).iloc[:2])
+
+def test_tables_of_other_rows_or_columns_are_not_blended():
+    a = pd.DataFrame([[.9,.1],[.2,.8]], ['x','y'], ['a','b'])
+    assert np.allclose(blend([a, a]), a)
+    for other in (a[['b','a']], a[::-1]):
+        for f in (blend, lambda p: fit_weights(p, [0,1])):
+            with pytest.raises(ValueError, match='table 1 has other rows or columns than table 0'): f([a, other])
+        assert np.allclose(blend([a, other.reindex_like(a)]), a)

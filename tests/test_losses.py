@@ -13,7 +13,7 @@ from fastai.losses import (BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.vision.all import Callback, DataLoader, DataLoaders
 from torch import nn
 from fastai_mix.callback.choice import MixChoice
-from fastai_mix.callback.mix import CutMix, MixUp, mix_loss
+from fastai_mix.callback.mix import CutMix, MixUp, ResizeMix, mix_loss
 from fastai_mix.callback.snapmix import SnapMix
 from fastai_mix.data.soft import SoftCrossEntropyLossFlat
 from fastai_mix.losses import BalancedSoftmaxLoss, BalancedSoftmaxLossFlat, change_priors, loss_activation
@@ -399,3 +399,24 @@ def test_change_priors(make):
     np.testing.assert_allclose(np.asarray(half), np.asarray(changed), rtol=1e-4)
     for tau in (-1, float('nan'), 'a'):
         with pytest.raises(ValueError, match='tau=.*: expected a number from 0 up'): change_priors(probs, counts, tau)
+
+def test_change_priors_of_a_table_goes_by_names():
+    probs = pd.DataFrame([[.5,.5],[.9,.1]], ['x','y'], ['b','a'])
+    want = change_priors(probs.to_numpy(), [9,1])
+    for counts in ([9,1], pd.Series({'a':1, 'b':9}), pd.Series({'b':9, 'a':1})):
+        found = change_priors(probs, counts)
+        assert list(found)==['b','a'] and list(found.index)==['x','y'] and np.allclose(found, want)
+
+@pytest.mark.parametrize('probs', [np.array([[1,0],[0,1]]), torch.tensor([[1,0],[0,1]])], ids=['numpy','torch'])
+def test_change_priors_of_whole_numbers(probs):
+    assert np.allclose(change_priors(probs, [9,1]), [[1,0],[0,1]])
+
+@pytest.mark.parametrize('mix', [CutMix, ResizeMix, SnapMix])
+def test_mixes_that_paste_take_no_targets_per_pixel(mix, toy):
+    class Masks:
+        def __len__(self): return 16
+        def __getitem__(self, i): return torch.rand(3,8,8),torch.randint(3, (8,8))
+    dl = DataLoader(Masks(), bs=8)
+    learn = toy(model=nn.Conv2d(3, 3, 3, padding=1), loss_func=nn.CrossEntropyLoss(), cbs=mix())
+    learn.dls = DataLoaders(dl, dl)
+    with pytest.raises(ValueError, match=r'targets per pixel, of shape \(8, 8, 8\).*use MixUp'): learn.fit(1)

@@ -144,3 +144,15 @@ def test_table(tmp_path):
     pd.testing.assert_frame_equal(table_suspects(tmp_path/'oof.csv'), found)
     with pytest.raises(ValueError, match="no column 'label'"): table_suspects(oof.drop(columns='label'))
     with pytest.raises(ValueError, match='no predictions'): table_suspects(oof.assign(**{'1':np.nan}))
+
+def test_tables_go_by_their_names():
+    probs = pd.DataFrame([[.9,.1],[.2,.8],[.7,.3]], list('xyz'), ['a','b'])
+    labels = pd.Series(['a','b','b'], list('xyz'))
+    want = suspects(probs, labels, ['a','b'])
+    pd.testing.assert_frame_equal(suspects(probs[['b','a']], labels, ['a','b']), want)
+    pd.testing.assert_frame_equal(suspects(probs[::-1], labels, ['a','b']), want)
+    plain = suspects(probs.to_numpy(), labels, ['a','b'])
+    pd.testing.assert_frame_equal(plain, want)
+
+def test_a_label_that_is_as_likely_as_any_is_not_flagged():
+    assert not suspects(np.full((4,2), .5), [0,1,0,1]).wrong.any()
