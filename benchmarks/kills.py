@@ -216,6 +216,7 @@ def ran(*args):
 def outputs(run):
     "All files of a run, without times"
     def read(f):
+        if f==run/'config.json': return {k:v for k,v in read_json(f).items() if k!='folder'} # where the command ran
         if f.name=='fold.json': # the checksums are also of times
             return {k:v for k,v in read_json(f).items() if k!='checksums' and not k.endswith('seconds')}
         if f.name=='history.csv': return pd.read_csv(f, dtype=str).drop(columns='time', errors='ignore').to_csv()

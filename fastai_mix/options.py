@@ -218,7 +218,9 @@ def _apply_decisions(opts, df):
     return df.drop(columns='given_label').reset_index(drop=True)
 
 def _check_repeated(opts, df):
-    "ValueError for rows that name a picture again; in one fold, a picture may have several labels"
+    """ValueError for rows that name a picture again; in one fold a picture may have several labels, and with `--split-col`
+    rows may be repeated as they are"""
+    if opts.split_col and not opts.plc: return
     keys = ['id'] if opts.fold is None or opts.plc else ['id','label']
     repeated = df.id[df.duplicated(keys)]
     if len(repeated):

@@ -48,6 +48,8 @@ def test_a_name_that_is_not_there(name):
 def user(monkeypatch):
     "Names of the script that runs, after both packages were imported, fastai last"
     monkeypatch.setattr(base, '_warned', set())
+    # a notebook that ran in this process may have set its own
+    monkeypatch.setattr(of_fastai.MixHandler, 'before_fit', base.before_fit_of_mix)
     main = sys.modules['__main__']
     for k in ('SnapMix','MixUp','CutMix'): monkeypatch.setattr(main, k, getattr(ours, k), raising=False)
     def give(**names):

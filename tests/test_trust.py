@@ -94,7 +94,7 @@ def test_another_command_is_refused_wherever_the_first_was_killed(args, refused,
     def killed(self, *args): raise KeyboardInterrupt
     monkeypatch.setattr(CrossVal, '_predict_fold', killed)
     refused('stopped; the same command goes on with', code=130)
-    assert {o.name for o in (tmp_path/'run').iterdir()}=={'.lock','config.json','folds'}
+    assert {o.name for o in (tmp_path/'run').iterdir()}=={'.lock','config.json','folds','stopped.txt'}
     monkeypatch.undo()
     refused('--epochs 1 there, 2 here', epochs=2)
     refused('--fold 0 there, 1 here', fold=1)

@@ -36,10 +36,11 @@ def warn_of_hidden_mix(
             f"{name} of this Learner is fastai's, which hides that of fastai_mix: write `fastai_mix.{name}`, "
             "or import fastai_mix.all after fastai.vision.all")
 
-@patch
-def before_fit(self:MixHandler):
-    "Warn if this mix hides that of this package"
+def before_fit_of_mix(self):
+    "Warn if this mix of fastai hides that of this package"
     warn_of_hidden_mix(self.learn)
+
+MixHandler.before_fit = before_fit_of_mix
 
 # %% ../../nbs/20_callback.base.ipynb #18cfde9d
 def _keep_arguments(init):
