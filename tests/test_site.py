@@ -285,6 +285,10 @@ def url(site):
 cut = """return [...document.querySelectorAll('main pre, main .table-scroll, main .math.display')]
     .filter(o => o.scrollWidth>o.clientWidth+1).map(o => `${o.tagName} ${o.className}: ${o.scrollWidth} px`)"""
 
+# names of parameters that are broken over lines
+broken_names = """return [...document.querySelectorAll('table.params td:first-child code')]
+    .filter(o => o.getClientRects().length>1).map(o => o.textContent)"""
+
 def settle(browser):
     "Wait for fonts and pictures"
     browser.execute_async_script("""const done = arguments[0], ims = [...document.images], end = Date.now()+9000;
@@ -330,6 +334,7 @@ def looks(browser, url, pages):
         r['cut on a phone'] = browser.execute_script(cut)
         media(browser, theme, 1400)
         r['cut'] = browser.execute_script(cut)
+        r['broken names'] = browser.execute_script(broken_names)
         r['split'] = browser.execute_script(
             "return [...document.querySelectorAll('.interval')].filter(o => o.getClientRects().length>1).length")
     browser.execute_cdp_cmd('Network.setCacheDisabled', {'cacheDisabled': False})
@@ -354,6 +359,7 @@ def test_fits_a_phone(looks):
 def test_nothing_is_cut(looks):
     assert not {k: v['cut'] for k,v in looks.items() if v['cut']}
     assert not {k: v['cut on a phone'] for k,v in looks.items() if v['cut on a phone']}
+    assert not {k: v['broken names'] for k,v in looks.items() if v['broken names']}
     assert not {k: v['split'] for k,v in looks.items() if v['split']}
 
 def test_accessible(looks):
