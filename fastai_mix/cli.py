@@ -446,7 +446,7 @@ def main(
     label_col:str='label', # The CSV's column of labels
     split_col:str=None, # The CSV's column that says `train` or `test`; instead of folds
     group_col:str=None, # The CSV's column of groups (a plant, a person): the pictures of one stay in one fold
-    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, also with -early; gridmask, ema (default: none; fine-tuning 20 epochs or more, snapmix-early)
+    mix:str=None, # snapmix, cutmix, mixup, resizemix, manifold, also -early; gridmask, ema (default: none; fine-tuning 20+ epochs, snapmix-early)
     alpha:float=5., # SnapMix: alpha of Beta(alpha,alpha)
     p:float=None, # Chance that a batch is mixed (default: 1)
     echo:bool=False, # Train on each batch clean too, with half of `bs` and `epochs`: as many pictures
