@@ -37,8 +37,8 @@ from .decisions import read_decisions, trusted_ids
 from .files import folder_lock, link_or_copy, package_versions, read_dict, remove_parts, write_csv
 from .interpret import *
 from .options import *
-from fastai_mix.options import (check_options, has_weights, make_submission, read_protected, test_table, train_table,
-    views_by_name)
+from .options import check_options, has_weights, make_submission, read_protected
+from .options import test_table, train_table, views_by_name
 from .predict import write_trained_on
 from .recipe import *
 from .report import write_run_report
@@ -198,7 +198,8 @@ def _show_data(df, fold):
     from PIL import Image
     _show_conflicts(df)
     sizes = pd.DataFrame([Image.open(o).size for o in df.path], columns=['w','h'])
-    part = df.fold.map(lambda k: 'train only' if k<0 else f'fold {k}') if fold is None else (df.fold==fold).map({False:'train', True:'valid'})
+    if fold is None: part = df.fold.map(lambda k: 'train only' if k<0 else f'fold {k}')
+    else: part = (df.fold==fold).map({False:'train', True:'valid'})
     counts = pd.crosstab(df.label, part)
     print_escaped(
         f"{len(df)} pictures of {sizes.w.min()}×{sizes.h.min()} to {sizes.w.max()}×{sizes.h.max()} pixels, "
@@ -428,14 +429,17 @@ def _run(opts):
 # %% ../nbs/40_cli.ipynb #99fdf2a8
 def _how_to_go_on(opts):
     "What there is of a run that ends early, and how it goes on; its folder says so too, in `stopped.txt`"
-    out = opts.out
+    out,to_do = opts.out,f'the same command goes on with {opts.out}'
     if not os.path.isfile(out/'config.json'): return 'nothing has been trained'
-    folders = sorted(out.glob('folds/fold_*'), key=lambda o: int(o.name[5:]))
+    if 'from_recipe' not in opts: return to_do # the options are not settled, so nothing was touched
+    try: _read_config(opts)
+    except ValueError: return to_do # of another run, which was not touched
+    folders = sorted(out.glob('folds/fold_*'), key=lambda o: (len(o.name),o.name))
     done,begun = ([o.name[5:] for o in folders if (o/'fold.json').exists()==is_done] for is_done in (True,False))
     text = (f"stopped {time.strftime('%Y-%m-%d %H:%M:%S')}\nfolds trained: {', '.join(done) or 'none'}\n"
         f"folds begun: {', '.join(begun) or 'none'}\nthe same command goes on:\n{_command_line(opts)}\n")
     with suppress(OSError): write_atomic(out/'stopped.txt', lambda f: f.write_text(text, encoding='utf-8'))
-    return f'the same command goes on with {out}'
+    return to_do
 
 # %% ../nbs/40_cli.ipynb #6fdc23b9
 @call_parse

@@ -874,3 +874,14 @@ def test_views_of_one_fold_are_named(table, capsys):
     main(**table(), fold=0, folds=3, arch='test_resnet', mix='none', tta='flips', compare='ema')
     out = capsys.readouterr().out
     assert 'averaged over the views of --tta flips' in out and 'without the views of --tta flips' in out
+
+def test_a_command_that_is_stopped_before_its_run_says_nothing_in_that_of_another(table, tmp_path, monkeypatch):
+    args = dict(table(), fold=0, folds=3, arch='test_resnet', mix='none')
+    main(**args)
+    def stop(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'train_table', stop)
+    with pytest.raises(SystemExit) as e: main(**dict(args, bs=4))
+    assert e.value.code in (2,130) and not (tmp_path/'run'/'stopped.txt').exists()
+    monkeypatch.setattr(cli, 'check_options', stop)
+    with pytest.raises(SystemExit) as e: main(**dict(args, mix=None, bs=4))
+    assert e.value.code==130 and not (tmp_path/'run'/'stopped.txt').exists()
